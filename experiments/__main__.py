@@ -1,0 +1,26 @@
+"""`python -m experiments NAME [options]`; without a name, lists the experiments."""
+
+from __future__ import annotations
+
+import importlib
+import sys
+
+EXPERIMENTS = {
+    "digits": "sample efficiency on scikit-learn's digits, under a minute, no download",
+    "mnist": "sample efficiency on MNIST: --preset controlled | paper",
+}
+
+
+def main(argv: list[str]) -> int:
+    """Run the named experiment; returns the exit status."""
+    if not argv or argv[0] not in EXPERIMENTS:
+        if argv and argv[0] not in ("-h", "--help"):
+            print(f"unknown experiment {argv[0]!r}\n", file=sys.stderr)
+        print("usage: python -m experiments NAME [options]\n\n" + "\n".join(f"  {n:8}{text}" for n, text in EXPERIMENTS.items()))
+        return 0 if argv and argv[0] in ("-h", "--help") else 2
+    importlib.import_module(f"experiments.{argv[0]}").command(argv[1:])
+    return 0
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

@@ -1,0 +1,58 @@
+"""Comparing methods over paired seeds: intervals and verdicts."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Sequence
+from typing import NamedTuple
+
+import numpy as np
+from scipy import stats
+
+NOT_WORSE = math.log(1.01)
+"""A method is not worse if the upper end of the interval of its log ratio lies below this."""
+
+
+class Interval(NamedTuple):
+    """Mean with its 95 % t interval; the half-width is NaN for a single value."""
+
+    mean: float
+    half: float
+
+    @property
+    def low(self) -> float:
+        return self.mean - self.half
+
+    @property
+    def high(self) -> float:
+        return self.mean + self.half
+
+
+def t_interval(values: Sequence[float]) -> Interval:
+    """Mean and half-width of the two-sided 95 % t interval."""
+    v = np.asarray(values, dtype=float)
+    if len(v) == 0:
+        raise ValueError("no values to average")
+    if len(v) == 1 or not np.isfinite(v).all():
+        return Interval(float(v.mean()), math.nan)
+    half = stats.t.ppf(0.975, len(v) - 1) * v.std(ddof=1) / math.sqrt(len(v))
+    return Interval(float(v.mean()), float(half))
+
+
+def log_ratio(ours: Sequence[float], control: Sequence[float]) -> Interval:
+    """Interval of log(ours / control), paired: entry i of both has the same seed."""
+    if len(ours) != len(control):
+        raise ValueError(f"{len(ours)} values against {len(control)}: pairing needs the same seeds")
+    with np.errstate(divide="ignore", invalid="ignore"):
+        return t_interval(list(np.log(np.asarray(ours, float)) - np.log(np.asarray(control, float))))
+
+
+def verdict(ratio: Interval) -> str:
+    """"worse" (interval above 0), "better" (below 0), "not worse" (upper end below log 1.01), else "undecided"."""
+    if math.isnan(ratio.half):
+        return "undecided"
+    if ratio.low > 0:
+        return "worse"
+    if ratio.high < 0:
+        return "better"
+    return "not worse" if ratio.high < NOT_WORSE else "undecided"

@@ -1,0 +1,167 @@
+"""The controlled comparison: sizes, budgets, methods, and the rows of its tables."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable, Sequence
+from dataclasses import dataclass, replace
+from typing import Any
+
+from experiments.compare import log_ratio, t_interval, verdict
+from experiments.runs import Run, pool_size
+from experiments.store import RecordStore
+from experiments.tuning import Cell, choose_step_sizes
+
+CONTROLS = ("SGD tied", "SGD untied", "SGD untied from W_enc^T", "SGD tied-residual")
+OURS = "PAM"
+VARIANTS = ("PAM published", "PAM joint bias", "PAM encoder-only, GCV", "PAM untied, GCV", "PAM encoder-only tied-residual")
+METRICS = {"early": "val_last", "long": "val_best"}
+TESTS = {"early": "test_last", "long": "test_best"}
+
+
+@dataclass(frozen=True)
+class Config:
+    """Settings of the controlled comparison on one data set."""
+
+    data: str = "mnist"
+    k: int = 15
+    n_latents: int = 256
+    activations: tuple[str, ...] = ("AbsTopK", "TopK")
+    shares: tuple[float, ...] = (0.01, 0.05, 0.25, 1.0)
+    """Of the training pool (the training images less the validation images)."""
+    full_from: float = 1.0
+    """From this share on: `seeds_full`, and two step sizes around the choice at the share before."""
+    early_epochs: int = 10
+    long_steps: int = 2_000
+    grid: tuple[float, ...] = (2e-3, 4e-3, 8e-3, 1.6e-2)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    seeds_full: tuple[int, ...] = (0, 1, 2)
+    tuning_seeds: tuple[int, ...] = (100,)
+    relu_l1: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    relu_shares: tuple[float, ...] = (0.05, 0.25)
+    relu_methods: tuple[str, ...] = ("SGD tied", "SGD untied", "PAM")
+    part_seeds: tuple[int, ...] = (0, 1, 2)
+    """Of the ReLU sweep and the variants."""
+    variant_shares: tuple[float, ...] = (0.05, 0.25)
+    variant_activations: tuple[str, ...] = ("AbsTopK",)
+    ridges: tuple[float | str, ...] = (0.0, 1.0, 100.0, 10_000.0, "gcv")
+
+    def run(self, activation: str, share: float, budget: str, **fields: Any) -> Run:
+        """The run at a size and budget: "early" is the paper's epochs, "long" at least `long_steps` gradient steps."""
+        n_train = round(share * pool_size(self.data))
+        run = Run(
+            data=self.data, method="", activation=activation, k=self.k, n_latents=self.n_latents, n_train=n_train,
+            epochs=self.early_epochs, lr=0.0, seed=0, **fields,
+        )  # fmt: skip
+        if budget == "long":
+            run = replace(run, epochs=max(run.epochs, math.ceil(self.long_steps / run.steps_per_epoch)))
+        return run
+
+
+Complete = Callable[[Iterable[Run], str], None]
+
+
+class Comparison:
+    """Carries out tuned comparisons against a store and collects table rows."""
+
+    def __init__(self, config: Config, store: RecordStore, complete: Complete) -> None:
+        self.config, self.store, self.complete = config, store, complete
+        self.rows: list[dict[str, Any]] = []
+
+    def tune(self, cells: Sequence[Cell], label: str) -> dict[Cell, dict[str, float]]:
+        return choose_step_sizes(cells, self.config.tuning_seeds, lambda runs: self.complete(runs, label), self.store.get)
+
+    def sizes(self) -> None:
+        """The main table: controls and PAM at every size, in both budgets."""
+        config, methods = self.config, (*CONTROLS, OURS)
+        small = [s for s in config.shares if s < config.full_from]
+        cells = [
+            Cell(config.run(activation, share, budget), METRICS[budget], methods, config.grid)
+            for activation in config.activations for share in small for budget in METRICS
+        ]  # fmt: skip
+        choices = self.tune(cells, "sizes: step sizes")
+        self.report("sizes", choices, config.seeds)
+        full = [s for s in config.shares if s >= config.full_from]
+        reference = {(c.base.activation, c.metric): chosen for c, chosen in choices.items() if c.base == config.run(
+            c.base.activation, max(small), _budget(c))}  # fmt: skip
+        cells = [
+            Cell(config.run(activation, share, budget), METRICS[budget], (method,), (lr / 2, lr), extend=False)
+            for activation in config.activations for share in full for budget in METRICS
+            for method, lr in reference[activation, METRICS[budget]].items()
+        ]  # fmt: skip
+        self.report("sizes", self.tune(cells, "full size: step sizes"), config.seeds_full)
+
+    def relu(self) -> None:
+        """l0 against FVU along an L1 sweep, at the long budget."""
+        config = self.config
+        cells = [
+            Cell(config.run("ReLU", share, "long", options=(("l1", l1),)), METRICS["long"], config.relu_methods, config.grid)
+            for share in config.relu_shares for l1 in config.relu_l1
+        ]  # fmt: skip
+        self.report("relu", self.tune(cells, "ReLU: step sizes"), config.part_seeds)
+
+    def variants(self) -> None:
+        """Other variants of PAM, each with its own step size."""
+        config = self.config
+        cells = [
+            Cell(config.run(activation, share, budget), METRICS[budget], VARIANTS, config.grid)
+            for activation in config.variant_activations for share in config.variant_shares for budget in METRICS
+        ]  # fmt: skip
+        self.report("variants", self.tune(cells, "variants: step sizes"), config.part_seeds)
+
+    def ridge(self) -> None:
+        """The ridge of the default's solve, in sums over samples, each with its own step size."""
+        config = self.config
+        cells = [
+            Cell(config.run(activation, share, "long", options=(("ridge", ridge),)), METRICS["long"], (OURS,), config.grid)
+            for activation in config.variant_activations for share in config.variant_shares for ridge in config.ridges
+            if ridge != "gcv"
+        ]  # fmt: skip
+        self.report("ridge", self.tune(cells, "ridge: step sizes"), config.part_seeds)
+
+    def report(self, part: str, choices: dict[Cell, dict[str, float]], seeds: tuple[int, ...]) -> None:
+        """Carry out the reported seeds at the chosen step sizes and add a row for each method and cell."""
+        self.complete([c.run(m, lr, s) for c, chosen in choices.items() for m, lr in chosen.items() for s in seeds], part)
+        for cell, chosen in choices.items():
+            for method, lr in chosen.items():
+                records = [self.store.get(cell.run(method, lr, s)) for s in seeds]
+                self.rows.append(_row(part, cell, method, lr, seeds, records))
+
+    def verdicts(self) -> list[dict[str, Any]]:
+        """PAM against the control of lowest mean validation FVU, in every cell of the main table."""
+        found = []
+        cells: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+        for row in self.rows:
+            if row["part"] == "sizes":
+                cells.setdefault((row["activation"], row["budget"], row["n_train"]), {})[row["method"]] = row
+        for (activation, budget, n_train), rows in cells.items():
+            best = min((rows[m] for m in CONTROLS), key=lambda row: row["val"])
+            ratios = {m: log_ratio(rows[OURS]["fvu"], rows[m]["fvu"]) for m in CONTROLS}
+            found.append(
+                {
+                    "activation": activation, "budget": budget, "n_train": n_train, "control": best["method"],
+                    "log_ratio": list(ratios[best["method"]]), "verdict": verdict(ratios[best["method"]]),
+                    "against": {m: [*ratio, verdict(ratio)] for m, ratio in ratios.items()},
+                }
+            )  # fmt: skip
+        return found
+
+
+def _budget(cell: Cell) -> str:
+    return next(budget for budget, metric in METRICS.items() if metric == cell.metric)
+
+
+def _row(
+    part: str, cell: Cell, method: str, lr: float, seeds: tuple[int, ...], records: list[dict[str, Any]]
+) -> dict[str, Any]:
+    budget, base = _budget(cell), cell.base
+    tests = [record[TESTS[budget]] for record in records]
+    return {
+        "part": part, "activation": base.activation, "budget": budget, "n_train": base.n_train, "epochs": base.epochs,
+        "steps": base.epochs * base.steps_per_epoch, "options": dict(base.options), "method": method, "lr": lr,
+        "seeds": list(seeds), "fvu": [t["fvu"] for t in tests], "l0": t_interval([t["l0"] for t in tests]).mean,
+        "frac_dead": t_interval([t["frac_dead"] for t in tests]).mean,
+        "val": t_interval([r[cell.metric] for r in records]).mean,
+        "train": t_interval([r.get("train_last", math.inf) for r in records]).mean,
+        "seconds": t_interval([r.get("seconds", math.nan) for r in records]).mean,
+    }  # fmt: skip

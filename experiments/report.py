@@ -1,0 +1,90 @@
+"""Results files as text tables (plain or Markdown)."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from experiments.compare import t_interval
+
+
+def table(header: Sequence[str], rows: Iterable[Sequence[object]], markdown: bool = False) -> str:
+    """Columns aligned to their widest cell; `markdown` adds the pipes."""
+    cells = [list(header), *([str(c) for c in row] for row in rows)]
+    widths = [max(len(row[j]) for row in cells) for j in range(len(header))]
+    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+    if markdown:
+        lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
+        lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
+    else:
+        lines.insert(1, "  ".join("-" * w for w in widths))
+    return "\n".join(lines)
+
+
+def with_interval(values: Sequence[float], digits: int = 3) -> str:
+    """Mean ± half of the 95 % interval."""
+    interval = t_interval(values)
+    if not math.isfinite(interval.mean):
+        return "diverged"
+    half = "" if math.isnan(interval.half) else f" ± {interval.half:.{digits}f}"
+    return f"{interval.mean:.{digits}f}{half}"
+
+
+def percent(log_ratio: Sequence[float]) -> str:
+    """A log ratio and its interval as percent of change."""
+    mean, half = log_ratio
+    if not math.isfinite(mean):
+        return "n/a"
+    if math.isnan(half):
+        return f"{math.expm1(mean):+.1%}"
+    return f"{math.expm1(mean):+.1%} [{math.expm1(mean - half):+.1%}, {math.expm1(mean + half):+.1%}]"
+
+
+def size_tables(results: dict[str, Any], markdown: bool = False) -> str:
+    """The main comparison: test FVU of every method at every size, and the verdict on PAM, by budget and activation."""
+    rows = [row for row in results["rows"] if row["part"] == "sizes"]
+    parts = []
+    for budget, title in {"early": "early training (the paper's epochs, model at the end)",
+                          "long": "long training (checkpoint of lowest validation FVU)"}.items():  # fmt: skip
+        for activation in dict.fromkeys(row["activation"] for row in rows):
+            chosen = [row for row in rows if (row["activation"], row["budget"]) == (activation, budget)]
+            methods = list(dict.fromkeys(row["method"] for row in chosen))
+            lines = []
+            for n_train in sorted({row["n_train"] for row in chosen}):
+                here = {row["method"]: row for row in chosen if row["n_train"] == n_train}
+                found = next(
+                    v for v in results["verdicts"]
+                    if (v["activation"], v["budget"], v["n_train"]) == (activation, budget, n_train)
+                )  # fmt: skip
+                first = here[methods[0]]
+                values = [with_interval(here[m]["fvu"]) for m in methods]
+                lines.append([n_train, first["steps"], *values, found["control"], percent(found["log_ratio"]), found["verdict"]])
+            header = ["images", "steps", *methods, "best control", "PAM against it", "verdict"]
+            parts.append(f"{activation}, {title}: test FVU, mean ± 95 % interval\n\n{table(header, lines, markdown)}")
+    return "\n\n".join(parts)
+
+
+def part_table(results: dict[str, Any], part: str, markdown: bool = False) -> str:
+    """Rows of another part: ReLU sweep, variants, ridge, or the published comparison and its ablations."""
+    lines = []
+    for row in results["rows"]:
+        if row["part"] == part:
+            setting = row.get("setting")
+            if setting is None:
+                setting = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.get("options", {}).items())
+            lines.append([
+                row["activation"], row["n_train"], row.get("budget", ""), row["method"], setting, row.get("lr", ""),
+                with_interval(row["fvu"]), f"{row['l0']:.1f}", f"{row['frac_dead']:.2f}",
+            ])  # fmt: skip
+    header = ["activation", "images", "budget", "method", "setting", "lr", "test FVU", "l0", "dead"]
+    return f"{part}\n\n{table(header, lines, markdown)}"
+
+
+def render(results: dict[str, Any], markdown: bool = False) -> str:
+    """Every table of a results file."""
+    parts = [size_tables(results, markdown)] if "verdicts" in results else []
+    for part in dict.fromkeys(row["part"] for row in results["rows"]):
+        if part != "sizes" or "verdicts" not in results:
+            parts.append(part_table(results, part, markdown))
+    return "\n\n".join(parts)

@@ -1,0 +1,171 @@
+"""One training run: what it is, how it is carried out, and what is kept of it."""
+
+from __future__ import annotations
+
+import copy
+import functools
+import hashlib
+import json
+import math
+from dataclasses import asdict, dataclass, field
+from typing import Any
+
+import torch
+
+import splinterp
+from splinterp import PAMSGD, SAE, SGD, DivergenceError, fit
+from splinterp.data import Standardizer, load_digits, load_mnist
+from splinterp.metrics import evaluate
+from splinterp.training import GradientOptions
+
+VALIDATION = {"mnist": 5_000, "digits": 237}
+SPLIT_SEED = 2025
+LOGGED_ROWS = 20
+
+METHODS: dict[str, dict[str, Any]] = {
+    # the rows of the comparison: one PAM entry, four controls with the same optimizer, schedule, W_enc and data order
+    "SGD tied": {"method": SGD, "decoder": "tied"},
+    "SGD untied": {"method": SGD, "decoder": "free", "init_dec": "random"},
+    "SGD untied from W_enc^T": {"method": SGD, "decoder": "free", "init_dec": "transpose"},
+    "SGD tied-residual": {"method": SGD, "decoder": "tied_residual"},
+    "PAM": {"method": PAMSGD, "decoder": "tied_residual"},
+    # other variants of PAM, reported apart
+    "PAM published": {"method": PAMSGD.published, "decoder": "free", "init_dec": "random", "schedule": "cosine"},
+    "PAM joint bias": {"method": PAMSGD.published, "decoder": "free", "init_dec": "random", "schedule": "cosine", "bias": "joint"},
+    "PAM encoder-only, GCV": {"method": PAMSGD, "decoder": "free", "init_dec": "random", "gradient": "encoder"},
+    "PAM untied, GCV": {"method": PAMSGD, "decoder": "free", "init_dec": "transpose"},
+    "PAM encoder-only tied-residual": {"method": PAMSGD, "decoder": "tied_residual", "gradient": "encoder"},
+}
+"""What makes a row: the method, the decoder it trains, and the options that differ from the defaults."""
+
+SAE_OPTIONS = ("decoder", "init_dec", "init", "tie_scale", "b_pre")
+
+
+@dataclass(frozen=True)
+class Run:
+    """One training run; equal runs have equal keys, and a key that has a record is not run again."""
+
+    data: str
+    """"mnist" or "digits"."""
+    method: str
+    """A row of METHODS."""
+    activation: str
+    """Class name."""
+    k: int
+    """Active latents a sample (ignored by ReLU)."""
+    n_latents: int
+    n_train: int
+    """Training images, drawn from the pool by `seed`."""
+    epochs: int
+    lr: float
+    seed: int
+    """Of the subset, the initial weights and the data order, three separate streams."""
+    role: str = "reported"
+    """"reported", or "tuning": the test split is not read."""
+    batch_size: int = 128
+    normalise: str = "train"
+    """"train": mean and standard deviation of the training subset; "published": 0.1307 and 0.3081."""
+    options: tuple[tuple[str, Any], ...] = field(default=())
+    """Further options of the method or the SAE."""
+
+    @property
+    def key(self) -> str:
+        """A hash of all fields."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def steps_per_epoch(self) -> int:
+        """Gradient steps an epoch."""
+        return math.ceil(self.n_train / self.batch_size)
+
+
+def run_from_record(record: dict[str, Any]) -> Run:
+    """The run that a record describes."""
+    fields = dict(record["run"])
+    fields["options"] = tuple((name, value) for name, value in fields["options"])
+    return Run(**fields)
+
+
+@functools.lru_cache(maxsize=1)
+def _images(data: str, data_dir: str | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(pool, validation, test): the validation images are the same for every run and no run trains on them."""
+    images = load_digits() if data == "digits" else load_mnist(data_dir)
+    order = torch.randperm(len(images.x_train), generator=torch.Generator().manual_seed(SPLIT_SEED))
+    held_out = VALIDATION[data]
+    return images.x_train[order[held_out:]], images.x_train[order[:held_out]], images.x_test
+
+
+def pool_size(data: str) -> int:
+    """Images that training subsets are drawn from."""
+    return {"mnist": 60_000, "digits": 1_437}[data] - VALIDATION[data]
+
+
+def build(run: Run, d_in: int, device: str = "cpu") -> tuple[SAE, GradientOptions]:
+    """The SAE and the method of a run."""
+    recipe = {**METHODS[run.method], **dict(run.options)}
+    make = recipe.pop("method")
+    sae_options = {name: recipe.pop(name) for name in SAE_OPTIONS if name in recipe}
+    for name in ("mu", "nu"):
+        if recipe.get(name):
+            recipe.update(n_samples=run.n_train, d_in=d_in)
+    activation = getattr(splinterp, run.activation)
+    activation = activation(run.k) if "TopK" in run.activation else activation()
+    generator = torch.Generator().manual_seed(10_000 + run.seed)
+    sae = SAE(d_in, run.n_latents, activation, generator=generator, device=device, **sae_options)
+    return sae, make(lr=run.lr, **recipe)
+
+
+def execute(run: Run, data_dir: str | None = None, device: str = "cpu") -> dict[str, Any]:
+    """Train and measure. A diverged run is a result: its errors are infinite."""
+    pool, x_val, x_test = _images(run.data, data_dir)
+    subset = torch.randperm(len(pool), generator=torch.Generator().manual_seed(run.seed))[: run.n_train]
+    x = pool[subset]
+    standardizer = Standardizer("global").fit(x)
+    if run.normalise == "published":
+        standardizer.mean, standardizer.scale = torch.full((x.shape[1],), 0.1307), torch.full((x.shape[1],), 0.3081)
+    x, x_val = standardizer.transform(x).to(device), standardizer.transform(x_val).to(device)
+    sae, method = build(run, x.shape[1], device)
+    record: dict[str, Any] = {"key": run.key, "run": asdict(run)}
+    best_state = _BestState(sae)
+    try:
+        result = fit(
+            sae, x, method, epochs=run.epochs, batch_size=run.batch_size, x_val=x_val,
+            log_every=max(1, run.epochs // LOGGED_ROWS), train_eval_samples=2_000, callback=best_state,
+            generator=torch.Generator().manual_seed(20_000 + run.seed),
+        )  # fmt: skip
+    except DivergenceError as error:
+        worst = {"fvu": math.inf, "l0": math.nan, "frac_dead": math.nan}
+        return {**record, "diverged_at": error.step, "val_last": math.inf, "val_best": math.inf, "test_last": worst, "test_best": worst}
+    last = result.history[-1]
+    best = min(result.history, key=lambda row: row["val_fvu"])
+    record |= {
+        "steps": last["step"], "seconds": round(last["seconds"], 3), "train_last": last["train_fvu"],
+        "val_last": last["val_fvu"], "val_best": best["val_fvu"], "best_step": best["step"],
+        "l0": last["l0"], "frac_dead": last["frac_dead"],
+    }  # fmt: skip
+    if "ridge" in last:
+        record["ridge"] = [float(f"{row['ridge']:.4g}") for row in result.history]
+    if run.role == "reported":
+        x_test = standardizer.transform(x_test).to(device)
+        record["test_last"] = _measure(sae, x_test)
+        sae.load_state_dict(best_state.parameters)
+        record["test_best"] = _measure(sae, x_test)
+    return record
+
+
+class _BestState:
+    """Callback that keeps the parameters of the logged row of lowest validation FVU."""
+
+    def __init__(self, sae: SAE) -> None:
+        self.sae = sae
+        self.lowest = math.inf
+        self.parameters = copy.deepcopy(sae.state_dict())
+
+    def __call__(self, row: dict[str, float]) -> None:
+        if row["val_fvu"] < self.lowest:
+            self.lowest, self.parameters = row["val_fvu"], copy.deepcopy(self.sae.state_dict())
+
+
+def _measure(sae: SAE, x: torch.Tensor) -> dict[str, float]:
+    result = evaluate(sae, x)
+    return {"fvu": result.fvu, "l0": result.l0, "frac_dead": result.frac_dead}

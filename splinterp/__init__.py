@@ -1,0 +1,23 @@
+"""splinterp: theory and algorithms for training sparse autoencoders better than plain SGD does."""
+
+from splinterp.activations import AbsTopK, BatchTopK, JumpReLU, ReLU, TopActs, TopK
+from splinterp.sae import SAE, SAEOutput
+from splinterp.training import PAMSGD, SGD, DivergenceError, FitResult, fit
+
+__version__ = "0.1.0"
+
+__all__ = [
+    "PAMSGD",
+    "SAE",
+    "SGD",
+    "AbsTopK",
+    "BatchTopK",
+    "DivergenceError",
+    "FitResult",
+    "JumpReLU",
+    "ReLU",
+    "SAEOutput",
+    "TopActs",
+    "TopK",
+    "fit",
+]

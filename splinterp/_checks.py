@@ -1,0 +1,91 @@
+"""Early, clear errors for the input that users really pass."""
+
+from __future__ import annotations
+
+import warnings
+from collections.abc import Iterable
+
+import numpy as np
+import torch
+
+from splinterp._typing import ArrayLike, Tensor
+
+OUTLIER_RATIO = 100.0
+
+
+def one_of(name: str, value: object, known: Iterable[object]) -> None:
+    """Raise ValueError unless `value` is among the `known` options."""
+    options = list(known)
+    if value not in options:
+        raise ValueError(f"{name}={value!r} is unknown; known: {', '.join(repr(o) for o in options)}")
+
+
+def at_least(name: str, value: float, low: float, strict: bool = False) -> None:
+    """Raise ValueError unless `value >= low` (`> low` if strict); a NaN always fails."""
+    if not (value > low if strict else value >= low):
+        raise ValueError(f"{name}={value} must be {'greater than' if strict else 'at least'} {low}")
+
+
+def check_finite(x: Tensor, name: str = "x") -> None:
+    """Raise ValueError with the count and the first index of the non-finite entries of `x`."""
+    if torch.isfinite(x.sum()):  # one pass; an overflowing sum of finite entries is cleared below
+        return
+    bad = ~torch.isfinite(x)
+    if bad.any():
+        first = tuple(int(i) for i in bad.nonzero()[0])
+        raise ValueError(f"{name} has {int(bad.sum())} non-finite entries, the first at index {first}: remove or impute them")
+
+
+def as_samples(
+    x: ArrayLike,
+    width: int | None = None,
+    *,
+    dtype: torch.dtype | None = None,
+    device: torch.device | None = None,
+    name: str = "x",
+    finite: bool = True,
+) -> Tensor:
+    """Return `x` as a floating (n, width) tensor, or say why it cannot be one.
+
+    NumPy arrays become tensors without a copy where the dtype allows; half-precision input is converted to
+    `dtype` (float32 if None). `device` is compared, never changed.
+
+    Raises:
+        TypeError: not an array, or integers.
+        ValueError: not 2-D, wrong width, another device, or (if `finite`) non-finite entries.
+    """
+    if isinstance(x, np.ndarray):
+        if not np.issubdtype(x.dtype, np.floating):
+            raise TypeError(f"{name} has dtype {x.dtype}; convert it first, e.g. {name}.astype('float32') / 255 for images")
+        x = torch.from_numpy(np.ascontiguousarray(x))
+    if not isinstance(x, torch.Tensor):
+        raise TypeError(f"{name} is a {type(x).__name__}; pass a torch tensor or a NumPy array")
+    if not x.is_floating_point():
+        raise TypeError(f"{name} has dtype {x.dtype}; convert it first, e.g. {name}.float() / 255 for images")
+    if x.ndim != 2:
+        rows = x.shape[0] if x.ndim else 1
+        hint = f"reshape to ({rows}, {width})" if width is not None else "reshape to (n, d_in)"
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; samples are rows: {hint}")
+    if width is not None and x.shape[1] != width:
+        raise ValueError(f"{name} has {x.shape[1]} columns but {width} are expected: check d_in or reshape to (n, {width})")
+    if device is not None and x.device != device:
+        raise ValueError(f"{name} is on {x.device} but the SAE is on {device}: move one of them with .to()")
+    if dtype is None:
+        dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
+    x = x.to(dtype)
+    if finite:
+        check_finite(x, name)
+    return x
+
+
+def warn_outliers(x: Tensor, name: str = "x") -> None:
+    """Warn if a sample's norm is over 100 times the median norm: it would dominate every squared error."""
+    norms = x.norm(dim=1)
+    median = float(norms.median())
+    worst = int(norms.argmax())
+    if median > 0 and float(norms[worst]) > OUTLIER_RATIO * median:
+        warnings.warn(
+            f"{name}[{worst}] has norm {float(norms[worst]):.3g}, over {OUTLIER_RATIO:.0f} times the median {median:.3g}: "
+            "it dominates the loss; standardise the data or drop the sample",
+            stacklevel=3,
+        )

@@ -1,0 +1,106 @@
+"""Normalisation fitted on the training part and kept with the SAE."""
+
+from __future__ import annotations
+
+import json
+import warnings
+from pathlib import Path
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from splinterp._atomic import replace_file
+from splinterp._checks import as_samples, one_of
+from splinterp._typing import ArrayLike, Tensor
+
+MODES = ("none", "global", "per_feature", "unit_norm")
+
+
+class Standardizer:
+    """x -> (x - mean) / scale, with statistics of the training part only.
+
+    mode "none": the identity. "global": one mean and one standard deviation over all entries (MNIST).
+    "per_feature": each column's own; constant columns are centred, divided by 1 and reported in a warning.
+    "unit_norm": no statistics; each sample is divided by its own norm (zero samples stay zero), which `inverse` cannot undo.
+
+    After `fit`: `mean` and `scale`, shape (d_in,), float64 (standard deviations with divisor N).
+
+    Raises:
+        ValueError: unknown mode.
+    """
+
+    def __init__(self, mode: str = "global") -> None:
+        one_of("mode", mode, MODES)
+        self.mode = mode
+        self.mean: Tensor | None = None
+        self.scale: Tensor | None = None
+
+    def fit(self, x: ArrayLike) -> Standardizer:
+        """Take the statistics of x (n, d_in). Returns self.
+
+        Raises TypeError, ValueError for bad input, fewer than 2 samples, or data constant as a whole in mode "global".
+        """
+        x = as_samples(x).double()
+        if len(x) < 2:
+            raise ValueError(f"fitting needs at least 2 samples, got {len(x)}")
+        width = x.shape[1]
+        mean, scale = torch.zeros(width, dtype=torch.float64), torch.ones(width, dtype=torch.float64)
+        if self.mode == "global":
+            std = x.std(correction=0)
+            if std == 0:
+                raise ValueError("the data is constant: there is no scale to standardise by")
+            mean, scale = x.mean().expand(width).clone(), std.expand(width).clone()
+        elif self.mode == "per_feature":
+            mean, scale = x.mean(0), x.std(0, correction=0)
+            constant = x.amax(0) == x.amin(0)
+            if constant.any():
+                warnings.warn(
+                    f"{int(constant.sum())} of {width} columns are constant on the training part: centred, divided by 1",
+                    stacklevel=2,
+                )
+                scale[constant] = 1.0
+        self.mean, self.scale = mean.cpu(), scale.cpu()
+        return self
+
+    def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
+        if self.mean is None or self.scale is None:
+            raise RuntimeError("this Standardizer has no statistics yet: call fit(x_train)")
+        return self.mean.to(x), self.scale.to(x)
+
+    def transform(self, x: ArrayLike) -> Tensor:
+        """Normalise x (n, d_in) as a tensor of its own floating dtype (float32 for half precision)."""
+        x = as_samples(x, None if self.mean is None else len(self.mean))
+        if self.mode == "unit_norm":
+            norms = x.norm(dim=1, keepdim=True)
+            return x / torch.where(norms > 0, norms, 1.0)
+        mean, scale = self._statistics(x)
+        return (x - mean) / scale
+
+    def fit_transform(self, x: ArrayLike) -> Tensor:
+        """`fit(x).transform(x)`."""
+        return self.fit(x).transform(x)
+
+    def inverse(self, x: ArrayLike) -> Tensor:
+        """Undo `transform`. Raises ValueError in mode "unit_norm", whose norms are not kept."""
+        if self.mode == "unit_norm":
+            raise ValueError("unit_norm divides each sample by its own norm and cannot be undone")
+        x = as_samples(x, None if self.mean is None else len(self.mean))
+        mean, scale = self._statistics(x)
+        return x * scale + mean
+
+    def save(self, folder: str | Path) -> None:
+        """Write `standardizer.safetensors` and `standardizer.json` into `folder`, each written whole and renamed."""
+        folder = Path(folder)
+        if self.mean is None or self.scale is None:
+            raise RuntimeError("this Standardizer has no statistics yet: call fit(x_train)")
+        tensors = {"mean": self.mean, "scale": self.scale}
+        replace_file(folder / "standardizer.safetensors", lambda path: save_file(tensors, path))
+        replace_file(folder / "standardizer.json", lambda path: path.write_text(json.dumps({"mode": self.mode}) + "\n"))
+
+    @classmethod
+    def load(cls, folder: str | Path) -> Standardizer:
+        """Read what `save` wrote. Raises FileNotFoundError if a file is missing."""
+        standardizer = cls(json.loads((Path(folder) / "standardizer.json").read_text())["mode"])
+        tensors = load_file(Path(folder) / "standardizer.safetensors")
+        standardizer.mean, standardizer.scale = tensors["mean"], tensors["scale"]
+        return standardizer

@@ -1,0 +1,116 @@
+"""Reconstruction and sparsity of an SAE over a whole split."""
+
+from __future__ import annotations
+
+from typing import TYPE_CHECKING, NamedTuple
+
+import torch
+
+from splinterp._checks import as_samples, at_least
+from splinterp._typing import ArrayLike, Float, Tensor
+
+if TYPE_CHECKING:
+    from splinterp.training.base import SAELike
+
+
+def _constant_error(n: int) -> ValueError:
+    return ValueError(f"fvu is undefined: the {n} samples are all equal, so there is no variance to explain")
+
+
+def fvu(x: ArrayLike, x_hat: ArrayLike) -> float:
+    """Fraction of variance unexplained: sum |x - x_hat|^2 / sum |x - mean(x)|^2, over all samples and columns.
+
+    Both are (n, d_in); sums are in float64. 0 is exact, 1 is what the mean alone reaches; it can exceed 1.
+
+    Raises:
+        TypeError, ValueError: bad input, different shapes, fewer than 2 samples, constant data.
+    """
+    x = as_samples(x, dtype=torch.float64)
+    x_hat = as_samples(x_hat, x.shape[1], dtype=torch.float64, device=x.device, name="x_hat")
+    if len(x) != len(x_hat):
+        raise ValueError(f"x has {len(x)} rows and x_hat has {len(x_hat)}: pass the reconstruction of the same samples")
+    if len(x) < 2:
+        raise ValueError(f"fvu needs at least 2 samples, got {len(x)}")
+    deviation = float((x - x.mean(0)).square().sum())
+    if deviation == 0:
+        raise _constant_error(len(x))
+    return float((x - x_hat).square().sum()) / deviation
+
+
+def explained_variance(x: ArrayLike, x_hat: ArrayLike) -> float:
+    """1 - fvu(x, x_hat), with its errors."""
+    return 1.0 - fvu(x, x_hat)
+
+
+def l0(acts: ArrayLike) -> float:
+    """Mean number of non-zero latents a sample, for acts (n, n_latents), n >= 1; negative codes count."""
+    acts = _some_acts(acts)
+    return float((acts != 0).sum(1, dtype=torch.float64).mean())
+
+
+def firing_frequencies(acts: ArrayLike) -> Float[Tensor, " n_latents"]:
+    """Share of samples on which each latent is non-zero, shape (n_latents,), float64."""
+    return (_some_acts(acts) != 0).double().mean(0)
+
+
+def frac_dead(acts: ArrayLike) -> float:
+    """Share of latents that are zero on every sample of acts (n, n_latents)."""
+    return float((~(_some_acts(acts) != 0).any(0)).double().mean())
+
+
+def _some_acts(acts: ArrayLike) -> Tensor:
+    acts = as_samples(acts, name="acts")
+    if len(acts) == 0:
+        raise ValueError("acts has no samples")
+    return acts
+
+
+class Evaluation(NamedTuple):
+    """Metrics of an SAE on a split; `frequencies` (n_latents,) is the share of samples on which a latent is non-zero."""
+
+    fvu: float
+    l0: float
+    frac_dead: float
+    frequencies: Tensor
+
+
+@torch.no_grad()
+def evaluate(sae: SAELike, x: ArrayLike, batch_size: int = 4096) -> Evaluation:
+    """All metrics of `sae` on x (n, d_in) in one pass of bounded memory, with activations in inference mode.
+
+    x may lie on another device than the SAE; batches are moved. Sums are in float64. The module's training mode
+    is restored.
+
+    Raises:
+        TypeError, ValueError: bad input, fewer than 2 samples, constant data.
+    """
+    at_least("batch_size", batch_size, 1)
+    x = as_samples(x, sae.W_enc.shape[0], finite=False)
+    if len(x) < 2:
+        raise ValueError(f"evaluation needs at least 2 samples, got {len(x)}")
+    device, dtype = sae.W_enc.device, sae.W_enc.dtype
+    mean = x.mean(0, dtype=torch.float64)
+    error = torch.zeros((), dtype=torch.float64, device=device)
+    deviation = torch.zeros((), dtype=torch.float64, device=device)
+    fired = torch.zeros(sae.W_enc.shape[1], dtype=torch.int64, device=device)
+    was_training = sae.training
+    sae.eval()
+    try:
+        W_dec, b_dec, center = sae.W_dec, sae.b_dec, mean.to(device=device, dtype=dtype)
+        for part in x.split(batch_size):
+            part = part.to(device=device, dtype=dtype)
+            acts = sae.encode(part)
+            error += (part - torch.addmm(b_dec, acts, W_dec)).square().sum(1).double().sum()
+            deviation += (part - center).square().sum(1).double().sum()
+            fired += (acts != 0).sum(0)
+    finally:
+        sae.train(was_training)
+    if float(deviation) == 0:
+        raise _constant_error(len(x))
+    frequencies = fired.double() / len(x)
+    return Evaluation(
+        fvu=float(error / deviation),
+        l0=float(frequencies.sum()),
+        frac_dead=float((fired == 0).double().mean()),
+        frequencies=frequencies.cpu(),
+    )

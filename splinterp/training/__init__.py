@@ -1,0 +1,8 @@
+"""Training: one loop, and methods that say which block moves how."""
+
+from splinterp.training.base import DivergenceError, GradientOptions, SAELike, TrainState
+from splinterp.training.fit import FitResult, fit
+from splinterp.training.pam import PAMSGD, PAMState
+from splinterp.training.sgd import SGD
+
+__all__ = ["PAMSGD", "SGD", "DivergenceError", "FitResult", "GradientOptions", "PAMState", "SAELike", "TrainState", "fit"]

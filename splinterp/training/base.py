@@ -1,0 +1,209 @@
+"""What the training methods share: options, state, and one gradient update.
+
+Losses are in the published scale: the mean over batch and d_in of the squared error, plus `l1` times the mean over
+samples of |z|_1, plus `l0` times the mean count of active latents.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass, field
+from typing import Any, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from splinterp._checks import as_samples, at_least, one_of
+from splinterp._typing import ArrayLike, Tensor
+from splinterp.activations import JumpReLU
+from splinterp.sae import SAE
+
+OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
+    "adam": torch.optim.Adam,
+    "adamw": torch.optim.AdamW,
+    "sgd": torch.optim.SGD,
+}
+SCHEDULES = ("cosine", "constant")
+GPU_CHECK_EVERY = 50
+
+
+@runtime_checkable
+class SAELike(Protocol):
+    """What a module must offer to be trained here: an `nn.Module` with these names, samples in rows.
+
+    x_hat = encode(x) @ W_dec + b_dec, with W_enc (d_in, n_latents), b_enc (n_latents,), W_dec (n_latents, d_in) and
+    b_dec (d_in,). They may be parameters or views of parameters (`self.encoder.weight.T`, say): a decoder solve writes
+    into W_dec and b_dec in place.
+    """
+
+    training: bool
+    W_enc: Any
+    b_enc: Any
+    W_dec: Any
+    b_dec: Any
+
+    def encode(self, x: Any) -> Any: ...
+    def parameters(self, recurse: bool = True) -> Any: ...
+    def state_dict(self) -> Any: ...
+    def load_state_dict(self, state_dict: Any) -> Any: ...
+    def train(self, mode: bool = True) -> Any: ...
+    def eval(self) -> Any: ...
+
+
+class DivergenceError(RuntimeError):
+    """The loss became non-finite. `step` is the failing step (from 0); `state` is the method's state.
+
+    On the CPU the parameters are those before the failing update. On a GPU the loss is looked at every 50 steps and
+    at each epoch's end, so they may be non-finite too.
+    """
+
+    def __init__(self, step: int, state: TrainState) -> None:
+        super().__init__(f"the loss is not finite at step {step}: lower lr, set clip, or look for outliers in the data")
+        self.step = step
+        self.state = state
+
+
+@dataclass
+class TrainState:
+    """What moves besides the parameters. `step` counts batches, `loss` is the last batch's (None before the first)."""
+
+    optimizer: torch.optim.Optimizer
+    data: Tensor
+    total_steps: int | None
+    step: int = 0
+    loss: Tensor | None = None
+
+    @property
+    def n_samples(self) -> int:
+        """Number of training samples."""
+        return len(self.data)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue, without the data."""
+        return {"optimizer": self.optimizer.state_dict(), "step": self.step, "total_steps": self.total_steps}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.total_steps = saved["step"], saved["total_steps"]
+
+    def check_finite(self) -> None:
+        """Raise DivergenceError if the last loss is not finite (waits for a GPU)."""
+        if self.loss is not None and not math.isfinite(float(self.loss)):
+            raise DivergenceError(self.step, self)
+
+
+@dataclass(frozen=True, kw_only=True)
+class GradientOptions:
+    """Options of the gradient phase, one definition and one default for every method."""
+
+    lr: float = field(default=3e-3)
+    """Step size at the start."""
+    optimizer: str | type[torch.optim.Optimizer] = "adam"
+    """"adam", "adamw", "sgd", or any torch optimizer class that takes `lr`."""
+    betas: tuple[float, float] = (0.9, 0.999)
+    """Of Adam and AdamW, and of an optimizer class that takes them."""
+    schedule: str = "cosine"
+    """"cosine" (to 0 at the last step; constant where the number of steps is unknown) or "constant"."""
+    clip: float | None = None
+    """Largest gradient norm over all moved parameters; None does not clip."""
+    weight_decay: float = 0.0
+    """The optimizer's weight decay (L2 for Adam, decoupled for AdamW), on weights."""
+    decay_biases: bool = False
+    """Apply `weight_decay` to biases and thresholds too."""
+    l1: float = 0.0
+    """Times the mean over samples of |z|_1; ReLU and JumpReLU only."""
+    l0: float = 0.0
+    """Times the mean over samples of the number of active latents, by JumpReLU's straight-through estimator."""
+
+    def __post_init__(self) -> None:
+        at_least("lr", self.lr, 0.0, strict=True)
+        one_of("schedule", self.schedule, SCHEDULES)
+        if isinstance(self.optimizer, str):
+            one_of("optimizer", self.optimizer, OPTIMIZERS)
+        if self.clip is not None:
+            at_least("clip", self.clip, 0.0, strict=True)
+        for name in ("weight_decay", "l1", "l0"):
+            at_least(name, getattr(self, name), 0.0)
+        if self.decay_biases and self.weight_decay == 0:
+            raise ValueError("decay_biases=True changes nothing at weight_decay=0: set weight_decay")
+
+    def check_module(self, sae: SAELike) -> None:
+        """Raise TypeError if `sae` lacks the protocol, ValueError if it cannot take these options."""
+        missing = [name for name in ("encode", "W_enc", "b_enc", "W_dec", "b_dec", "parameters") if not hasattr(sae, name)]
+        if missing:
+            raise TypeError(f"{type(sae).__name__} lacks {', '.join(missing)}: see splinterp.training.SAELike")
+        if not isinstance(sae, SAE):
+            if self.l0:
+                raise ValueError(f"l0={self.l0} needs a splinterp SAE with a JumpReLU, not {type(sae).__name__}")
+            return
+        name = type(sae.activation).__name__
+        if self.l1 and not sae.activation.allows_l1:
+            raise ValueError(f"l1={self.l1} has no effect on the sparsity of {name}, which fixes it by k: set l1=0")
+        if self.l0 and not sae.activation.allows_l0:
+            raise ValueError(f"l0={self.l0} needs JumpReLU, not {name}: set l0=0")
+
+    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
+        """An optimizer over two groups: weights (decayed) and vectors (decayed only with `decay_biases`)."""
+        moved = list(parameters)
+        groups = [
+            {"params": [p for p in moved if p.ndim >= 2], "weight_decay": self.weight_decay},
+            {"params": [p for p in moved if p.ndim < 2], "weight_decay": self.weight_decay if self.decay_biases else 0.0},
+        ]
+        groups = [group for group in groups if group["params"]]
+        cls = OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
+        taken = cls.__init__.__code__.co_varnames
+        extra: dict[str, Any] = {"betas": self.betas} if "betas" in taken else {}
+        if cls in OPTIMIZERS.values():
+            extra["fused"] = True
+        return cls(groups, lr=self.lr, **extra)  # type: ignore[call-arg]
+
+    def rate(self, state: TrainState) -> float:
+        """The step size of the coming step."""
+        if self.schedule == "constant" or state.total_steps is None:
+            return self.lr
+        return 0.5 * self.lr * (1 + math.cos(math.pi * min(1.0, state.step / state.total_steps)))
+
+    def loss(self, sae: SAELike, x: Tensor) -> Tensor:
+        """The differentiable loss of a batch (n, d_in), in the published scale; penalties on parameters excluded."""
+        if isinstance(sae, SAE):
+            pre_acts = sae.pre_acts(x)
+            acts = sae.activation(pre_acts)
+        else:
+            acts = sae.encode(x)
+        loss = F.mse_loss(torch.addmm(sae.b_dec, acts, sae.W_dec), x)
+        if self.l1:
+            loss = loss + self.l1 * acts.abs().sum(1).mean()
+        if self.l0 and isinstance(sae, SAE) and isinstance(sae.activation, JumpReLU):
+            loss = loss + self.l0 * sae.activation.count(pre_acts).mean()
+        return loss
+
+    def gradient_update(self, sae: SAELike, state: TrainState, x: Tensor) -> None:
+        """One optimizer update on a batch; sets `state.loss`, leaves `state.step` alone. Raises DivergenceError."""
+        for group in state.optimizer.param_groups:
+            group["lr"] = self.rate(state)
+        for p in sae.parameters():
+            p.grad = None
+        loss = self.loss(sae, x)
+        state.loss = loss.detach()
+        if not x.is_cuda or state.step % GPU_CHECK_EVERY == 0:
+            state.check_finite()
+        loss.backward()
+        self.adjust_gradients(sae, state)
+        if self.clip is not None:
+            moved = [p for group in state.optimizer.param_groups for p in group["params"]]
+            nn.utils.clip_grad_norm_(moved, self.clip)
+        state.optimizer.step()
+
+    def adjust_gradients(self, sae: SAELike, state: Any) -> None:
+        """Add the gradients of penalties on parameters, or drop those of frozen blocks."""
+
+
+def training_data(sae: SAELike, x: ArrayLike) -> Tensor:
+    """Training samples (N, d_in) as a tensor, checked. Raises TypeError, ValueError; N must be at least 2."""
+    data = as_samples(x, sae.W_enc.shape[0], name="x")
+    if len(data) < 2:
+        raise ValueError(f"training needs at least 2 samples, got {len(data)}")
+    return data

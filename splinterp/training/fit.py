@@ -1,0 +1,207 @@
+"""The one training loop."""
+
+from __future__ import annotations
+
+import copy
+import math
+import time
+from collections.abc import Callable, Iterator
+from pathlib import Path
+from typing import Any, NamedTuple, Protocol
+
+import torch
+from tqdm.auto import tqdm
+
+from splinterp._atomic import replace_file
+from splinterp._checks import as_samples, at_least, warn_outliers
+from splinterp._typing import ArrayLike, Tensor
+from splinterp.metrics import evaluate
+from splinterp.training.base import SAELike, TrainState, training_data
+
+
+class Method(Protocol):
+    """What `fit` asks of a training method."""
+
+    def init(self, sae: Any, x: Any, total_steps: int | None = None) -> Any: ...
+    def step(self, sae: Any, state: Any, x: Any) -> None: ...
+    def end_epoch(self, sae: Any, state: Any, batches: Any) -> None: ...
+
+
+class FitResult(NamedTuple):
+    """The trained SAE (the object passed in), one history row a logged epoch, and the method's final state."""
+
+    sae: Any
+    history: list[dict[str, float]]
+    state: Any
+
+
+class Batches:
+    """Batches of the rows of `x`, moved to a device and dtype; iterable any number of times.
+
+    The last partial batch is used; a batch size above the number of rows gives one batch.
+    """
+
+    def __init__(self, x: Tensor, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
+        self.x, self.batch_size, self.device, self.dtype = x, min(batch_size, len(x)), device, dtype
+
+    def __len__(self) -> int:
+        return math.ceil(len(self.x) / self.batch_size)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        """In order."""
+        for part in self.x.split(self.batch_size):
+            yield part.to(device=self.device, dtype=self.dtype)
+
+    def shuffled(self, generator: torch.Generator) -> Iterator[Tensor]:
+        """In an order drawn from a CPU generator, the same for every device."""
+        order = torch.randperm(len(self.x), generator=generator).to(self.x.device)
+        for rows in order.split(self.batch_size):
+            yield self.x[rows].to(device=self.device, dtype=self.dtype)
+
+
+def fit(
+    sae: SAELike,
+    x: ArrayLike,
+    method: Method,
+    *,
+    epochs: int = 20,
+    batch_size: int = 128,
+    x_val: ArrayLike | None = None,
+    generator: torch.Generator | None = None,
+    log_every: int = 1,
+    train_eval_samples: int = 10_000,
+    keep_best: bool = False,
+    callback: Callable[[dict[str, float]], object] | None = None,
+    checkpoint: str | Path | None = None,
+    checkpoint_every: int = 1,
+    resume: bool = False,
+    progress: bool = False,
+) -> FitResult:
+    """Train `sae` in place on x (N, d_in) with `method` (SGD, PAMSGD, ...).
+
+    b_dec (and b_pre, where there is one) starts at the training mean, for every method. Batches are moved to the SAE's
+    device and dtype. The same generator seed gives the same weights, bit for bit, on the CPU.
+
+    A history row is a dict: `epoch` and `step` (both from 1 at the first epoch's end), `loss` (last batch, published
+    scale), `train_fvu`, `val_fvu` (NaN without x_val), `l0` and `frac_dead` (on x_val, else on the training samples
+    looked at), `seconds` (training so far, evaluation excluded), and for PAMSGD `ridge`.
+
+    Args:
+        epochs, batch_size: passes over x, and samples a step; the last partial batch is used.
+        x_val: held-out samples (n, d_in) for the history.
+        generator: CPU generator of the data order; None means a new one seeded with 0.
+        log_every: epochs between history rows; the last epoch always has one.
+        train_eval_samples: `train_fvu` is over the first so many training samples.
+        keep_best: end with the parameters of the logged row of lowest `val_fvu`; needs x_val.
+        callback: called with each row, for a logger.
+        checkpoint: file to write (to a temporary name, then renamed) every `checkpoint_every` epochs and at the end.
+        resume: continue from `checkpoint` if it exists; the result equals that of an undisturbed run, bit for bit.
+        progress: show a progress bar on stderr.
+
+    Raises:
+        TypeError, ValueError: data, options or module that do not fit, a checkpoint of another run.
+        DivergenceError: non-finite loss.
+    """
+    for name, value in {"epochs": epochs, "batch_size": batch_size, "log_every": log_every, "checkpoint_every": checkpoint_every,
+                        "train_eval_samples": train_eval_samples}.items():  # fmt: skip
+        at_least(name, value, 1)
+    if keep_best and x_val is None:
+        raise ValueError("keep_best=True chooses by val_fvu: pass x_val")
+    if resume and checkpoint is None:
+        raise ValueError("resume=True needs checkpoint=PATH")
+    data = training_data(sae, x)
+    warn_outliers(data)
+    x_val = None if x_val is None else as_samples(x_val, data.shape[1], name="x_val")
+    batches = Batches(data, batch_size, sae.W_enc.device, sae.W_enc.dtype)
+    run = _Run(sae, method, generator if generator is not None else torch.Generator().manual_seed(0), keep_best)
+    _start_at_mean(sae, data)
+    run.state = method.init(sae, data, total_steps=epochs * len(batches))
+    run.plan = [str(method), len(data), batches.batch_size, epochs]
+    if resume and Path(str(checkpoint)).exists():
+        run.load(Path(str(checkpoint)))
+
+    bar = tqdm(total=epochs * len(batches), initial=run.epoch * len(batches), disable=not progress, unit="step")
+    was_training = sae.training
+    try:
+        while run.epoch < epochs:
+            run.train_epoch(batches, bar)
+            last = run.epoch == epochs
+            if last or run.epoch % log_every == 0:
+                row = run.log(data[:train_eval_samples], x_val)
+                bar.set_postfix(fvu=row["train_fvu"])
+                if callback is not None:
+                    callback(row)
+            if checkpoint is not None and (last or run.epoch % checkpoint_every == 0):
+                run.save(Path(checkpoint))
+    finally:
+        bar.close()
+        sae.train(was_training)
+    if run.best is not None:
+        sae.load_state_dict(run.best)
+    return FitResult(sae, run.history, run.state)
+
+
+@torch.no_grad()
+def _start_at_mean(sae: SAELike, data: Tensor) -> None:
+    mean = data.mean(0, dtype=torch.float64)
+    sae.b_dec.copy_(mean)
+    center = getattr(sae, "b_pre", None)
+    if isinstance(center, torch.Tensor):
+        center.copy_(mean)
+
+
+class _Run:
+    """What one call of `fit` moves, with its checkpoint."""
+
+    def __init__(self, sae: SAELike, method: Method, generator: torch.Generator, keep_best: bool) -> None:
+        self.sae, self.method, self.generator, self.keep_best = sae, method, generator, keep_best
+        self.state: Any = None
+        self.plan: list[Any] = []
+        self.epoch, self.seconds = 0, 0.0
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] | None = None
+
+    def train_epoch(self, batches: Batches, bar: Any) -> None:
+        self.sae.train()
+        start = time.perf_counter()
+        for x in batches.shuffled(self.generator):
+            self.method.step(self.sae, self.state, x)
+            bar.update()
+        if isinstance(self.state, TrainState):
+            self.state.check_finite()
+        self.method.end_epoch(self.sae, self.state, batches)
+        if batches.device.type == "cuda":
+            torch.cuda.synchronize(batches.device)
+        self.seconds += time.perf_counter() - start
+        self.epoch += 1
+
+    def log(self, x: Tensor, x_val: Tensor | None) -> dict[str, float]:
+        train = evaluate(self.sae, x)
+        held_out = train if x_val is None else evaluate(self.sae, x_val)
+        row: dict[str, float] = {
+            "epoch": self.epoch, "step": self.state.step, "loss": float(self.state.loss), "train_fvu": train.fvu,
+            "val_fvu": math.nan if x_val is None else held_out.fvu, "l0": held_out.l0, "frac_dead": held_out.frac_dead,
+            "seconds": self.seconds,
+        }  # fmt: skip
+        if hasattr(self.state, "ridge"):
+            row["ridge"] = math.nan if self.state.ridge is None else self.state.ridge
+        if self.keep_best and not any(r["val_fvu"] <= row["val_fvu"] for r in self.history):
+            self.best = copy.deepcopy(self.sae.state_dict())
+        self.history.append(row)
+        return row
+
+    def save(self, path: Path) -> None:
+        content = {
+            "plan": self.plan, "sae": self.sae.state_dict(), "state": self.state.state_dict(), "epoch": self.epoch,
+            "seconds": self.seconds, "history": self.history, "best": self.best, "generator": self.generator.get_state(),
+        }  # fmt: skip
+        replace_file(path, lambda temporary: torch.save(content, temporary))
+
+    def load(self, path: Path) -> None:
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if saved["plan"] != self.plan:
+            raise ValueError(f"{path} belongs to another run: it has {saved['plan']}, this one {self.plan}")
+        self.sae.load_state_dict(saved["sae"])
+        self.state.load_state_dict(saved["state"])
+        self.generator.set_state(saved["generator"])
+        self.epoch, self.seconds, self.history, self.best = (saved[k] for k in ("epoch", "seconds", "history", "best"))

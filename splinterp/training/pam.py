@@ -1,0 +1,280 @@
+"""PAM-SGD: gradients on the encoder (and, if wanted, the decoder), exact least squares on the decoder.
+
+Source: SplInterp, arXiv 2505.11836, Algorithm 3.1. The tied-residual decoder, the ridge by GCV and the gradient phase
+on both blocks are this package's own.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable
+from dataclasses import dataclass
+from typing import Any
+
+import torch
+from torch import nn
+
+from splinterp._checks import at_least, one_of
+from splinterp._typing import ArrayLike, Tensor
+from splinterp.decoder import DecoderSolution, DecoderStats, gcv_ridge, optimality_residual, solve_decoder, solve_scales, tied_scale
+from splinterp.sae import SAE
+from splinterp.training.base import GradientOptions, SAELike, TrainState, training_data
+
+SAVED = ("ridge", "residual", "anchor", "since_solve", "in_epoch")
+
+
+@dataclass
+class PAMState(TrainState):
+    """State of PAMSGD.
+
+    `ridge` is the strength at the last solve (None before the first one with ridge="gcv"); `residual` is the optimality
+    residual of that solve (`splinterp.decoder.optimality_residual`); `anchor` holds the encoder's parameters that
+    `prox_enc` pulls to; `since_solve` counts the steps since the last solve.
+    """
+
+    ridge: float | None = None
+    residual: float = math.nan
+    anchor: list[Tensor] | None = None
+    since_solve: int = 0
+    in_epoch: bool = False
+
+    def state_dict(self) -> dict[str, Any]:
+        return {**super().state_dict(), **{name: getattr(self, name) for name in SAVED}}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        super().load_state_dict(saved)
+        for name in SAVED:
+            setattr(self, name, saved[name])
+
+
+@dataclass(frozen=True, kw_only=True)
+class PAMSGD(GradientOptions):
+    """Alternate a gradient phase with an exact decoder solve.
+
+    The defaults are the variant we recommend, best with `SAE(decoder="tied_residual")`: gradients on every block, an
+    exact solve after every epoch, its ridge by GCV. `PAMSGD.published()` is the paper's algorithm. `encoder_step` is
+    `step`, `decoder_step` is `end_epoch`; both can be driven by hand.
+
+    All strengths multiply sums over the N training samples; the gradient phase, whose loss is a mean, divides them by
+    N d_in. The solve minimises over weights and bias together: a free W_dec is pulled to 0 by `ridge`, a tied-residual
+    one to W_enc.T; of a tied decoder only b_dec moves (and its scales, where it has them).
+
+    Raises:
+        ValueError: an option out of range, or two that exclude each other.
+    """
+
+    gradient: str = "both"
+    """Blocks the gradient phase moves: "both", or "encoder" (the decoder moves by solves alone)."""
+    encoder_updates: int = 1
+    """Gradient updates on each batch."""
+    prox_enc: float = 0.0
+    """Pull of W_enc and b_enc to their values at the last solve; multiplies a sum over samples."""
+    prox_dec: float = 0.0
+    """Pull of W_dec to its value before the solve; multiplies a sum over samples."""
+    bias_prox: float = 0.0
+    """Pull of b_dec to its value before the solve; multiplies a sum over samples."""
+    ridge: float | str = "gcv"
+    """Ridge of the solve, multiplying a sum over samples, or "gcv": chosen at each solve by cross-validation."""
+    gcv_inflation: float = 1.0
+    """Factor on the decoder's degrees of freedom in GCV, at least 1; larger values choose larger ridges."""
+    bias_ridge: float = 0.0
+    """Pull of b_dec to 0; multiplies a sum over samples."""
+    bias: str = "joint"
+    """"joint": weights and bias solved together; "separate": weights without a bias, then the bias (as published)."""
+    decoder_every: int | None = None
+    """Solve after every so many steps (and at the end of an epoch that did not end on one); None: after every epoch."""
+    solve_first: bool = False
+    """Solve at the start of each epoch instead of its end: the decoder is then evaluated stale (as published for LLMs)."""
+    scale: str = "one"
+    """"one", or "fit": the solve of a tied-residual SAE with `tie_scale` sets all scales to the best common one."""
+    stats_dtype: torch.dtype = torch.float64
+    """Of the solve's sums; float64 keeps GCV reliable for fewer samples than latents."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        one_of("gradient", self.gradient, ("both", "encoder"))
+        one_of("bias", self.bias, ("joint", "separate"))
+        one_of("scale", self.scale, ("one", "fit"))
+        at_least("encoder_updates", self.encoder_updates, 1)
+        at_least("gcv_inflation", self.gcv_inflation, 1.0)
+        for name in ("prox_enc", "prox_dec", "bias_prox", "bias_ridge"):
+            at_least(name, getattr(self, name), 0.0)
+        if isinstance(self.ridge, str):
+            one_of("ridge", self.ridge, ("gcv",))
+            if self.bias_ridge or self.bias_prox or self.bias == "separate":
+                raise ValueError("ridge='gcv' assumes an unpenalised joint bias: set bias_ridge=0, bias_prox=0, bias='joint'")
+        else:
+            at_least("ridge", self.ridge, 0.0)
+        if self.bias == "separate" and (self.bias_ridge or self.bias_prox):
+            raise ValueError("bias='separate' takes no bias_ridge or bias_prox")
+        if self.decoder_every is not None:
+            at_least("decoder_every", self.decoder_every, 1)
+            if self.solve_first:
+                raise ValueError("solve_first=True and decoder_every exclude each other: drop one")
+
+    @classmethod
+    def published(
+        cls,
+        *,
+        mu: float = 0.0,
+        nu: float = 0.0,
+        weight_decay: float = 0.0,
+        n_samples: int | None = None,
+        d_in: int | None = None,
+        **options: Any,
+    ) -> PAMSGD:
+        """The algorithm of arXiv 2505.11836 as its scripts run it; `options` override.
+
+        Encoder-only gradients at a constant step size, weights solved without the bias, and the decay entering the
+        solve squared. mu and nu are the paper's strengths (its loss is a mean), converted by N d_in to sums.
+
+        Raises ValueError: mu or nu without `n_samples` and `d_in`.
+        """
+        if (mu or nu) and (n_samples is None or d_in is None):
+            raise ValueError("mu and nu are strengths of a mean loss: pass n_samples and d_in to convert them")
+        size = (n_samples or 0) * (d_in or 0)
+        defaults: dict[str, Any] = {
+            "gradient": "encoder", "schedule": "constant", "ridge": weight_decay**2, "bias": "separate",
+            "weight_decay": weight_decay, "prox_enc": mu * size, "prox_dec": nu * size,
+        }  # fmt: skip
+        return cls(**{**defaults, **options})
+
+    def init(self, sae: SAELike, x: ArrayLike, total_steps: int | None = None) -> PAMState:
+        """Start training on x (N, d_in). `total_steps` (batches) sets the schedule's length; None: constant step size.
+
+        Raises TypeError, ValueError: a module or data that does not fit.
+        """
+        self.check_module(sae)
+        if self.scale == "fit" and not (isinstance(sae, SAE) and sae.decoder == "tied_residual" and sae.scale is not None):
+            raise ValueError("scale='fit' needs SAE(decoder='tied_residual', tie_scale=True)")
+        moved = list(sae.parameters())
+        if self.gradient == "encoder":
+            fixed = {id(p) for p in (*_decoder_weights(sae), *_sharing(sae, sae.b_dec))}
+            moved = [p for p in moved if id(p) not in fixed]
+        ridge = None if isinstance(self.ridge, str) else float(self.ridge)
+        state = PAMState(self.make_optimizer(moved), training_data(sae, x), total_steps, ridge=ridge)
+        self._set_anchor(sae, state)
+        return state
+
+    def step(self, sae: SAELike, state: PAMState, x: Tensor) -> None:
+        """The gradient phase on a batch (n, d_in). Raises DivergenceError."""
+        if self.solve_first and not state.in_epoch:
+            self.decoder_step(sae, state, state.data.split(len(x)))
+        state.in_epoch = True
+        for _ in range(self.encoder_updates):
+            self.gradient_update(sae, state, x)
+        state.step += 1
+        state.since_solve += 1
+        if self.decoder_every is not None and state.step % self.decoder_every == 0:
+            self.decoder_step(sae, state, state.data.split(len(x)))
+
+    encoder_step = step
+
+    def end_epoch(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
+        """The exact solve on all `batches`, unless one has just been made or opens the next epoch."""
+        state.in_epoch = False
+        if not self.solve_first and state.since_solve > 0:
+            self.decoder_step(sae, state, batches)
+
+    @torch.no_grad()
+    def decoder_step(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
+        """Solve for the decoder exactly on all samples of `batches`, in one pass. Raises ValueError if there are none."""
+        W_dec, b_dec = sae.W_dec, sae.b_dec
+        stats = DecoderStats(*W_dec.shape, dtype=self.stats_dtype, device=W_dec.device)
+        for x in batches:
+            x = x.to(device=W_dec.device, dtype=W_dec.dtype)
+            stats.update(sae.encode(x), x)
+        kind = sae.decoder if isinstance(sae, SAE) else "free"
+        if kind == "tied":
+            self._solve_tied(sae, stats)
+        else:
+            self._solve_weights(sae, state, stats)
+        state.since_solve = 0
+        self._set_anchor(sae, state)
+
+    def _solve_tied(self, sae: Any, stats: DecoderStats) -> None:
+        if sae.scale is not None:
+            sae.scale.copy_(solve_scales(stats, sae.W_enc.T, sae.scale))
+        b_dec = self._solve(stats, sae.W_dec, sae.b_dec, math.inf, sae.W_dec).b_dec
+        sae.b_dec.copy_(b_dec)
+
+    def _solve_weights(self, sae: Any, state: PAMState, stats: DecoderStats) -> None:
+        prior = None
+        if _residual(sae) is not None:
+            if self.scale == "fit":
+                sae.scale.fill_(tied_scale(stats, sae.W_enc.T, fallback=float(sae.scale[0])))
+            prior = sae.tied_rows()
+        ridge = self.ridge
+        if isinstance(ridge, str):
+            previous = sae.W_dec if self.prox_dec else None
+            chosen = gcv_ridge(stats, prior, prox=self.prox_dec, previous=previous, inflation=self.gcv_inflation)
+            ridge = chosen.ridge
+            if math.isinf(ridge) and prior is None:  # W_dec = 0 would stop the encoder for good: stay finite
+                ridge = chosen.path[-2][0] if len(chosen.path) > 1 else 0.0
+        solution = self._solve(stats, sae.W_dec, sae.b_dec, ridge, prior)
+        state.residual = optimality_residual(
+            stats, solution, ridge=ridge, prox=self.prox_dec, previous=sae.W_dec if self.prox_dec else None, prior=prior
+        )
+        state.ridge = ridge
+        if prior is None:
+            sae.W_dec.copy_(solution.W_dec)
+        else:
+            _residual(sae).copy_(solution.W_dec - prior)
+        sae.b_dec.copy_(solution.b_dec)
+
+    def _solve(self, stats: DecoderStats, W: Tensor, b: Tensor, ridge: float, prior: Tensor | None) -> DecoderSolution:
+        previous = (W, b) if self.prox_dec or self.bias_prox else None
+        bias_ridge = math.inf if self.bias == "separate" else self.bias_ridge  # inf: weights solved as if there were no bias
+        solution = solve_decoder(
+            stats, ridge=ridge, bias_ridge=bias_ridge, prox=self.prox_dec, bias_prox=self.bias_prox,
+            previous=previous, prior=prior,
+        )  # fmt: skip
+        if self.bias == "separate":
+            solution = solution._replace(b_dec=stats.mean_x - stats.mean_acts @ solution.W_dec)
+        return solution
+
+    def _set_anchor(self, sae: SAELike, state: PAMState) -> None:
+        if self.prox_enc:
+            state.anchor = [p.detach().clone() for p in _encoder_parameters(sae)]
+
+    def adjust_gradients(self, sae: SAELike, state: PAMState) -> None:
+        """Add the gradients of prox_enc and of the last solve's ridge; an infinite ridge holds a residual at 0.
+
+        Before the first solve with ridge="gcv" there is no ridge yet, and none acts.
+        """
+        size = state.data.numel()  # N d_in: strengths of sums become strengths of the mean loss
+        if self.prox_enc and state.anchor is not None:
+            for p, anchor in zip(_encoder_parameters(sae), state.anchor, strict=True):
+                if p.grad is not None:
+                    p.grad.add_(p.detach() - anchor, alpha=2 * self.prox_enc / size)
+        if not state.ridge:
+            return
+        residual = _residual(sae)
+        if residual is not None and math.isinf(state.ridge):
+            residual.grad = None
+        elif self.gradient == "both":
+            for p in _decoder_weights(sae):
+                if p.grad is not None:
+                    p.grad.add_(p.detach(), alpha=2 * state.ridge / size)
+
+
+def _residual(sae: SAELike) -> Any:
+    return sae.residual if isinstance(sae, SAE) else None
+
+
+def _sharing(sae: SAELike, tensor: Tensor) -> list[nn.Parameter]:
+    """The parameters that `tensor` is, or is a view of."""
+    storage = tensor.untyped_storage().data_ptr()
+    return [p for p in sae.parameters() if p.untyped_storage().data_ptr() == storage]
+
+
+def _encoder_parameters(sae: SAELike) -> list[nn.Parameter]:
+    return _sharing(sae, sae.W_enc) + _sharing(sae, sae.b_enc)
+
+
+def _decoder_weights(sae: SAELike) -> list[nn.Parameter]:
+    """The decoder's own weights: W_dec, the residual, or nothing where W_dec is the encoder's."""
+    if isinstance(sae, SAE) and sae.decoder != "free":
+        return [] if sae.residual is None else [sae.residual]
+    encoder = {id(p) for p in _encoder_parameters(sae)}
+    return [p for p in _sharing(sae, sae.W_dec) if id(p) not in encoder]
