@@ -130,7 +130,7 @@ class GradientOptions:
         if self.decay_biases and self.weight_decay == 0:
             raise ValueError("decay_biases=True changes nothing at weight_decay=0: set weight_decay")
 
-    def check_module(self, sae: SAELike) -> None:
+    def check_module(self, sae: Any) -> None:
         """Raise TypeError if `sae` lacks the protocol, ValueError if it cannot take these options."""
         missing = [name for name in ("encode", "W_enc", "b_enc", "W_dec", "b_dec", "parameters") if not hasattr(sae, name)]
         if missing:

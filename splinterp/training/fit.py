@@ -7,7 +7,7 @@ import math
 import time
 from collections.abc import Callable, Iterator
 from pathlib import Path
-from typing import Any, NamedTuple, Protocol
+from typing import Any, NamedTuple, Protocol, runtime_checkable
 
 import torch
 from tqdm.auto import tqdm
@@ -19,6 +19,7 @@ from splinterp.metrics import evaluate
 from splinterp.training.base import SAELike, TrainState, training_data
 
 
+@runtime_checkable
 class Method(Protocol):
     """What `fit` asks of a training method."""
 

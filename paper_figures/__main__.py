@@ -1,0 +1,81 @@
+"""`python -m paper_figures NAME [NAME ...] | --all | --list`: draw figures from results files."""
+
+from __future__ import annotations
+
+import argparse
+import sys
+from collections.abc import Callable
+from functools import partial
+from pathlib import Path
+from typing import Any
+
+from experiments.store import read_results
+
+RESULTS = Path(__file__).resolve().parent.parent / "experiments" / "results"
+OUT = Path(__file__).resolve().parent / "figures"
+CONTROLLED = ("mnist-controlled.json", "python -m experiments mnist --data-dir FOLDER --jobs 2")
+PAPER = ("mnist-paper.json", "python -m experiments mnist --preset paper --data-dir FOLDER --jobs 2")
+
+
+def _figures() -> dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, str]]]:
+    from paper_figures import curves
+
+    published = "with the published settings (AbsTopK), on"
+    settings = curves.settings
+    return {
+        "sample_efficiency": (curves.sample_efficiency, CONTROLLED),
+        "sparsity": (curves.sparsity, CONTROLLED),
+        "variants": (curves.variants, CONTROLLED),
+        "ridge": (partial(settings, part="ridge", xlabel="ridge of the solve (sum over samples)",
+                          what="The ridge of the recommended PAM-SGD (AbsTopK, long training, own step sizes) on"), CONTROLLED),
+        "paper_sizes": (curves.paper_sizes, PAPER),
+        "paper_updates": (partial(settings, part="encoder_updates", xlabel="encoder updates a batch",
+                                  what=f"Encoder updates a batch {published}"), PAPER),
+        "paper_weight_decay": (partial(settings, part="weight_decay", xlabel="weight decay",
+                                       what=f"Weight decay (squared in the decoder solve) {published}"), PAPER),
+        "paper_mu_nu": (partial(settings, part="mu_nu", xlabel=r"$\mu = \nu$ (as coded: L2 on $W_{\mathrm{enc}}$, $b_{\mathrm{enc}}$)",
+                                what=f"mu = nu as the scripts have it, L2 on the encoder, {published}"), PAPER),
+        "paper_mu_nu_pull": (partial(settings, part="mu_nu_pull", xlabel=r"$\mu = \nu$ (pull to the previous block)",
+                                     what=f"mu = nu as the paper's text has it, a proximal pull, {published}"), PAPER),
+    }  # fmt: skip
+
+
+def main(argv: list[str]) -> int:
+    """Draw what is asked; returns the exit status (1 if a results file is missing)."""
+    parser = argparse.ArgumentParser(prog="python -m paper_figures", description=__doc__)
+    parser.add_argument("names", nargs="*", metavar="NAME")
+    parser.add_argument("--all", action="store_true", help="every figure")
+    parser.add_argument("--list", action="store_true", help="list the figures and the results files they read")
+    parser.add_argument("--results", type=Path, help="results file to read instead of the committed one")
+    parser.add_argument("--out", type=Path, default=OUT, help="folder of the figures (default: paper_figures/figures)")
+    args = parser.parse_args(argv)
+    figures = _figures()
+    if args.list or not (args.names or args.all):
+        print("\n".join(f"{name:20} reads {source[0]}, made by: {source[1]}" for name, (_, source) in figures.items()))
+        return 0
+    unknown = [name for name in args.names if name not in figures]
+    if unknown:
+        parser.error(f"unknown figure {unknown[0]!r}; known: {', '.join(figures)}")
+    missing = 0
+    for name in figures if args.all else args.names:
+        draw, (file, command) = figures[name]
+        missing += not _draw(name, draw, args.results or RESULTS / file, command, args.out)
+    return 1 if missing else 0
+
+
+def _draw(name: str, draw: Callable[[dict[str, Any]], Any], path: Path, command: str, out: Path) -> bool:
+    from paper_figures.style import save, styled
+
+    if not path.exists():
+        print(f"{name}: {path} is missing; make it with: {command}", file=sys.stderr)
+        return False
+    results = read_results(path)
+    with styled():
+        figure, caption = draw(results)
+        paths = save(figure, out, name, f"{caption}\n\nResults: {path.name}, made by: {results['command']}")
+    print(f"{name}: {', '.join(str(p) for p in paths)}")
+    return True
+
+
+if __name__ == "__main__":
+    sys.exit(main(sys.argv[1:]))

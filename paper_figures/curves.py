@@ -1,0 +1,167 @@
+"""Line plots with intervals, and the figures made of them."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Sequence
+from typing import Any
+
+from matplotlib.axes import Axes
+from matplotlib.figure import Figure
+
+from experiments.compare import t_interval
+from paper_figures.style import COLUMN, METHOD_STYLES, PAGE, label, legend_below, plt
+
+Row = dict[str, Any]
+
+
+def draw(axes: Axes, x: Sequence[float], rows: Sequence[Row], method: str) -> None:
+    """Mean test FVU of `rows` at `x`, with 95 % t intervals as bars."""
+    intervals = [t_interval(row["fvu"]) for row in rows]
+    kept = [(a, i) for a, i in zip(x, intervals, strict=True) if math.isfinite(i.mean)]
+    if kept:
+        axes.errorbar(
+            [a for a, _ in kept], [i.mean for _, i in kept],
+            yerr=[0.0 if math.isnan(i.half) else i.half for _, i in kept],
+            capsize=1.5, elinewidth=0.7, label=label(method), **METHOD_STYLES[method],
+        )  # fmt: skip
+
+
+def log_axes(axes: Axes, ticks: Iterable[float], limit: float | None = None) -> None:
+    """Logarithmic FVU axis with plain numbers; `ticks` on a logarithmic x axis."""
+    ticks = list(ticks)
+    axes.set_xscale("log")
+    axes.set_xticks(ticks, [f"{t:,.0f}" for t in ticks])
+    axes.set_yscale("log")
+    axes.minorticks_off()
+    low, high = axes.get_ylim()
+    high = high if limit is None else min(high, limit)
+    marks = [t for t in (0.12, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0) if low <= t <= high]
+    axes.set_yticks(marks, [f"{t:g}" for t in marks])
+    axes.set_ylim(low, high)
+
+
+def sample_efficiency(results: Row) -> tuple[Figure, str]:
+    """Test FVU against the number of training images, by activation (rows) and budget (columns)."""
+    rows = [row for row in results["rows"] if row["part"] == "sizes"]
+    activations = list(dict.fromkeys(row["activation"] for row in rows))
+    titles = {"early": "early training (the paper's epochs)", "long": "long training (best checkpoint)"}
+    figure, grid = plt.subplots(
+        len(activations), len(titles), figsize=(PAGE, 0.6 + 2.0 * len(activations)), squeeze=False, sharex=True, sharey="row"
+    )
+    for line, activation in zip(grid, activations, strict=True):
+        for axes, (budget, title) in zip(line, titles.items(), strict=True):
+            chosen = [row for row in rows if (row["activation"], row["budget"]) == (activation, budget)]
+            for method in dict.fromkeys(row["method"] for row in chosen):
+                points = sorted((row for row in chosen if row["method"] == method), key=lambda row: row["n_train"])
+                draw(axes, [p["n_train"] for p in points], points, method)
+            axes.set_title(f"{activation}, {title}")
+        line[0].set_ylabel("test FVU (lower is better)")
+    for axes in grid.flat:  # after all panels are drawn: rows share their limits
+        log_axes(axes, sorted({row["n_train"] for row in rows}))
+    for axes in grid[-1]:
+        axes.set_xlabel("training images")
+    legend_below(figure, 5)
+    config = results["config"]
+    n_seeds = sorted({len(row["seeds"]) for row in rows})
+    return figure, (
+        f"Sample efficiency on {config['data']}: fraction of variance unexplained on the test split against the number of "
+        f"training images, {config['n_latents']} latents, k = {config['k']}. Every method starts from the same encoder, sees "
+        "the same batches and has its own step size, chosen on validation data from the same number of trials. Bars: 95 % t "
+        f"intervals over {' or '.join(map(str, n_seeds))} seeds. Left: {config['early_epochs']} epochs, the model at the end. "
+        f"Right: at least {config['long_steps']:,} steps, the checkpoint of lowest validation FVU."
+    )
+
+
+def sparsity(results: Row) -> tuple[Figure, str]:
+    """ReLU: test FVU against l0 along the L1 sweep, a panel for each number of training images."""
+    rows = [row for row in results["rows"] if row["part"] == "relu"]
+    sizes = sorted({row["n_train"] for row in rows})
+    figure, grid = plt.subplots(1, len(sizes), figsize=(PAGE, 2.6), squeeze=False, sharey=True)
+    for axes, n_train in zip(grid[0], sizes, strict=True):
+        chosen = [row for row in rows if row["n_train"] == n_train]
+        for method in dict.fromkeys(row["method"] for row in chosen):
+            points = sorted((row for row in chosen if row["method"] == method), key=lambda row: row["options"]["l1"])
+            draw(axes, [p["l0"] for p in points], points, method)
+        axes.set(xscale="log", xlabel="l0 (active latents a sample)", title=f"ReLU, {n_train:,} training images")
+    grid[0][0].set_ylabel("test FVU (lower is better)")
+    legend_below(figure, 3)
+    l1 = ", ".join(f"{v:g}" for v in sorted({row["options"]["l1"] for row in rows}))
+    return figure, (
+        f"Sparsity under ReLU on {results['config']['data']}: test FVU against the mean number of active latents along L1 = {l1} "
+        "(on the mean over samples of the code's L1 norm). Lower left is better. Each point has its own step size, chosen on "
+        f"validation FVU; bars: 95 % t intervals over {len(rows[0]['seeds'])} seeds."
+    )
+
+
+def variants(results: Row) -> tuple[Figure, str]:
+    """Variants of PAM: test FVU by budget and size, one marker a variant, PAM as recommended beside them."""
+    rows = [row for row in results["rows"] if row["part"] == "variants"]
+    keys = sorted({(row["activation"], row["budget"], row["n_train"]) for row in rows}, key=str)
+    seeds = rows[0]["seeds"]
+    ours = [row for row in results["rows"] if row["part"] == "sizes" and row["method"] == "PAM"]
+    methods = [*dict.fromkeys(row["method"] for row in rows), "PAM"]
+    figure, axes = plt.subplots(figsize=(PAGE, 2.8))
+    for j, method in enumerate(methods):
+        x, points = [], []
+        for i, key in enumerate(keys):
+            for row in (ours if method == "PAM" else rows):
+                if (row["activation"], row["budget"], row["n_train"]) == key and row["method"] == method:
+                    x.append(i + (j - (len(methods) - 1) / 2) * 0.12)
+                    points.append({**row, "fvu": row["fvu"][: len(seeds)]})
+        style = METHOD_STYLES[method]
+        intervals = [t_interval(p["fvu"]) for p in points]
+        axes.errorbar(x, [i.mean for i in intervals], yerr=[i.half for i in intervals], label=label(method), capsize=2,
+                      color=style["color"], marker=style["marker"], linestyle="none")  # fmt: skip
+    axes.set_xticks(range(len(keys)), [f"{a}, {b}\n{n:,} images" for a, b, n in keys])
+    axes.set_ylabel("test FVU (lower is better)")
+    legend_below(figure, 3)
+    return figure, (
+        f"Variants of PAM-SGD on {results['config']['data']}, each with its own step size chosen on validation data: test FVU, 95 % "
+        f"t intervals over {len(seeds)} seeds. `published`: encoder-only gradients, weights solved without the bias, no ridge. "
+        "`joint bias`: weights and bias solved together. `GCV`: ridge by generalised cross-validation."
+    )
+
+
+def settings(results: Row, part: str, xlabel: str, what: str) -> tuple[Figure, str]:
+    """Test FVU against a setting (a column each), a panel for each number of training images."""
+    rows = [row for row in results["rows"] if row["part"] == part]
+    if not rows:
+        raise KeyError(part)
+    sizes = sorted({row["n_train"] for row in rows})
+    values = list(dict.fromkeys(_setting(row, part) for row in rows))
+    figure, grid = plt.subplots(1, len(sizes), figsize=(COLUMN * min(2, len(sizes)), 2.5), squeeze=False)
+    for axes, n_train in zip(grid[0], sizes, strict=True):
+        for method in dict.fromkeys(row["method"] for row in rows):
+            points = [row for row in rows if row["n_train"] == n_train and row["method"] == method]
+            draw(axes, [values.index(_setting(p, part)) for p in points], points, method)
+        axes.set_xticks(range(len(values)), [v if isinstance(v, str) else f"{v:g}" for v in values])
+        axes.set(xlabel=xlabel, title=f"{n_train:,} training images")
+    grid[0][0].set_ylabel("test FVU (lower is better)")
+    legend_below(figure, 3)
+    return figure, f"{what} {results['config']['data']}. Bars: 95 % t intervals over {len(rows[0]['seeds'])} seeds."
+
+
+def _setting(row: Row, part: str) -> Any:
+    return row["setting"] if "setting" in row else row["options"][part]
+
+
+def paper_sizes(results: Row) -> tuple[Figure, str]:
+    """The published comparison and the rows that change one of its choices, a panel for each activation."""
+    rows = [row for row in results["rows"] if row["part"] == "sizes"]
+    activations = list(dict.fromkeys(row["activation"] for row in rows))
+    figure, grid = plt.subplots(1, len(activations), figsize=(PAGE, 2.8), squeeze=False)
+    for axes, activation in zip(grid[0], activations, strict=True):
+        for method in dict.fromkeys(row["method"] for row in rows):
+            points = [row for row in rows if (row["activation"], row["method"]) == (activation, method)]
+            draw(axes, [p["n_train"] for p in points], points, method)
+        log_axes(axes, sorted({row["n_train"] for row in rows}), limit=4.0)
+        axes.tick_params(axis="x", rotation=45)
+        axes.set(title=activation, xlabel="training images")
+    grid[0][0].set_ylabel("test FVU (lower is better)")
+    legend_below(figure, 5)
+    return figure, (
+        "The published comparison on MNIST, with its quirks (tied SGD against untied PAM-SGD, W_enc ~ 0.1 N(0, 1), one constant "
+        "step size 3e-3, weights solved without the bias), and rows that change one choice each: an untied SGD baseline, a "
+        f"tied one started at unit scale, PAM-SGD with the bias solved jointly. Bars: 95 % t intervals over {len(rows[0]['seeds'])} seeds."
+    )

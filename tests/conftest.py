@@ -1,0 +1,35 @@
+"""Shared builders and hypothesis settings. CPU only unless marked gpu."""
+
+from __future__ import annotations
+
+import os
+from pathlib import Path
+
+import pytest
+import torch
+from hypothesis import HealthCheck, settings
+from jaxtyping import install_import_hook
+
+import tests.typechecker  # noqa: F401  (the hook finds it as an attribute of `tests`)
+
+install_import_hook("splinterp", "tests.typechecker.check")  # before anything imports splinterp
+
+settings.register_profile(
+    "default", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
+)
+settings.load_profile("default")
+
+
+@pytest.fixture
+def data_dir() -> Path:
+    folder = os.environ.get("SPLINTERP_DATA")
+    if not folder or not Path(folder).is_dir():
+        pytest.skip("SPLINTERP_DATA does not name a folder with data")
+    return Path(folder)
+
+
+def pytest_collection_modifyitems(items: list[pytest.Item]) -> None:
+    if not torch.cuda.is_available():
+        for item in items:
+            if "gpu" in item.keywords:
+                item.add_marker(pytest.mark.skip(reason="no CUDA device"))

@@ -1,0 +1,43 @@
+"""Small builders shared by the tests."""
+
+from __future__ import annotations
+
+import torch
+
+from splinterp import SAE, AbsTopK, BatchTopK, JumpReLU, ReLU, TopK
+from splinterp.decoder import DecoderStats
+
+ACTIVATIONS = {
+    "ReLU": ReLU(), "JumpReLU": JumpReLU(threshold=0.2, bandwidth=0.3), "TopK": TopK(3), "AbsTopK": AbsTopK(3), "BatchTopK": BatchTopK(3),
+}  # fmt: skip
+DECODERS = ("free", "tied", "tied_residual")
+
+
+def rng(seed: int = 0) -> torch.Generator:
+    return torch.Generator().manual_seed(seed)
+
+
+def samples(n: int = 200, d: int = 8, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
+    """Low-rank data plus noise, with a mean away from 0."""
+    g = rng(seed)
+    basis = torch.randn(4, d, generator=g, dtype=torch.float64)
+    x = torch.randn(n, 4, generator=g, dtype=torch.float64).relu() @ basis
+    return (x + 0.1 * torch.randn(n, d, generator=g, dtype=torch.float64) + 0.5).to(dtype)
+
+
+def make_sae(activation: str = "TopK", decoder: str = "free", d: int = 8, m: int = 12, seed: int = 1, **options) -> SAE:
+    return SAE(d, m, ACTIVATIONS[activation], decoder=decoder, generator=rng(seed), **options)
+
+
+def stats_of(acts: torch.Tensor, x: torch.Tensor) -> DecoderStats:
+    return DecoderStats(acts.shape[1], x.shape[1]).update(acts, x)
+
+
+def sparse_codes(n: int, m: int, k: int, seed: int = 0, dead: int = 0) -> torch.Tensor:
+    """Float64 codes with k non-zeros a row; the last `dead` latents never fire."""
+    g = rng(seed)
+    acts = torch.zeros(n, m, dtype=torch.float64)
+    live = max(1, m - dead)
+    for row in acts:
+        row[torch.randperm(live, generator=g)[:k]] = torch.rand(min(k, live), generator=g, dtype=torch.float64) + 0.1
+    return acts

@@ -1,0 +1,110 @@
+"""The GCV score equals its definition by the explicit hat matrix, also where N <= n_latents."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from splinterp.decoder import gcv_ridge, solve_decoder
+from tests.helpers import rng, sparse_codes, stats_of
+
+sizes = {"n": st.integers(3, 30), "m": st.integers(1, 40), "d": st.integers(1, 5), "seed": st.integers(0, 10**6)}
+
+
+def explicit_score(z, x, ridge, Q, prox=0.0, W=None, inflation=1.0):
+    """GCV with the hat matrix of the model with an unpenalised bias, residuals of the actual solution."""
+    n = len(z)
+    centred = z - z.mean(0)
+    if math.isinf(ridge):
+        hat = np.zeros((n, n))
+        solution = Q
+    else:
+        inverse = np.linalg.inv(centred.T @ centred + (ridge + prox) * np.eye(z.shape[1]))
+        hat = centred @ inverse @ centred.T
+        right = centred.T @ (x - x.mean(0)) + ridge * Q
+        if prox:
+            right = right + prox * W
+        solution = inverse @ right
+    residual = (x - x.mean(0)) - centred @ solution
+    slack = n - 1 - inflation * np.trace(hat)
+    return (residual**2).sum() / n / (slack / n) ** 2, 1 + np.trace(hat)
+
+
+def draw(n, m, d, seed):
+    g = rng(seed)
+    z = sparse_codes(n, m, int(torch.randint(1, min(m, 8) + 1, (), generator=g)), seed)
+    truth = torch.randn(m, d, generator=g, dtype=torch.float64)
+    x = 3 + z @ truth + 0.5 * torch.randn(n, d, generator=g, dtype=torch.float64)
+    return z, x, torch.randn(m, d, generator=g, dtype=torch.float64), torch.randn(m, d, generator=g, dtype=torch.float64)
+
+
+@given(**sizes, with_prior=st.booleans(), prox=st.sampled_from([0.0, 0.0, 0.3, 10.0]))
+def test_score_equals_its_definition(n, m, d, seed, with_prior, prox):
+    z, x, Q, W = draw(n, m, d, seed)
+    stats = stats_of(z, x)
+    found = gcv_ridge(stats, Q if with_prior else None, prox=prox, previous=W, n_grid=21)
+    Qn = Q.numpy() if with_prior else np.zeros((m, d))
+    eig = np.linalg.eigvalsh(((z - z.mean(0)).T @ (z - z.mean(0))).numpy())
+    for ridge, score in found.path:
+        # the explicit inverse is accurate only for well-conditioned systems
+        if math.isinf(ridge) or (ridge + prox) > 1e-5 * eig[-1]:
+            expected, _ = explicit_score(z.numpy(), x.numpy(), ridge, Qn, prox, W.numpy())
+            assert score == pytest.approx(expected, rel=1e-5)
+    if math.isinf(found.ridge) or (found.ridge + prox) > 1e-5 * eig[-1]:
+        expected, df = explicit_score(z.numpy(), x.numpy(), found.ridge, Qn, prox, W.numpy())
+        assert found.score == pytest.approx(expected, rel=1e-5)
+        assert found.df == pytest.approx(df, rel=1e-6)
+    assert found.score == min(score for _, score in found.path)
+
+
+@given(**sizes)
+def test_the_choice_does_not_fall_to_zero_when_samples_are_few(n, m, d, seed):
+    """Noise alone: with as many latents as samples an interpolating solve must not look best."""
+    z = torch.rand(n, n + m, generator=rng(seed), dtype=torch.float64)
+    x = torch.randn(n, 5, generator=rng(seed + 1), dtype=torch.float64)
+    stats = stats_of(z, x)
+    found = gcv_ridge(stats)
+    W, _ = solve_decoder(stats, ridge=found.ridge)
+    fitted = (z - z.mean(0)) @ W
+    assert math.isinf(found.ridge) or float(fitted.square().sum()) < float((x - x.mean(0)).square().sum())
+    assert found.df < n
+
+
+@given(**sizes, inflation=st.sampled_from([1.4, 3.0]))
+def test_inflation_never_lowers_the_ridge(n, m, d, seed, inflation):
+    z, x, Q, _ = draw(n, m, d, seed)
+    stats = stats_of(z, x)
+    plain, inflated = gcv_ridge(stats, Q, n_grid=21), gcv_ridge(stats, Q, inflation=inflation, n_grid=21)
+    assert inflated.ridge >= plain.ridge * (1 - 1e-9)
+
+
+def test_recovers_the_oracle_ridge_to_a_factor():
+    """On a linear model the chosen ridge's true risk is close to the best risk over the path."""
+    g = rng(3)
+    z = sparse_codes(150, 60, 8, 3)
+    truth = 0.5 * torch.randn(60, 20, generator=g, dtype=torch.float64)
+    x = z @ truth + torch.randn(150, 20, generator=g, dtype=torch.float64)
+    stats = stats_of(z, x)
+    found = gcv_ridge(stats)
+
+    def risk(ridge: float) -> float:
+        W, b = solve_decoder(stats, ridge=ridge)
+        return float((z @ (W - truth) + b).square().mean())
+
+    assert risk(found.ridge) < 1.1 * min(risk(ridge) for ridge, _ in found.path)
+
+
+def test_infinity_is_chosen_when_the_prior_is_the_truth():
+    z = sparse_codes(40, 30, 5, 1)
+    Q = torch.randn(30, 6, generator=rng(2), dtype=torch.float64)
+    noise = torch.randn(40, 6, generator=rng(3), dtype=torch.float64)
+    found = gcv_ridge(stats_of(z, z @ Q + noise), Q)
+    assert found.df < 5
+    exact = gcv_ridge(stats_of(z, z @ Q + 1), Q)
+    assert math.isinf(exact.ridge)
+    assert exact.score < 1e-12

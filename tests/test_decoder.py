@@ -1,0 +1,159 @@
+"""DecoderStats and solves: errors, dtypes, special strengths. The mathematics is in tests/properties."""
+
+from __future__ import annotations
+
+import math
+
+import numpy as np
+import pytest
+import torch
+
+from splinterp.decoder import DecoderSolution, DecoderStats, gcv_ridge, optimality_residual, solve_decoder, solve_scales, tied_scale
+from tests.helpers import rng, sparse_codes, stats_of
+
+
+def problem(n=50, m=9, d=4):
+    z = sparse_codes(n, m, 3, 1)
+    x = z @ torch.randn(m, d, generator=rng(1), dtype=torch.float64) + 2
+    return z, x + torch.randn(n, d, generator=rng(2), dtype=torch.float64)
+
+
+def test_accepts_numpy_and_half_precision():
+    z, x = problem()
+    exact = solve_decoder(stats_of(z, x), ridge=1.0)
+    from_numpy = solve_decoder(DecoderStats(9, 4).update(z.numpy(), x.numpy()), ridge=1.0)
+    torch.testing.assert_close(from_numpy.W_dec, exact.W_dec)
+    half = solve_decoder(DecoderStats(9, 4).update(z.half(), x.half()), ridge=1.0)
+    torch.testing.assert_close(half.W_dec, exact.W_dec, atol=2e-2, rtol=0)
+
+
+def test_float32_sums_do_not_cancel_on_data_far_from_zero():
+    z, x = problem(2000)
+    z, x = z + 100, x + 1e4
+    exact = solve_decoder(stats_of(z, x), ridge=1.0)
+    single = DecoderStats(9, 4, dtype=torch.float32)
+    for part_z, part_x in zip(z.float().split(100), x.float().split(100), strict=True):
+        single.update(part_z, part_x)
+    found = solve_decoder(single, ridge=1.0)
+    assert found.W_dec.dtype == torch.float32
+    torch.testing.assert_close(found.W_dec.double(), exact.W_dec, atol=2e-2, rtol=0)
+
+
+def test_extreme_strengths():
+    z, x = problem()
+    stats = stats_of(z, x)
+    Q = torch.randn(9, 4, generator=rng(3), dtype=torch.float64)
+    at_infinity = solve_decoder(stats, ridge=math.inf, prior=Q)
+    assert torch.equal(at_infinity.W_dec, Q)
+    torch.testing.assert_close(at_infinity.b_dec, (x - z @ Q).mean(0))
+    torch.testing.assert_close(solve_decoder(stats, ridge=1e12, prior=Q).W_dec, Q, atol=1e-8, rtol=0)
+    no_bias = solve_decoder(stats, ridge=0.5, bias_ridge=math.inf)
+    assert float(no_bias.b_dec.abs().max()) == 0
+    expected = torch.linalg.solve(z.T @ z + 0.5 * torch.eye(9, dtype=torch.float64), z.T @ x)
+    torch.testing.assert_close(no_bias.W_dec, expected)
+    b = torch.full((4,), 7.0, dtype=torch.float64)
+    kept = solve_decoder(stats, ridge=1.0, bias_prox=1e12, previous=(Q, b))
+    torch.testing.assert_close(kept.b_dec, b, atol=1e-6, rtol=0)
+
+
+def test_each_strength_changes_the_result():
+    z, x = problem()
+    stats = stats_of(z, x)
+    previous = (torch.ones(9, 4, dtype=torch.float64), torch.ones(4, dtype=torch.float64))
+    plain = solve_decoder(stats, ridge=1.0)
+    for options in (
+        {"ridge": 2.0}, {"bias_ridge": 1.0}, {"prox": 1.0, "previous": previous}, {"bias_prox": 1.0, "previous": previous},
+        {"prior": previous[0]},
+    ):  # fmt: skip
+        other = solve_decoder(stats, **{"ridge": 1.0, **options})
+        assert float((other.W_dec - plain.W_dec).abs().max()) > 1e-6, options
+
+
+def test_the_cached_spectrum_and_cholesky_agree_and_updates_drop_the_cache():
+    z, x = problem()
+    stats = stats_of(z, x)
+    by_cholesky = solve_decoder(stats, ridge=0.7)
+    gcv_ridge(stats)
+    torch.testing.assert_close(solve_decoder(stats, ridge=0.7).W_dec, by_cholesky.W_dec)
+    stats.update(z, 2 * x)
+    fresh = DecoderStats(9, 4).update(z, x).update(z, 2 * x)
+    torch.testing.assert_close(solve_decoder(stats, ridge=0.7).W_dec, solve_decoder(fresh, ridge=0.7).W_dec)
+
+
+def test_scales_against_lstsq():
+    z, x = problem(80)
+    rows = torch.randn(9, 4, generator=rng(4), dtype=torch.float64)
+    stats = stats_of(z, x)
+    zc, xc = (z - z.mean(0)).numpy(), (x - x.mean(0)).numpy()
+    design = np.einsum("nm,md->ndm", zc, rows.numpy()).reshape(-1, 9)
+    expected = np.linalg.lstsq(design, xc.reshape(-1), rcond=None)[0]
+    np.testing.assert_allclose(solve_scales(stats, rows, torch.ones(9)).numpy(), expected, rtol=1e-8)
+    common = np.linalg.lstsq(design.sum(1, keepdims=True), xc.reshape(-1), rcond=None)[0]
+    assert tied_scale(stats, rows) == pytest.approx(float(common[0]))
+
+
+def test_scales_of_dead_latents_stay():
+    z, x = problem(80)
+    z[:, 3] = 0
+    start = torch.arange(9, dtype=torch.float64)
+    assert float(solve_scales(stats_of(z, x), torch.ones(9, 4, dtype=torch.float64), start)[3]) == pytest.approx(3.0)
+    dead = stats_of(torch.zeros_like(z), x)
+    assert tied_scale(dead, torch.ones(9, 4, dtype=torch.float64), fallback=0.5) == 0.5
+    torch.testing.assert_close(solve_scales(dead, torch.ones(9, 4, dtype=torch.float64), start), start)
+
+
+def test_gcv_of_dead_codes_is_the_prior_alone():
+    x = torch.randn(10, 4, generator=rng(), dtype=torch.float64)
+    found = gcv_ridge(stats_of(torch.zeros(10, 9, dtype=torch.float64), x))
+    assert found.ridge == math.inf
+    assert found.df == 1
+    assert found.path == ()
+    deviation = float((x - x.mean(0)).square().sum())
+    assert found.score == pytest.approx(deviation / 10 / (9 / 10) ** 2)
+
+
+def test_an_empty_batch_changes_nothing():
+    z, x = problem()
+    stats = stats_of(z, x)
+    before = stats.gram.clone()
+    stats.update(z[:0], x[:0])
+    stats.merge(DecoderStats(9, 4))
+    assert torch.equal(stats.gram, before)
+    assert stats.n_samples == 50
+
+
+def test_errors():
+    z, x = problem()
+    stats = stats_of(z, x)
+    W, b = torch.zeros(9, 4), torch.zeros(4)
+    with pytest.raises(ValueError, match="statistics are empty"):
+        solve_decoder(DecoderStats(9, 4), ridge=1.0)
+    with pytest.raises(ValueError, match="statistics are empty"):
+        gcv_ridge(DecoderStats(9, 4))
+    with pytest.raises(ValueError, match="at least 2 samples"):
+        gcv_ridge(stats_of(z[:1], x[:1]))
+    with pytest.raises(ValueError, match=r"prox=1.0.*pass previous=\(W_dec, b_dec\)"):
+        solve_decoder(stats, ridge=1.0, prox=1.0)
+    with pytest.raises(ValueError, match="pass previous=W_dec"):
+        gcv_ridge(stats, prox=1.0)
+    with pytest.raises(ValueError, match="ridge=-1"):
+        solve_decoder(stats, ridge=-1.0)
+    with pytest.raises(ValueError, match="ridge=nan"):
+        solve_decoder(stats, ridge=math.nan)
+    with pytest.raises(ValueError, match="must be finite"):
+        solve_decoder(stats, ridge=1.0, prox=math.inf, previous=(W, b))
+    with pytest.raises(ValueError, match="prior has 8 rows but n_latents=9"):
+        solve_decoder(stats, ridge=1.0, prior=W[:8])
+    with pytest.raises(ValueError, match="inflation=0.5"):
+        gcv_ridge(stats, inflation=0.5)
+    with pytest.raises(ValueError, match="acts has 50 rows and x has 49"):
+        stats.update(z, x[1:])
+    with pytest.raises(ValueError, match="acts has 8 columns but 9"):
+        stats.update(z[:, :8], x)
+    with pytest.raises(ValueError, match="1 non-finite"):
+        stats.update(z, x.clone().index_put_((torch.tensor([2]), torch.tensor([1])), torch.tensor(math.nan, dtype=torch.float64)))
+    with pytest.raises(ValueError, match="cannot merge"):
+        stats.merge(DecoderStats(8, 4))
+    with pytest.raises(ValueError, match="n_latents=0"):
+        DecoderStats(0, 4)
+    assert optimality_residual(stats, DecoderSolution(W.double(), b.double()), ridge=math.inf) == 0.0

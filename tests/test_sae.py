@@ -1,0 +1,163 @@
+from __future__ import annotations
+
+import json
+
+import numpy as np
+import pytest
+import torch
+
+from splinterp import PAMSGD, SAE, TopK, fit
+from splinterp.data import Standardizer
+from tests.helpers import ACTIVATIONS, DECODERS, make_sae, rng, samples
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_forward_is_the_formula(activation, decoder):
+    sae = make_sae(activation, decoder, b_pre=True)
+    with torch.no_grad():
+        for p in sae.parameters():
+            p.add_(0.1 * torch.randn(p.shape, generator=rng(5)))
+    x = samples(20)
+    out = sae(x)
+    pre = (x - sae.b_pre) @ sae.W_enc + sae.b_enc
+    torch.testing.assert_close(out.pre_acts, pre)
+    torch.testing.assert_close(out.acts, sae.activation(pre))
+    torch.testing.assert_close(out.x_hat, out.acts @ sae.W_dec + sae.b_dec)
+    torch.testing.assert_close(sae.decode(sae.encode(x)), out.x_hat)
+
+
+def test_kinds_of_decoder():
+    free, tied, residual = (make_sae(decoder=d) for d in DECODERS)
+    for sae in (free, tied, residual):
+        torch.testing.assert_close(sae.W_enc, free.W_enc, rtol=0, atol=0)
+        torch.testing.assert_close(sae.W_dec, sae.W_enc.T, rtol=0, atol=0)
+    assert set(dict(free.named_parameters())) == {"W_enc", "b_enc", "b_dec", "W_dec"}
+    assert set(dict(tied.named_parameters())) == {"W_enc", "b_enc", "b_dec"}
+    assert set(dict(residual.named_parameters())) == {"W_enc", "b_enc", "b_dec", "residual"}
+    with torch.no_grad():
+        residual.residual.add_(1)
+    torch.testing.assert_close(residual.W_dec, residual.W_enc.T + 1)
+    scaled = make_sae(decoder="tied", tie_scale=True)
+    with torch.no_grad():
+        scaled.scale.mul_(2)
+    torch.testing.assert_close(scaled.W_dec, 2 * scaled.W_enc.T)
+
+
+def test_initial_scales():
+    g = rng(0)
+    unit = SAE(400, 300, TopK(3), generator=g)
+    assert float(unit.W_enc.detach().std()) == pytest.approx(400**-0.5, rel=0.02)
+    paper = SAE(400, 300, TopK(3), init="mnist-paper", init_dec="random", generator=rng(0))
+    assert float(paper.W_enc.detach().std()) == pytest.approx(0.1, rel=0.02)
+    assert float(paper.W_dec.detach().std()) == pytest.approx(0.01, rel=0.02)
+    torch.testing.assert_close(paper.W_enc * 400**-0.5 / 0.1, unit.W_enc)
+    for p in (unit.b_enc, unit.b_dec):
+        assert float(p.detach().abs().sum()) == 0
+
+
+def test_same_seed_same_bits_and_global_random_state_untouched():
+    before = torch.random.get_rng_state()
+    a, b, c = make_sae(seed=3), make_sae(seed=3), make_sae(seed=4)
+    default, again = SAE(8, 12, TopK(3)), SAE(8, 12, TopK(3))
+    assert torch.equal(torch.random.get_rng_state(), before)
+    assert torch.equal(a.W_enc, b.W_enc)
+    assert torch.equal(default.W_enc, again.W_enc)
+    assert not torch.equal(a.W_enc, c.W_enc)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_save_and_load(tmp_path, activation, decoder):
+    sae = make_sae(activation, decoder, b_pre=True, tie_scale=decoder != "free", dtype=torch.float64)
+    x = samples(60, dtype=torch.float64)
+    standardizer = Standardizer("per_feature").fit(x)
+    fit(sae, x, PAMSGD(lr=1e-2), epochs=2)
+    sae.save(tmp_path / "new" / "sae", standardizer)
+    loaded = SAE.load(tmp_path / "new" / "sae")
+    sae.eval()
+    assert not loaded.training
+    for a, b in zip(sae(x), loaded(x), strict=True):
+        assert torch.equal(a, b)
+    assert set(sae.state_dict()) == set(loaded.state_dict())
+    back = Standardizer.load(tmp_path / "new" / "sae")
+    assert torch.equal(back.transform(x), standardizer.transform(x))
+    assert not list((tmp_path / "new" / "sae").glob(".*"))
+
+
+def test_load_names_what_is_wrong(tmp_path):
+    sae = make_sae()
+    sae.save(tmp_path)
+    config = json.loads((tmp_path / "sae.json").read_text())
+    (tmp_path / "sae.json").write_text(json.dumps({**config, "n_latents": 13}))
+    with pytest.raises(ValueError, match=r"do not fit sae\.json"):
+        SAE.load(tmp_path)
+    (tmp_path / "sae.json").write_text(json.dumps({**config, "format": "other"}))
+    with pytest.raises(ValueError, match="not of the format"):
+        SAE.load(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        SAE.load(tmp_path / "nowhere")
+
+
+def test_conversion_of_input():
+    sae = make_sae()
+    x = samples(5)
+    expected = sae(x).x_hat
+    torch.testing.assert_close(sae(x.numpy()).x_hat, expected)
+    torch.testing.assert_close(sae(x.double()).x_hat, expected)
+    assert sae(x.half()).x_hat.dtype == torch.float32
+    torch.testing.assert_close(sae(np.asfortranarray(x.numpy())).x_hat, expected)
+
+
+def test_input_errors_say_what_to_do():
+    sae = make_sae()
+    with pytest.raises(ValueError, match=r"9 columns but 8 are expected.*reshape to \(n, 8\)"):
+        sae(torch.zeros(4, 9))
+    with pytest.raises(ValueError, match=r"shape \(4, 2, 4\).*reshape to \(4, 8\)"):
+        sae(torch.zeros(4, 2, 4))
+    with pytest.raises(ValueError, match="samples are rows"):
+        sae(torch.zeros(8))
+    with pytest.raises(TypeError, match=r"torch.uint8.*float\(\) / 255"):
+        sae(torch.zeros(4, 8, dtype=torch.uint8))
+    with pytest.raises(TypeError, match="int64.*astype"):
+        sae(np.zeros((4, 8), dtype=np.int64))
+    bad = torch.zeros(4, 8)
+    bad[1, 2], bad[3, 0] = float("nan"), float("inf")
+    with pytest.raises(ValueError, match=r"2 non-finite entries, the first at index \(1, 2\)"):
+        sae(bad)
+    with pytest.raises(ValueError, match="on meta but the SAE is on cpu"):
+        sae(torch.zeros(4, 8, device="meta"))
+    assert torch.isfinite(sae(torch.full((2, 8), 1e38)).pre_acts).any()  # a sum that overflows is not an error
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"decoder": "loose"}, "known: 'free', 'tied', 'tied_residual'"),
+        ({"init": "big"}, "init='big' is unknown"),
+        ({"init_dec": "zero"}, "init_dec='zero' is unknown"),
+        ({"decoder": "tied", "init_dec": "random"}, "needs decoder='free'"),
+        ({"tie_scale": True}, "tie_scale=True needs"),
+        ({"m": 2}, "k=3 is larger than n_latents=2"),
+        ({"d": 0}, "d_in=0 must be at least 1"),
+    ],
+)
+def test_constructor_errors(options, message):
+    with pytest.raises(ValueError, match=message):
+        make_sae(**options)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_permuting_latents_permutes_nothing_else(decoder):
+    sae = make_sae(decoder=decoder)
+    order = torch.randperm(12, generator=rng(9))
+    other = make_sae(decoder=decoder)
+    state = {k: v.clone() for k, v in sae.state_dict().items()}
+    for name in ("residual", "W_dec"):
+        if name in state:
+            state[name] = state[name][order]
+    state["W_enc"], state["b_enc"] = state["W_enc"][:, order], state["b_enc"][order]
+    other.load_state_dict(state)
+    x = samples(30)
+    torch.testing.assert_close(other(x).acts, sae(x).acts[:, order])
+    torch.testing.assert_close(other(x).x_hat, sae(x).x_hat)
