@@ -16,7 +16,9 @@ def main(argv: list[str]) -> int:
     if not argv or argv[0] not in EXPERIMENTS:
         if argv and argv[0] not in ("-h", "--help"):
             print(f"unknown experiment {argv[0]!r}\n", file=sys.stderr)
-        print("usage: python -m experiments NAME [options]\n\n" + "\n".join(f"  {n:8}{text}" for n, text in EXPERIMENTS.items()))
+        print(
+            "usage: python -m experiments NAME [options]\n\n" + "\n".join(f"  {n:8}{text}" for n, text in EXPERIMENTS.items())
+        )
         return 0 if argv and argv[0] in ("-h", "--help") else 2
     importlib.import_module(f"experiments.{argv[0]}").command(argv[1:])
     return 0

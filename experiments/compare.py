@@ -48,7 +48,7 @@ def log_ratio(ours: Sequence[float], control: Sequence[float]) -> Interval:
 
 
 def verdict(ratio: Interval) -> str:
-    """"worse" (interval above 0), "better" (below 0), "not worse" (upper end below log 1.01), else "undecided"."""
+    """ "worse" (interval above 0), "better" (below 0), "not worse" (upper end below log 1.01), else "undecided"."""
     if math.isnan(ratio.half):
         return "undecided"
     if ratio.low > 0:

@@ -26,7 +26,9 @@ PARTS = ("sizes", "relu", "variants", "ridge")
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     """Command line of `python -m experiments mnist`."""
-    parser = argparse.ArgumentParser(prog="python -m experiments mnist", description=__doc__, formatter_class=argparse.RawTextHelpFormatter)
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments mnist", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
     parser.add_argument("--preset", choices=("controlled", "paper"), default="controlled")
     parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="parts of the controlled preset")
     parser.add_argument("--data-dir", help="folder with the four MNIST files (default: $SPLINTERP_DATA, else download)")
@@ -34,9 +36,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     return parser.parse_args(argv)
 
 
-def run_preset(
-    config: Config | PaperConfig, store: RecordStore, parts: Iterable[str], **how: Any
-) -> dict[str, Any]:
+def run_preset(config: Config | PaperConfig, store: RecordStore, parts: Iterable[str], **how: Any) -> dict[str, Any]:
     """Carry out what is missing; returns the content of the results file: config, rows and (controlled) verdicts."""
 
     def complete(runs: Iterable[Run], label: str) -> None:

@@ -82,9 +82,7 @@ def plan(config: PaperConfig) -> list[tuple[str, str, Any, Run]]:
     return points
 
 
-def run_paper(
-    config: PaperConfig, store: RecordStore, complete: Callable[[Iterable[Run], str], None]
-) -> list[dict[str, Any]]:
+def run_paper(config: PaperConfig, store: RecordStore, complete: Callable[[Iterable[Run], str], None]) -> list[dict[str, Any]]:
     """Carry out the published comparison; returns its table rows."""
     points = plan(config)
     complete([replace(run, seed=seed) for _, _, _, run in points for seed in config.seeds], "paper")

@@ -59,7 +59,9 @@ def size_tables(results: dict[str, Any], markdown: bool = False) -> str:
                 )  # fmt: skip
                 first = here[methods[0]]
                 values = [with_interval(here[m]["fvu"]) for m in methods]
-                lines.append([n_train, first["steps"], *values, found["control"], percent(found["log_ratio"]), found["verdict"]])
+                lines.append(
+                    [n_train, first["steps"], *values, found["control"], percent(found["log_ratio"]), found["verdict"]]
+                )
             header = ["images", "steps", *methods, "best control", "PAM against it", "verdict"]
             parts.append(f"{activation}, {title}: test FVU, mean ± 95 % interval\n\n{table(header, lines, markdown)}")
     return "\n\n".join(parts)
@@ -72,7 +74,9 @@ def part_table(results: dict[str, Any], part: str, markdown: bool = False) -> st
         if row["part"] == part:
             setting = row.get("setting")
             if setting is None:
-                setting = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.get("options", {}).items())
+                setting = ", ".join(
+                    f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.get("options", {}).items()
+                )
             lines.append([
                 row["activation"], row["n_train"], row.get("budget", ""), row["method"], setting, row.get("lr", ""),
                 with_interval(row["fvu"]), f"{row['l0']:.1f}", f"{row['frac_dead']:.2f}",

@@ -16,7 +16,6 @@ import splinterp
 from splinterp import PAMSGD, SAE, SGD, DivergenceError, fit
 from splinterp.data import Standardizer, load_digits, load_mnist
 from splinterp.metrics import evaluate
-from splinterp.training import GradientOptions
 
 VALIDATION = {"mnist": 5_000, "digits": 237}
 SPLIT_SEED = 2025
@@ -31,7 +30,13 @@ METHODS: dict[str, dict[str, Any]] = {
     "PAM": {"method": PAMSGD, "decoder": "tied_residual"},
     # other variants of PAM, reported apart
     "PAM published": {"method": PAMSGD.published, "decoder": "free", "init_dec": "random", "schedule": "cosine"},
-    "PAM joint bias": {"method": PAMSGD.published, "decoder": "free", "init_dec": "random", "schedule": "cosine", "bias": "joint"},
+    "PAM joint bias": {
+        "method": PAMSGD.published,
+        "decoder": "free",
+        "init_dec": "random",
+        "schedule": "cosine",
+        "bias": "joint",
+    },
     "PAM encoder-only, GCV": {"method": PAMSGD, "decoder": "free", "init_dec": "random", "gradient": "encoder"},
     "PAM untied, GCV": {"method": PAMSGD, "decoder": "free", "init_dec": "transpose"},
     "PAM encoder-only tied-residual": {"method": PAMSGD, "decoder": "tied_residual", "gradient": "encoder"},
@@ -100,7 +105,7 @@ def pool_size(data: str) -> int:
     return {"mnist": 60_000, "digits": 1_437}[data] - VALIDATION[data]
 
 
-def build(run: Run, d_in: int, device: str = "cpu") -> tuple[SAE, GradientOptions]:
+def build(run: Run, d_in: int, device: str = "cpu") -> tuple[SAE, SGD | PAMSGD]:
     """The SAE and the method of a run."""
     recipe = {**METHODS[run.method], **dict(run.options)}
     make = recipe.pop("method")
@@ -135,7 +140,14 @@ def execute(run: Run, data_dir: str | None = None, device: str = "cpu") -> dict[
         )  # fmt: skip
     except DivergenceError as error:
         worst = {"fvu": math.inf, "l0": math.nan, "frac_dead": math.nan}
-        return {**record, "diverged_at": error.step, "val_last": math.inf, "val_best": math.inf, "test_last": worst, "test_best": worst}
+        return {
+            **record,
+            "diverged_at": error.step,
+            "val_last": math.inf,
+            "val_best": math.inf,
+            "test_last": worst,
+            "test_best": worst,
+        }
     last = result.history[-1]
     best = min(result.history, key=lambda row: row["val_fvu"])
     record |= {

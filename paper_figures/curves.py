@@ -6,11 +6,12 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.compare import t_interval
-from paper_figures.style import COLUMN, METHOD_STYLES, PAGE, label, legend_below, plt
+from paper_figures.style import COLUMN, METHOD_STYLES, PAGE, label, legend_below
 
 Row = dict[str, Any]
 
@@ -105,7 +106,7 @@ def variants(results: Row) -> tuple[Figure, str]:
     for j, method in enumerate(methods):
         x, points = [], []
         for i, key in enumerate(keys):
-            for row in (ours if method == "PAM" else rows):
+            for row in ours if method == "PAM" else rows:
                 if (row["activation"], row["budget"], row["n_train"]) == key and row["method"] == method:
                     x.append(i + (j - (len(methods) - 1) / 2) * 0.12)
                     points.append({**row, "fvu": row["fvu"][: len(seeds)]})

@@ -10,13 +10,13 @@ from typing import Any
 import matplotlib as mpl
 
 mpl.use("Agg")
-from matplotlib import pyplot as plt  # noqa: E402
-from matplotlib.figure import Figure  # noqa: E402
+from matplotlib import pyplot as plt
+from matplotlib.figure import Figure
 
 COLUMN, PAGE = 3.4, 7.0
 """Widths of one column and of the page, in inches."""
 
-RC = {
+RC: Any = {
     "font.size": 8, "axes.titlesize": 8, "axes.labelsize": 8, "legend.fontsize": 7, "xtick.labelsize": 7, "ytick.labelsize": 7,
     "axes.spines.top": False, "axes.spines.right": False, "axes.grid": True, "grid.alpha": 0.25, "grid.linewidth": 0.5,
     "lines.linewidth": 1.2, "lines.markersize": 4, "legend.frameon": False, "figure.dpi": 200, "savefig.dpi": 200,

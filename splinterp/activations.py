@@ -88,7 +88,7 @@ class _Jump(torch.autograd.Function):
         return u * (u > theta)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         u, theta = ctx.saved_tensors
         window = ((u - theta).abs() < ctx.bandwidth / 2) / ctx.bandwidth
         return grad * (u > theta), (-theta * window * grad).sum_to_size(theta.shape), None
@@ -104,7 +104,7 @@ class _Count(torch.autograd.Function):
         return (u > theta).to(u.dtype)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:  # type: ignore[override]
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         u, theta = ctx.saved_tensors
         window = ((u - theta).abs() < ctx.bandwidth / 2) / ctx.bandwidth
         return torch.zeros_like(u), (-window * grad).sum_to_size(theta.shape), None

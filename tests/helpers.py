@@ -20,7 +20,7 @@ def rng(seed: int = 0) -> torch.Generator:
 def samples(n: int = 200, d: int = 8, seed: int = 0, dtype: torch.dtype = torch.float32) -> torch.Tensor:
     """Low-rank data plus noise, with a mean away from 0."""
     g = rng(seed)
-    basis = torch.randn(4, d, generator=g, dtype=torch.float64)
+    basis = torch.randn(4, d, generator=rng(12), dtype=torch.float64)  # one distribution for all seeds
     x = torch.randn(n, 4, generator=g, dtype=torch.float64).relu() @ basis
     return (x + 0.1 * torch.randn(n, d, generator=g, dtype=torch.float64) + 0.5).to(dtype)
 

@@ -8,7 +8,15 @@ import numpy as np
 import pytest
 import torch
 
-from splinterp.decoder import DecoderSolution, DecoderStats, gcv_ridge, optimality_residual, solve_decoder, solve_scales, tied_scale
+from splinterp.decoder import (
+    DecoderSolution,
+    DecoderStats,
+    gcv_ridge,
+    optimality_residual,
+    solve_decoder,
+    solve_scales,
+    tied_scale,
+)
 from tests.helpers import rng, sparse_codes, stats_of
 
 
@@ -151,7 +159,9 @@ def test_errors():
     with pytest.raises(ValueError, match="acts has 8 columns but 9"):
         stats.update(z[:, :8], x)
     with pytest.raises(ValueError, match="1 non-finite"):
-        stats.update(z, x.clone().index_put_((torch.tensor([2]), torch.tensor([1])), torch.tensor(math.nan, dtype=torch.float64)))
+        stats.update(
+            z, x.clone().index_put_((torch.tensor([2]), torch.tensor([1])), torch.tensor(math.nan, dtype=torch.float64))
+        )
     with pytest.raises(ValueError, match="cannot merge"):
         stats.merge(DecoderStats(8, 4))
     with pytest.raises(ValueError, match="n_latents=0"):

@@ -16,7 +16,15 @@ from torch import nn
 
 from splinterp._checks import at_least, one_of
 from splinterp._typing import ArrayLike, Tensor
-from splinterp.decoder import DecoderSolution, DecoderStats, gcv_ridge, optimality_residual, solve_decoder, solve_scales, tied_scale
+from splinterp.decoder import (
+    DecoderSolution,
+    DecoderStats,
+    gcv_ridge,
+    optimality_residual,
+    solve_decoder,
+    solve_scales,
+    tied_scale,
+)
 from splinterp.sae import SAE
 from splinterp.training.base import GradientOptions, SAELike, TrainState, training_data
 
@@ -105,6 +113,8 @@ class PAMSGD(GradientOptions):
                 raise ValueError("ridge='gcv' assumes an unpenalised joint bias: set bias_ridge=0, bias_prox=0, bias='joint'")
         else:
             at_least("ridge", self.ridge, 0.0)
+            if self.gcv_inflation != 1:
+                raise ValueError(f"gcv_inflation={self.gcv_inflation} acts only with ridge='gcv', not ridge={self.ridge}")
         if self.bias == "separate" and (self.bias_ridge or self.bias_prox):
             raise ValueError("bias='separate' takes no bias_ridge or bias_prox")
         if self.decoder_every is not None:
@@ -179,7 +189,7 @@ class PAMSGD(GradientOptions):
     @torch.no_grad()
     def decoder_step(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
         """Solve for the decoder exactly on all samples of `batches`, in one pass. Raises ValueError if there are none."""
-        W_dec, b_dec = sae.W_dec, sae.b_dec
+        W_dec = sae.W_dec
         stats = DecoderStats(*W_dec.shape, dtype=self.stats_dtype, device=W_dec.device)
         for x in batches:
             x = x.to(device=W_dec.device, dtype=W_dec.dtype)

@@ -11,7 +11,9 @@ from tests.helpers import samples
 def test_against_scikit_learn():
     x, other = samples(80, dtype=torch.float64), samples(20, seed=1, dtype=torch.float64)
     scaler = StandardScaler().fit(x.numpy())
-    torch.testing.assert_close(Standardizer("per_feature").fit(x).transform(other), torch.from_numpy(scaler.transform(other.numpy())))
+    torch.testing.assert_close(
+        Standardizer("per_feature").fit(x).transform(other), torch.from_numpy(scaler.transform(other.numpy()))
+    )
     unit = torch.from_numpy(Normalizer().transform(other.numpy()))
     torch.testing.assert_close(Standardizer("unit_norm").fit(x).transform(other), unit)
     one = Standardizer("global").fit(x)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 
 import numpy as np
@@ -42,7 +43,7 @@ def stacked(z, x, ridge, bias_ridge, prox, bias_prox, W, b, Q):
     return np.concatenate(left), np.concatenate(right)
 
 
-def objective(left, right, W, b):
+def stacked_objective(left, right, W, b):
     return float(((left @ np.r_[W, b[None]] - right) ** 2).sum())
 
 
@@ -54,8 +55,8 @@ def test_equals_lstsq_on_the_stacked_system(n, m, d, seed, ridge, bias_ridge, pr
     )
     left, right = stacked(*(t.numpy() for t in (z, x)), ridge, bias_ridge, prox, bias_prox, *(t.numpy() for t in (W, b, Q)))
     expected = np.linalg.lstsq(left, right, rcond=None)[0]
-    best = objective(left, right, expected[:-1], expected[-1])
-    ours = objective(left, right, found.W_dec.numpy(), found.b_dec.numpy())
+    best = stacked_objective(left, right, expected[:-1], expected[-1])
+    ours = stacked_objective(left, right, found.W_dec.numpy(), found.b_dec.numpy())
     assert ours <= best + 1e-12 * (right**2).sum()
     if ridge + prox >= 1e-3:
         scale = max(1.0, np.abs(expected).max())
@@ -82,12 +83,12 @@ def test_sufficient_decrease(n, m, d, seed, ridge, prox, bias_prox):
     """F(new) + prox |move of W|^2 + bias_prox |move of b|^2 <= F(old), at a fixed ridge."""
     z, x, W, b, Q = problem(n, m, d, seed)
 
-    def F(W, b):
+    def objective(W, b):
         return float((x - z @ W - b).square().sum() + ridge * (W - Q).square().sum())
 
     new = solve_decoder(stats_of(z, x), ridge=ridge, prox=prox, bias_prox=bias_prox, previous=(W, b), prior=Q)
     move = prox * (new.W_dec - W).square().sum() + bias_prox * (new.b_dec - b).square().sum()
-    assert F(new.W_dec, new.b_dec) + float(move) <= F(W, b) * (1 + 1e-12) + 1e-9
+    assert objective(new.W_dec, new.b_dec) + float(move) <= objective(W, b) * (1 + 1e-12) + 1e-9
 
 
 @given(**sizes, cuts=st.lists(st.floats(0, 1), max_size=4))
@@ -98,7 +99,7 @@ def test_streaming_merging_and_one_shot_agree(n, m, d, seed, cuts):
     edges = sorted({0, n, *(int(c * n) for c in cuts)})
     streamed = DecoderStats(m, d)
     parts = []
-    for a, b in zip(edges, edges[1:], strict=False):
+    for a, b in itertools.pairwise(edges):
         streamed.update(z[a:b], x[a:b])
         parts.append(stats_of(z[a:b], x[a:b]))
     merged = DecoderStats(m, d)
@@ -126,7 +127,7 @@ def test_optimality_residual_is_zero_at_the_solution_only(n, m, d, seed, ridge, 
 
 @given(**sizes, ridge=st.sampled_from([0.0, 1.0]))
 def test_permuting_latents_permutes_the_rows(n, m, d, seed, ridge):
-    z, x, W, b, Q = problem(n, m, d, seed)
+    z, x, _, _, Q = problem(n, m, d, seed)
     order = torch.randperm(m, generator=rng(seed))
     plain = solve_decoder(stats_of(z, x), ridge=ridge + 1e-3, prior=Q)
     permuted = solve_decoder(stats_of(z[:, order], x), ridge=ridge + 1e-3, prior=Q[order])

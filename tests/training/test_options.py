@@ -1,0 +1,170 @@
+"""Every option has one definition and default for all methods, and every option changes the result."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+from splinterp import PAMSGD, SGD, DivergenceError, fit
+from splinterp.training import GradientOptions
+from tests.helpers import ACTIVATIONS, DECODERS, make_sae, rng, samples
+
+
+def trained(method, activation="ReLU", decoder="free", epochs=2, batch_size=64, **sae_options):
+    sae = make_sae(activation, decoder, **sae_options)
+    fit(sae, samples(), method, epochs=epochs, batch_size=batch_size, generator=rng(3))
+    return sae
+
+
+def same(a, b) -> bool:
+    return all(torch.equal(p, q) for p, q in zip(a.state_dict().values(), b.state_dict().values(), strict=True))
+
+
+def test_shared_options_have_one_definition_and_default():
+    shared = {f.name: f for f in dataclasses.fields(GradientOptions)}
+    assert {"lr", "optimizer", "betas", "schedule", "clip", "weight_decay", "l1", "l0"} <= set(shared)
+    for cls in (SGD, PAMSGD):
+        own = {f.name: f for f in dataclasses.fields(cls)}
+        for name, field in shared.items():
+            assert own[name].default == field.default
+            assert getattr(cls(), name) == getattr(GradientOptions(), name)
+            assert name not in cls.__annotations__
+
+
+SHARED = {
+    "lr": 1e-2, "optimizer": "sgd", "betas": (0.5, 0.9), "schedule": "constant", "clip": 1e-3, "weight_decay": 0.1, "l1": 0.1,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", [SGD, PAMSGD])
+@pytest.mark.parametrize("name", SHARED)
+def test_shared_option_changes_the_result(method, name):
+    assert not same(trained(method(**{name: SHARED[name]})), trained(method()))
+
+
+@pytest.mark.parametrize("method", [SGD, PAMSGD])
+def test_other_shared_options_change_the_result(method):
+    assert not same(trained(method(weight_decay=0.1, decay_biases=True)), trained(method(weight_decay=0.1)))
+    assert not same(trained(method(weight_decay=0.1, optimizer="adamw")), trained(method(weight_decay=0.1)))
+    assert not same(trained(method(l0=0.1), "JumpReLU"), trained(method(), "JumpReLU"))
+    assert not same(trained(method(optimizer=torch.optim.NAdam)), trained(method()))
+
+
+PAM = {
+    "gradient": "encoder", "encoder_updates": 3, "prox_enc": 50.0, "prox_dec": 5.0, "ridge": 3.0, "gcv_inflation": 3.0,
+    "decoder_every": 2, "solve_first": True,
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("name", PAM)
+@pytest.mark.parametrize("decoder", ["free", "tied_residual"])
+def test_pam_option_changes_the_result(name, decoder):
+    assert not same(trained(PAMSGD(**{name: PAM[name]}), "TopK", decoder), trained(PAMSGD(), "TopK", decoder))
+
+
+def test_pam_options_of_the_bias_change_the_result():
+    base = trained(PAMSGD(ridge=1.0))
+    for options in ({"bias_ridge": 10.0}, {"bias_prox": 10.0}, {"bias": "separate"}, {"stats_dtype": torch.float32}):
+        assert not same(trained(PAMSGD(ridge=1.0, **options)), base), options
+    options = {"decoder": "tied_residual", "tie_scale": True}
+    assert not same(trained(PAMSGD(scale="fit"), **options), trained(PAMSGD(), **options))
+
+
+def test_sgd_unit_norm_decoder():
+    for decoder in ("free", "tied"):
+        sae = trained(SGD(unit_norm_decoder=True), "TopK", decoder)
+        torch.testing.assert_close(sae.W_dec.detach().norm(dim=1), torch.ones(12))
+        assert not same(sae, trained(SGD(), "TopK", decoder))
+
+
+@pytest.mark.parametrize("method", [SGD(lr=1e-2), PAMSGD(lr=1e-2), PAMSGD.published(lr=1e-2)])
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_every_method_trains_every_activation_and_decoder(method, decoder, activation):
+    """Better than at the start by a clear margin, and the same seed gives the same bits."""
+    sae, twin = (make_sae(activation, decoder) for _ in range(2))
+    x = samples(300)
+    results = [fit(s, x, method, epochs=6, batch_size=32, generator=rng(1)) for s in (sae, twin)]
+    assert same(sae, twin)
+    assert results[0].history[-1]["train_fvu"] < 0.5
+    assert results[0].history[-1]["train_fvu"] < results[0].history[0]["train_fvu"] + 0.02
+
+
+def test_permuting_latents_permutes_nothing_else_in_training():
+    order = torch.randperm(12, generator=rng(2))
+    for decoder in DECODERS:
+        a, b = (make_sae("TopK", decoder, dtype=torch.float64) for _ in range(2))
+        with torch.no_grad():
+            b.W_enc.copy_(b.W_enc[:, order].clone())
+            if decoder == "free":
+                b.W_dec.copy_(b.W_dec[order].clone())
+        for sae in (a, b):
+            fit(sae, samples(dtype=torch.float64), PAMSGD(lr=1e-2), epochs=2, generator=rng(4))
+        torch.testing.assert_close(b.W_enc, a.W_enc[:, order], rtol=1e-6, atol=1e-8)
+        torch.testing.assert_close(b.W_dec, a.W_dec[order], rtol=1e-6, atol=1e-8)
+
+
+@pytest.mark.parametrize(
+    ("make", "message"),
+    [
+        (lambda: SGD(lr=0), "lr=0 must be greater than 0"),
+        (lambda: SGD(optimizer="adagrab"), "known: 'adam', 'adamw', 'sgd'"),
+        (lambda: SGD(schedule="linear"), "known: 'cosine', 'constant'"),
+        (lambda: SGD(clip=0.0), "clip=0.0"),
+        (lambda: SGD(l1=-1.0), "l1=-1.0"),
+        (lambda: SGD(decay_biases=True), "changes nothing"),
+        (lambda: PAMSGD(gradient="decoder"), "known: 'both', 'encoder'"),
+        (lambda: PAMSGD(ridge="loo"), "known: 'gcv'"),
+        (lambda: PAMSGD(ridge=-1.0), "ridge=-1.0"),
+        (lambda: PAMSGD(bias_ridge=1.0), "ridge='gcv' assumes"),
+        (lambda: PAMSGD(bias_prox=1.0), "ridge='gcv' assumes"),
+        (lambda: PAMSGD(bias="separate"), "ridge='gcv' assumes"),
+        (lambda: PAMSGD(bias="separate", ridge=0.0, bias_ridge=1.0), "takes no bias_ridge"),
+        (lambda: PAMSGD(ridge=1.0, gcv_inflation=2.0), "gcv_inflation=2.0 acts only with ridge='gcv'"),
+        (lambda: PAMSGD(encoder_updates=0), "encoder_updates=0"),
+        (lambda: PAMSGD(decoder_every=0), "decoder_every=0"),
+        (lambda: PAMSGD(decoder_every=2, solve_first=True), "exclude each other"),
+        (lambda: PAMSGD.published(mu=1e-3), "pass n_samples and d_in"),
+    ],
+)
+def test_bad_options(make, message):
+    with pytest.raises(ValueError, match=message):
+        make()
+
+
+def test_options_that_do_not_fit_the_module():
+    x = samples()
+    with pytest.raises(ValueError, match="fixes it by k"):
+        fit(make_sae("TopK"), x, SGD(l1=1e-3))
+    with pytest.raises(ValueError, match="needs JumpReLU, not ReLU"):
+        fit(make_sae("ReLU"), x, SGD(l0=1e-3))
+    with pytest.raises(ValueError, match="unit_norm_decoder=True needs"):
+        fit(make_sae(decoder="tied_residual"), x, SGD(unit_norm_decoder=True))
+    with pytest.raises(ValueError, match="scale='fit' needs"):
+        fit(make_sae(decoder="tied_residual"), x, PAMSGD(scale="fit"))
+    with pytest.raises(TypeError, match="Linear lacks encode, W_enc"):
+        SGD().check_module(torch.nn.Linear(2, 2))
+
+
+def test_divergence_keeps_step_and_state():
+    sae = make_sae("ReLU")
+    before = None
+
+    class Explosive(torch.optim.SGD):
+        def step(self, closure=None):
+            nonlocal before
+            super().step()
+            if state_steps[0] == 3:
+                with torch.no_grad():
+                    sae.W_enc.fill_(1e30)
+            before = sae.W_enc.detach().clone()
+            state_steps[0] += 1
+
+    state_steps = [0]
+    with pytest.raises(DivergenceError, match="not finite at step 4: lower lr") as caught:
+        fit(sae, samples(), SGD(optimizer=Explosive, lr=1e-9), epochs=3, batch_size=32)
+    assert caught.value.step == 4
+    assert caught.value.state.step == 4
+    assert torch.equal(sae.W_enc, before)

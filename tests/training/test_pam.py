@@ -1,0 +1,291 @@
+"""PAMSGD: the published step by hand, proximal alternating minimisation, foreign modules, special cases."""
+
+from __future__ import annotations
+
+import dataclasses
+import itertools
+import math
+
+import pytest
+import torch
+from torch import nn
+from torch.nn import functional as F
+
+from splinterp import PAMSGD, SAE, SGD, ReLU, TopK, fit
+from splinterp.decoder import DecoderStats, gcv_ridge, solve_decoder
+from tests.helpers import DECODERS, make_sae, rng, samples
+
+
+def batches_of(x, size=32):
+    return list(x.split(size))
+
+
+def test_published_gradient_step_reproduces_a_handwritten_one():
+    """One Adam step on mean err^2 + mu (|W - W_t|^2 + |b - b_t|^2) + l1 mean_r |z_r|_1, away from the anchor."""
+    x, mu, l1, lr = samples(64, dtype=torch.float64), 1e-2, 1e-3, 3e-3
+    sae = make_sae("ReLU", dtype=torch.float64)
+    method = PAMSGD.published(mu=mu, n_samples=64, d_in=8, lr=lr, l1=l1)
+    assert method.prox_enc == mu * 64 * 8
+    state = method.init(sae, x)
+    method.encoder_step(sae, state, x[:32])  # away from the anchor, so that the pull acts
+    W = sae.W_enc.detach().clone().requires_grad_()
+    b = sae.b_enc.detach().clone().requires_grad_()
+    W_dec, b_dec = sae.W_dec.detach().clone(), sae.b_dec.detach().clone()
+    W_t, b_t = make_sae("ReLU", dtype=torch.float64).W_enc.detach(), torch.zeros(12, dtype=torch.float64)
+    z = torch.relu(x[32:] @ W + b)
+    loss = F.mse_loss(z @ W_dec + b_dec, x[32:]) + l1 * z.abs().sum(1).mean()
+    loss = loss + mu * ((W - W_t).square().sum() + (b - b_t).square().sum())
+    loss.backward()
+    by_hand = torch.optim.Adam([W, b], lr=lr)
+    moments = state.optimizer.state
+    for p, q in ((W, sae.W_enc), (b, sae.b_enc)):
+        by_hand.state[p] = {k: v.clone() for k, v in moments[q].items()}
+    method.encoder_step(sae, state, x[32:])
+    by_hand.step()
+    torch.testing.assert_close(sae.W_enc, W)
+    torch.testing.assert_close(sae.b_enc, b)
+    assert torch.equal(sae.W_dec, W_dec)
+    assert torch.equal(sae.b_dec, b_dec)
+
+
+def test_published_decoder_step_solves_weights_without_the_bias():
+    x = samples(100, dtype=torch.float64)
+    sae = make_sae("ReLU", dtype=torch.float64)
+    method = PAMSGD.published(weight_decay=0.3, nu=1e-3, n_samples=100, d_in=8)
+    state = method.init(sae, x)
+    z, W_t = sae.encode(x).detach(), sae.W_dec.detach().clone()
+    method.decoder_step(sae, state, batches_of(x))
+    nu, ridge = 1e-3 * 800, 0.3**2
+    A = z.T @ z + (nu + ridge) * torch.eye(12, dtype=torch.float64)
+    torch.testing.assert_close(sae.W_dec, torch.linalg.solve(A, z.T @ x + nu * W_t))
+    torch.testing.assert_close(sae.b_dec, (x - z @ sae.W_dec).mean(0))
+    assert state.residual > 1e-3  # and says that this is not the joint optimum
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_decoder_step_is_the_exact_solve(decoder):
+    x = samples(100, dtype=torch.float64)
+    sae = make_sae("TopK", decoder, dtype=torch.float64)
+    method = PAMSGD()
+    state = method.init(sae, x)
+    for batch in batches_of(x):
+        method.encoder_step(sae, state, batch)
+    z = sae.encode(x).detach()
+    W_enc = sae.W_enc.detach().clone()
+    method.decoder_step(sae, state, batches_of(x, 7))
+    assert torch.equal(sae.W_enc, W_enc)
+    if decoder == "tied":
+        torch.testing.assert_close(sae.b_dec, (x - z @ W_enc.T).mean(0))
+        return
+    stats = DecoderStats(12, 8).update(z, x)
+    prior = W_enc.T if decoder == "tied_residual" else None
+    ridge = gcv_ridge(stats, prior).ridge
+    assert state.ridge == pytest.approx(ridge, rel=1e-6)
+    W, b = solve_decoder(stats, ridge=state.ridge, prior=prior)
+    torch.testing.assert_close(sae.W_dec, W)
+    torch.testing.assert_close(sae.b_dec, b)
+    assert state.residual < 1e-10
+
+
+def test_tied_scales_are_solved():
+    x = samples(100, dtype=torch.float64)
+    sae = make_sae("TopK", "tied", dtype=torch.float64, tie_scale=True)
+    method = PAMSGD()
+    state = method.init(sae, x)
+    before = float((sae(x).x_hat - x).square().sum().detach())
+    method.decoder_step(sae, state, batches_of(x))
+    out = sae(x)
+    error = out.x_hat - x
+    assert float(error.square().sum().detach()) < before
+    gradient = torch.autograd.grad(error.square().sum(), [sae.scale, sae.b_dec])
+    assert all(float(g.abs().max()) < 1e-8 for g in gradient)
+
+
+def test_fitted_common_scale_is_optimal_for_the_tied_part():
+    x = samples(100, dtype=torch.float64)
+    sae = make_sae("TopK", "tied_residual", dtype=torch.float64, tie_scale=True)
+    method = PAMSGD(scale="fit", ridge=math.inf)
+    method.decoder_step(sae, method.init(sae, x), batches_of(x))
+    assert float(sae.scale.detach().std()) == 0
+    assert float(sae.scale.detach()[0]) != 1.0
+
+    def error(s):
+        z = sae.encode(x).detach()
+        r = x - s * z @ sae.W_enc.detach().T
+        return float((r - r.mean(0)).square().sum())
+
+    s = float(sae.scale.detach()[0])
+    assert error(s) <= min(error(s * 0.999), error(s * 1.001))
+
+
+def test_alternation_decreases_the_objective_with_exact_blocks():
+    """With small encoder steps on the full set and both proximal pulls, F falls after every block."""
+    x = samples(80, dtype=torch.float64)
+    sae = make_sae("ReLU", dtype=torch.float64)
+    method = PAMSGD(gradient="encoder", optimizer="sgd", lr=1e-3, schedule="constant", ridge=0.5, prox_enc=1.0, prox_dec=1.0)
+    state = method.init(sae, x)
+
+    def objective() -> float:
+        return float(((sae(x).x_hat - x).square().sum() + 0.5 * sae.W_dec.square().sum()).detach())
+
+    values = [objective()]
+    for _ in range(10):
+        method.encoder_step(sae, state, x)
+        values.append(objective())
+        method.decoder_step(sae, state, [x])
+        values.append(objective())
+    assert all(b <= a for a, b in itertools.pairwise(values))
+    assert values[-1] < 0.9 * values[0]
+
+
+def test_ridge_acts_in_the_gradient_phase_as_in_the_solve():
+    """At the solve's optimum the full-batch gradient on the residual vanishes: one objective for both phases."""
+    x = samples(100, dtype=torch.float64)
+    for decoder in ("free", "tied_residual"):
+        sae = make_sae("TopK", decoder, dtype=torch.float64)
+        method = PAMSGD()
+        state = method.init(sae, x)
+        method.decoder_step(sae, state, [x])
+        moved = sae.W_dec if decoder == "free" else sae.residual
+        assert 0 < state.ridge < math.inf
+        method.encoder_step(sae, state, x)
+        assert float(moved.grad.abs().max()) < 1e-12
+
+
+def test_infinite_ridge_freezes_the_residual():
+    x = samples(100)
+    sae = make_sae("TopK", "tied_residual")
+    fit(sae, x, PAMSGD(ridge=math.inf), epochs=3)
+    assert float(sae.residual.detach().abs().max()) == 0
+    tied = make_sae("TopK", "tied")
+    fit(tied, x, PAMSGD(), epochs=3)
+    torch.testing.assert_close(tied.W_enc, sae.W_enc)
+
+
+def test_encoder_only_moves_the_encoder_only():
+    x = samples(100)
+    sae = make_sae("TopK", "tied_residual")
+    method = PAMSGD(gradient="encoder")
+    state = method.init(sae, x)
+    method.decoder_step(sae, state, [x])
+    residual, b_dec = sae.residual.detach().clone(), sae.b_dec.detach().clone()
+    method.encoder_step(sae, state, x)
+    assert torch.equal(sae.residual, residual)
+    assert torch.equal(sae.b_dec, b_dec)
+
+
+def test_when_the_solves_happen(monkeypatch):
+    calls = []
+    original = PAMSGD.decoder_step
+
+    def counted(self, sae, state, batches):
+        calls.append(state.step)
+        return original(self, sae, state, batches)
+
+    monkeypatch.setattr(PAMSGD, "decoder_step", counted)
+    x = samples(100)  # 4 batches of 32
+
+    def run(**options):
+        calls.clear()
+        fit(make_sae(), x, PAMSGD(**options), epochs=2, batch_size=32)
+        return list(calls)
+
+    assert run() == [4, 8]
+    assert run(solve_first=True) == [0, 4]
+    assert run(decoder_every=3) == [3, 4, 6, 8]
+    assert run(decoder_every=2) == [2, 4, 6, 8]
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_dead_latents_and_few_samples(decoder):
+    """More latents than samples, most of them dead: everything stays finite and the loss falls."""
+    x = samples(6)
+    sae = SAE(8, 40, TopK(2), decoder=decoder, generator=rng())
+    result = fit(sae, x, PAMSGD(), epochs=3, batch_size=100)
+    assert all(torch.isfinite(p).all() for p in sae.parameters())
+    assert result.history[-1]["step"] == 3
+    silent = SAE(8, 40, ReLU(), decoder=decoder, generator=rng())
+    with torch.no_grad():
+        silent.b_enc.fill_(-1e4)
+    fit(silent, x, PAMSGD(), epochs=2)
+    torch.testing.assert_close(silent(x).x_hat, x.mean(0).expand_as(x))
+
+
+class ForeignSAE(nn.Module):
+    """Another library's layout: two Linear layers, weights transposed, no relation to splinterp.SAE."""
+
+    def __init__(self, d: int, m: int) -> None:
+        super().__init__()
+        torch.manual_seed(0)
+        self.encoder, self.decoder = nn.Linear(d, m), nn.Linear(m, d)
+
+    def encode(self, x):
+        return torch.relu(self.encoder(x))
+
+    W_enc = property(lambda self: self.encoder.weight.T)
+    b_enc = property(lambda self: self.encoder.bias)
+    W_dec = property(lambda self: self.decoder.weight.T)
+    b_dec = property(lambda self: self.decoder.bias)
+
+
+@pytest.mark.parametrize("options", [{}, {"gradient": "encoder", "prox_enc": 1.0, "prox_dec": 1.0, "ridge": 0.1}])
+def test_trains_a_foreign_module(options):
+    x = samples(300)
+    state = torch.random.get_rng_state()
+    foreign = ForeignSAE(8, 12)
+    torch.random.set_rng_state(state)
+    result = fit(foreign, x, PAMSGD(lr=1e-2, **options), epochs=5, x_val=samples(50, seed=9))
+    assert result.history[-1]["val_fvu"] < 0.2
+    z = foreign.encode(x).detach()
+    if not options:
+        expected = solve_decoder(DecoderStats(12, 8).update(z, x), ridge=result.state.ridge)
+        torch.testing.assert_close(foreign.W_dec.double(), expected.W_dec, atol=1e-4, rtol=1e-3)
+    assert foreign.decoder.weight.is_leaf
+    fit(foreign, x, SGD(lr=1e-3, unit_norm_decoder=True), epochs=1)
+    torch.testing.assert_close(foreign.decoder.weight.detach().norm(dim=0), torch.ones(12))
+
+
+def test_foreign_module_equals_ours():
+    """The same weights in both layouts train to the same weights."""
+    x = samples(200, dtype=torch.float64)
+    state = torch.random.get_rng_state()
+    foreign = ForeignSAE(8, 12).double()
+    torch.random.set_rng_state(state)
+    ours = make_sae("ReLU", dtype=torch.float64)
+    with torch.no_grad():
+        for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+            getattr(ours, name).copy_(getattr(foreign, name))
+    for method in (PAMSGD(), PAMSGD(gradient="encoder", prox_enc=5.0, ridge=0.1), SGD(weight_decay=0.1)):
+        for sae in (foreign, ours):
+            fit(sae, x, method, epochs=2, generator=rng(1))
+        torch.testing.assert_close(foreign.W_enc, ours.W_enc, rtol=1e-7, atol=1e-9)
+        torch.testing.assert_close(foreign.W_dec, ours.W_dec, rtol=1e-6, atol=1e-8)
+
+
+def test_hand_driven_loop_equals_fit():
+    x = samples(96)
+    driven, fitted = make_sae(decoder="tied_residual"), make_sae(decoder="tied_residual")
+    method = PAMSGD(lr=1e-2)
+    fit(fitted, x, method, epochs=3, batch_size=32, generator=rng(7))
+    with torch.no_grad():
+        driven.b_dec.copy_(x.mean(0, dtype=torch.float64))
+    g = rng(7)
+    state = method.init(driven, x, total_steps=9)
+    for _ in range(3):
+        for rows in torch.randperm(96, generator=g).split(32):
+            method.encoder_step(driven, state, x[rows])
+        method.decoder_step(driven, state, x.split(32))
+    for p, q in zip(driven.parameters(), fitted.parameters(), strict=True):
+        assert torch.equal(p, q)
+
+
+def test_empty_batches_are_an_error():
+    sae, method = make_sae(), PAMSGD()
+    state = method.init(sae, samples())
+    with pytest.raises(ValueError, match="statistics are empty"):
+        method.decoder_step(sae, state, [])
+
+
+def test_methods_are_frozen():
+    with pytest.raises(dataclasses.FrozenInstanceError):
+        PAMSGD().lr = 1.0
