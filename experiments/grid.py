@@ -14,7 +14,14 @@ from experiments.tuning import Cell, choose_step_sizes
 
 CONTROLS = ("SGD tied", "SGD untied", "SGD untied from W_enc^T", "SGD tied-residual")
 OURS = "PAM"
-VARIANTS = ("PAM published", "PAM joint bias", "PAM encoder-only, GCV", "PAM untied, GCV", "PAM encoder-only tied-residual")
+VARIANTS = (
+    "PAM solving every epoch",
+    "PAM published",
+    "PAM joint bias",
+    "PAM encoder-only, GCV",
+    "PAM untied, GCV",
+    "PAM encoder-only tied-residual",
+)
 METRICS = {"early": "val_last", "long": "val_best"}
 TESTS = {"early": "test_last", "long": "test_best"}
 

@@ -109,9 +109,16 @@ class RecordStore:
             if self._pool is None:
                 context = multiprocessing.get_context("spawn")
                 self._pool = ProcessPoolExecutor(jobs, mp_context=context, initializer=torch.set_num_threads, initargs=(1,))
-            for future in as_completed([self._pool.submit(train, run, data_dir, device) for run in todo]):
-                self._keep(future.result(), source)
+            pending = {self._pool.submit(train, run, data_dir, device): run for run in todo}
+            failures = []
+            for future in as_completed(pending):
+                if future.exception() is None:
+                    self._keep(future.result(), source)
+                else:  # the others are finished and kept first
+                    failures.append((pending[future], future.exception()))
                 bar.update()
+            if failures:
+                raise RuntimeError(f"{len(failures)} runs failed, the first of them {failures[0][0]}") from failures[0][1]
         bar.close()
 
     def _keep(self, record: dict[str, Any], source: dict[str, Any]) -> None:

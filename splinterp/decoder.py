@@ -14,6 +14,7 @@ import math
 from typing import NamedTuple
 
 import numpy as np
+import scipy.linalg
 import torch
 
 from splinterp._checks import as_samples, at_least
@@ -31,7 +32,7 @@ class DecoderSolution(NamedTuple):
 
 
 class Spectrum(NamedTuple):
-    """Eigendecomposition of the centred Gram matrix, gram = vectors @ diag(values) @ vectors.T."""
+    """Eigendecomposition of the centred Gram matrix, gram = vectors @ diag(values) @ vectors.T, in no particular order."""
 
     values: Float[Tensor, " n_latents"]
     vectors: Float[Tensor, "n_latents n_latents"]
@@ -122,8 +123,18 @@ class DecoderStats:
 
 
 def _eigh(gram: Float[Tensor, "n_latents n_latents"]) -> Spectrum:
-    values, vectors = torch.linalg.eigh(gram)
-    positive = values > RANK_TOLERANCE * values[-1].clamp_min(0)
+    live = gram.diagonal() > 0  # a dead latent is an exact null vector; divide and conquer can fail on many of them
+    values, vectors = torch.zeros_like(gram[0]), torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    if live.any():
+        block = gram if live.all() else gram[live][:, live]
+        try:
+            found, basis = torch.linalg.eigh(block)
+        except RuntimeError:  # a tight cluster of eigenvalues: QR iteration is slower and does converge
+            by_qr = scipy.linalg.eigh(block.cpu().numpy(), driver="ev")
+            found, basis = (torch.from_numpy(a).to(block) for a in by_qr)
+        values[live] = found
+        vectors[live.nonzero(), live.nonzero().T] = basis
+    positive = values > RANK_TOLERANCE * values.max().clamp_min(0)
     return Spectrum(values, vectors, positive)
 
 

@@ -60,8 +60,9 @@ class PAMSGD(GradientOptions):
     """Alternate a gradient phase with an exact decoder solve.
 
     The defaults are the variant we recommend, best with `SAE(decoder="tied_residual")`: gradients on every block, an
-    exact solve after every epoch, its ridge by GCV. `PAMSGD.published()` is the paper's algorithm. `encoder_step` is
-    `step`, `decoder_step` is `end_epoch`; both can be driven by hand.
+    exact solve after every epoch (but at least 50 steps apart), its ridge by GCV. `PAMSGD.published()` is the paper's
+    algorithm. To drive it by hand: `encoder_step` (which `fit` calls as `step`) on batches, `decoder_step` when you
+    want the solve; `end_epoch` is `decoder_step` where one is due.
 
     All strengths multiply sums over the N training samples; the gradient phase, whose loss is a mean, divides them by
     N d_in. The solve minimises over weights and bias together: a free W_dec is pulled to 0 by `ridge`, a tied-residual
@@ -89,8 +90,12 @@ class PAMSGD(GradientOptions):
     """Pull of b_dec to 0; multiplies a sum over samples."""
     bias: str = "joint"
     """"joint": weights and bias solved together; "separate": weights without a bias, then the bias (as published)."""
+    solve_gap: int = 50
+    """Least number of steps between two solves at ends of epochs, for gradient="both". On few samples an epoch is a few
+    steps, and exact solves that often drove the training error down and the validation error up. The last epoch always
+    ends on a solve. Where the decoder moves by solves alone, and where the number of steps is unknown, every epoch does."""
     decoder_every: int | None = None
-    """Solve after every so many steps (and at the end of an epoch that did not end on one); None: after every epoch."""
+    """Solve after every so many steps, and at the end of an epoch that did not end on one, whatever `solve_gap`."""
     solve_first: bool = False
     """Solve at the start of each epoch instead of its end: the decoder is then evaluated stale (as published for LLMs)."""
     scale: str = "one"
@@ -105,6 +110,7 @@ class PAMSGD(GradientOptions):
         one_of("scale", self.scale, ("one", "fit"))
         at_least("encoder_updates", self.encoder_updates, 1)
         at_least("gcv_inflation", self.gcv_inflation, 1.0)
+        at_least("solve_gap", self.solve_gap, 1)
         for name in ("prox_enc", "prox_dec", "bias_prox", "bias_ridge"):
             at_least(name, getattr(self, name), 0.0)
         if isinstance(self.ridge, str):
@@ -181,9 +187,12 @@ class PAMSGD(GradientOptions):
     encoder_step = step
 
     def end_epoch(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
-        """The exact solve on all `batches`, unless one has just been made or opens the next epoch."""
+        """The exact solve on all `batches`, if one is due: see `solve_gap`, `decoder_every` and `solve_first`."""
         state.in_epoch = False
-        if not self.solve_first and state.since_solve > 0:
+        rests = self.gradient == "both" and self.decoder_every is None and state.total_steps is not None
+        unfinished = state.total_steps is not None and state.step < state.total_steps
+        due = state.since_solve > 0 and not (rests and unfinished and state.since_solve < self.solve_gap)
+        if due and not self.solve_first:
             self.decoder_step(sae, state, batches)
 
     @torch.no_grad()

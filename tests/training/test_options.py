@@ -54,7 +54,7 @@ def test_other_shared_options_change_the_result(method):
 
 PAM = {
     "gradient": "encoder", "encoder_updates": 3, "prox_enc": 50.0, "prox_dec": 5.0, "ridge": 3.0, "gcv_inflation": 3.0,
-    "decoder_every": 2, "solve_first": True,
+    "solve_gap": 1, "decoder_every": 2, "solve_first": True,
 }  # fmt: skip
 
 

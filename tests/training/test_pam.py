@@ -190,7 +190,9 @@ def test_when_the_solves_happen(monkeypatch):
         fit(make_sae(), x, PAMSGD(**options), epochs=2, batch_size=32)
         return list(calls)
 
-    assert run() == [4, 8]
+    assert run() == [8]
+    assert run(solve_gap=1) == [4, 8]
+    assert run(gradient="encoder") == [4, 8]
     assert run(solve_first=True) == [0, 4]
     assert run(decoder_every=3) == [3, 4, 6, 8]
     assert run(decoder_every=2) == [2, 4, 6, 8]
@@ -265,7 +267,7 @@ def test_foreign_module_equals_ours():
 def test_hand_driven_loop_equals_fit():
     x = samples(96)
     driven, fitted = make_sae(decoder="tied_residual"), make_sae(decoder="tied_residual")
-    method = PAMSGD(lr=1e-2)
+    method = PAMSGD(lr=1e-2, solve_gap=1)
     fit(fitted, x, method, epochs=3, batch_size=32, generator=rng(7))
     with torch.no_grad():
         driven.b_dec.copy_(x.mean(0, dtype=torch.float64))

@@ -1,0 +1,95 @@
+"""The commands from end to end, small: tables, results files, figures, errors."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+
+from experiments import __main__ as command_line
+from experiments import digits, mnist
+from experiments.paper import PaperConfig
+from experiments.report import render
+from experiments.store import read_results
+from paper_figures import __main__ as figures
+
+SMALL = dataclasses.replace(
+    digits.CONFIG, n_latents=16, k=2, shares=(0.05, 0.1, 0.2), full_from=0.2, activations=("TopK",), early_epochs=1, long_steps=3,
+    seeds=(0, 1), seeds_full=(0, 1), grid=(4e-3, 8e-3), relu_shares=(0.1,), relu_l1=(1e-3, 1e-2), variant_shares=(0.1,),
+    variant_activations=("TopK",), part_seeds=(0, 1), ridges=(0.0, 10.0, "gcv"),
+)  # fmt: skip
+PAPER = dataclasses.replace(
+    PaperConfig(), data="digits", n_latents=16, k=2, epochs=1, shares=(0.05, 0.1), ablation_shares=(0.1,), seeds=(0, 1)
+)
+
+
+def run(config, name, out, parts=mnist.PARTS):
+    args = mnist.arguments(["--out", str(out)])
+    args.parts = parts
+    return mnist.main(config, args, name)
+
+
+@pytest.fixture(scope="module")
+def controlled(tmp_path_factory):
+    return run(SMALL, "mnist-controlled", tmp_path_factory.mktemp("controlled"))
+
+
+@pytest.fixture(scope="module")
+def paper(tmp_path_factory):
+    return run(PAPER, "mnist-paper", tmp_path_factory.mktemp("paper"))
+
+
+def test_controlled_table_is_complete(controlled, capsys):
+    results = read_results(controlled)
+    sizes = [row for row in results["rows"] if row["part"] == "sizes"]
+    assert len(sizes) == 5 * 3 * 2  # methods, sizes, budgets
+    assert len(results["verdicts"]) == 3 * 2
+    assert all(v["verdict"] in ("worse", "better", "not worse", "undecided") for v in results["verdicts"])
+    assert all(set(v["against"]) == {row["method"] for row in sizes} - {"PAM"} for v in results["verdicts"])
+    for part in ("relu", "variants", "ridge"):
+        assert any(row["part"] == part for row in results["rows"])
+    text, markdown = render(results), render(results, markdown=True)
+    assert "PAM against it" in text
+    assert "| images" in markdown
+    run(SMALL, "mnist-controlled", controlled.parent)  # a rerun skips everything and writes the same table
+    assert read_results(controlled)["rows"] == results["rows"]
+
+
+def test_paper_table_has_its_ablations(paper):
+    results = read_results(paper)
+    parts = {row["part"] for row in results["rows"]}
+    assert parts == {"sizes", "encoder_updates", "weight_decay", "mu_nu", "mu_nu_pull"}
+    assert "encoder_updates" in render(results)
+    by_update = {row["setting"]: row["fvu"] for row in results["rows"] if row["part"] == "encoder_updates"}
+    assert len({tuple(v) for v in by_update.values()}) == 4
+
+
+def test_every_figure_is_drawn(controlled, paper, tmp_path, capsys):
+    drawn = 0
+    for name, (_, (file, _)) in figures._figures().items():
+        source = controlled if file.startswith("mnist-controlled") else paper
+        assert figures.main([name, "--results", str(source), "--out", str(tmp_path)]) == 0
+        for kind in ("png", "pdf", "txt"):
+            assert (tmp_path / f"{name}.{kind}").stat().st_size > 100
+        assert "made by: python -m experiments" in (tmp_path / f"{name}.txt").read_text()
+        drawn += 1
+    assert drawn == 9
+
+
+def test_figures_name_what_is_missing(tmp_path, capsys):
+    assert figures.main(["sparsity", "--results", str(tmp_path / "none.json"), "--out", str(tmp_path)]) == 1
+    assert "make it with: python -m experiments mnist" in capsys.readouterr().err
+    assert figures.main(["--list"]) == 0
+    assert "sample_efficiency" in capsys.readouterr().out
+    with pytest.raises(SystemExit):
+        figures.main(["no_such_figure"])
+
+
+def test_command_line_lists_and_refuses(capsys):
+    assert command_line.main([]) == 2
+    assert "mnist" in capsys.readouterr().out
+    assert command_line.main(["mnits"]) == 2
+    assert "unknown experiment 'mnits'" in capsys.readouterr().err
+    with pytest.raises(SystemExit):
+        mnist.arguments(["--device", "quantum"])
+    assert "not available" in capsys.readouterr().err

@@ -1,0 +1,134 @@
+"""Runs and their records: what a run is, that it repeats, that nothing is run twice, that nothing is lost."""
+
+from __future__ import annotations
+
+import dataclasses
+import json
+import math
+
+import pytest
+import torch
+
+from experiments import runs
+from experiments.runs import METHODS, Run, build, execute, pool_size
+from experiments.store import RecordStore, read_results
+from splinterp import PAMSGD, SGD
+from splinterp.data import load_digits
+
+RUN = Run(data="digits", method="PAM", activation="TopK", k=3, n_latents=16, n_train=60, epochs=2, lr=1e-2, seed=1)
+
+
+def test_key_depends_on_every_field():
+    changed = {
+        "data": "mnist", "method": "SGD tied", "activation": "AbsTopK", "k": 4, "n_latents": 17, "n_train": 61, "epochs": 3, "lr": 2e-2,
+        "seed": 2, "role": "tuning", "batch_size": 64, "normalise": "published", "options": (("l1", 0.1),),
+    }  # fmt: skip
+    assert set(changed) == {f.name for f in dataclasses.fields(Run)}
+    keys = {RUN.key} | {dataclasses.replace(RUN, **{name: value}).key for name, value in changed.items()}
+    assert len(keys) == len(changed) + 1
+    assert dataclasses.replace(RUN).key == RUN.key
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_method_runs_and_repeats(method):
+    run = dataclasses.replace(RUN, method=method)
+    first, second = execute(run), execute(run)
+    for record in (first, second):
+        record.pop("seconds")
+    assert first == second
+    assert 0 < first["test_last"]["fvu"] < 2
+    assert first["val_best"] <= first["val_last"]
+
+
+def test_all_methods_start_from_the_same_encoder_and_defaults():
+    built = {name: build(dataclasses.replace(RUN, method=name), 64) for name in METHODS}
+    reference = built["PAM"][0].W_enc
+    assert all(torch.equal(sae.W_enc, reference) for sae, _ in built.values())
+    assert built["PAM"][1] == PAMSGD(lr=1e-2)
+    for name in ("SGD tied", "SGD untied", "SGD untied from W_enc^T", "SGD tied-residual"):
+        assert built[name][1] == SGD(lr=1e-2)
+    assert {sae.decoder for name, (sae, _) in built.items() if name.startswith("SGD")} == {"free", "tied", "tied_residual"}
+
+
+def test_paper_strengths_are_converted():
+    run = dataclasses.replace(RUN, method="PAM published", options=(("mu", 1e-3), ("nu", 1e-4)))
+    method = build(run, 64)[1]
+    assert method.prox_enc == pytest.approx(1e-3 * 60 * 64)
+    assert method.prox_dec == pytest.approx(1e-4 * 60 * 64)
+
+
+def test_tuning_runs_do_not_read_the_test_split(monkeypatch):
+    measured = []
+    monkeypatch.setattr(runs, "_measure", lambda sae, x: measured.append(len(x)) or {"fvu": 1.0})
+    record = execute(dataclasses.replace(RUN, role="tuning"))
+    assert not measured
+    assert "test_last" not in record
+    execute(RUN)
+    assert measured == [360, 360]
+
+
+def test_validation_and_training_images_are_disjoint():
+    pool, validation, test = runs._images("digits", None)
+    assert len(pool) == pool_size("digits")
+    everything = load_digits()
+    assert len(pool) + len(validation) == len(everything.x_train)
+    rows = {tuple(row.tolist()) for row in validation}
+    unique = {tuple(row.tolist()) for row in everything.x_train}
+    if len(unique) == len(everything.x_train):
+        assert not any(tuple(row.tolist()) in rows for row in pool)
+    assert torch.equal(test, everything.x_test)
+
+
+def test_a_diverged_run_is_a_record():
+    record = execute(dataclasses.replace(RUN, method="SGD untied", lr=1e30, options=(("optimizer", "sgd"),)))
+    assert record["val_last"] == math.inf
+    assert record["test_best"]["fvu"] == math.inf
+
+
+def test_store_runs_once_survives_a_kill_and_merges(tmp_path):
+    calls = []
+
+    def train(run, data_dir, device):
+        calls.append(run.seed)
+        if run.seed == 3 and len(calls) < 5:
+            raise KeyboardInterrupt
+        return {"key": run.key, "run": dataclasses.asdict(run), "val_last": math.inf if run.seed == 2 else 0.1234567891}
+
+    todo = [dataclasses.replace(RUN, seed=s) for s in (1, 2, 3)]
+    with pytest.raises(KeyboardInterrupt):
+        RecordStore(tmp_path, "x").complete(todo, train=train)
+    store = RecordStore(tmp_path, "x")
+    assert len(store.records) == 2
+    store.complete(todo, train=train)
+    with pytest.raises(KeyError):
+        store.get(dataclasses.replace(RUN, seed=9))
+    calls += [0, 0]
+    store.complete([*todo, todo[0]], train=train)
+    assert [c for c in calls if c] == [1, 2, 3, 3]
+    path = store.merge({"setting": 1})
+    assert not (tmp_path / "x.cells").exists()
+    content = json.loads(path.read_text())
+    assert len(content["records"]) == 3
+    assert {"git", "splinterp", "python", "torch", "host", "device"} <= set(content["provenance"][0])
+    again = RecordStore(tmp_path, "x")
+    again.complete(todo, train=train)
+    assert len([c for c in calls if c]) == 4
+    assert again.get(todo[1])["val_last"] == math.inf
+    assert again.get(todo[0])["val_last"] == pytest.approx(0.1234567891, rel=1e-6)
+    results = again.write_results("table", {"rows": [{"fvu": [math.inf, 1.0]}]})
+    assert read_results(results)["rows"][0]["fvu"] == [math.inf, 1.0]
+
+
+def test_parallel_runs_equal_serial_ones(tmp_path):
+    todo = [dataclasses.replace(RUN, seed=s) for s in (1, 2)]
+    serial, parallel = RecordStore(tmp_path, "a"), RecordStore(tmp_path, "b")
+    threads = torch.get_num_threads()
+    torch.set_num_threads(1)
+    try:
+        serial.complete(todo)
+    finally:
+        torch.set_num_threads(threads)
+    parallel.complete(todo, jobs=2)
+    parallel.merge({})
+    for run in todo:
+        assert serial.get(run)["test_last"] == parallel.get(run)["test_last"]
