@@ -14,6 +14,8 @@ import tests.typechecker  # noqa: F401  (the hook finds it as an attribute of `t
 
 install_import_hook("splinterp", "tests.typechecker.check")  # before anything imports splinterp
 
+torch.set_num_threads(1)  # the matrices here are small: threads would only wait for each other
+
 settings.register_profile(
     "default", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
 )

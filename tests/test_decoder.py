@@ -167,3 +167,26 @@ def test_errors():
     with pytest.raises(ValueError, match="n_latents=0"):
         DecoderStats(0, 4)
     assert optimality_residual(stats, DecoderSolution(W.double(), b.double()), ridge=math.inf) == 0.0
+
+
+def test_spectrum_with_dead_latents_and_its_fallback(monkeypatch):
+    z, x = problem(60)
+    z[:, [2, 5]] = 0
+    expected = np.linalg.eigvalsh(stats_of(z, x).gram.numpy())
+
+    def check():
+        stats = stats_of(z, x)
+        values, vectors, positive = stats.spectrum()
+        np.testing.assert_allclose(np.sort(values.numpy()), expected, atol=1e-9)
+        torch.testing.assert_close(vectors @ torch.diag(values) @ vectors.T, stats.gram)
+        torch.testing.assert_close(vectors.T @ vectors, torch.eye(9, dtype=torch.float64))
+        assert int(positive.sum()) == 7
+        return solve_decoder(stats, ridge=0.0).W_dec
+
+    by_default = check()
+
+    def fails(matrix):
+        raise torch._C._LinAlgError("linalg.eigh: The algorithm failed to converge")
+
+    monkeypatch.setattr(torch.linalg, "eigh", fails)
+    torch.testing.assert_close(check(), by_default)

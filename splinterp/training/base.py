@@ -6,9 +6,10 @@ samples of |z|_1, plus `l0` times the mean count of active latents.
 
 from __future__ import annotations
 
+import inspect
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass, field
+from dataclasses import dataclass
 from typing import Any, Protocol, runtime_checkable
 
 import torch
@@ -99,14 +100,14 @@ class TrainState:
 class GradientOptions:
     """Options of the gradient phase, one definition and one default for every method."""
 
-    lr: float = field(default=3e-3)
+    lr: float = 3e-3
     """Step size at the start."""
     optimizer: str | type[torch.optim.Optimizer] = "adam"
-    """"adam", "adamw", "sgd", or any torch optimizer class that takes `lr`."""
+    """One of "adam", "adamw", "sgd", or any torch optimizer class that takes `lr`."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Of Adam and AdamW, and of an optimizer class that takes them."""
     schedule: str = "cosine"
-    """"cosine" (to 0 at the last step; constant where the number of steps is unknown) or "constant"."""
+    """Either "cosine" (to 0 at the last step; constant where the number of steps is unknown) or "constant"."""
     clip: float | None = None
     """Largest gradient norm over all moved parameters; None does not clip."""
     weight_decay: float = 0.0
@@ -154,8 +155,7 @@ class GradientOptions:
         ]
         groups = [group for group in groups if group["params"]]
         cls = OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
-        taken = cls.__init__.__code__.co_varnames
-        extra: dict[str, Any] = {"betas": self.betas} if "betas" in taken else {}
+        extra: dict[str, Any] = {"betas": self.betas} if "betas" in inspect.signature(cls).parameters else {}
         if cls in OPTIMIZERS.values():
             extra["fused"] = True
         return cls(groups, lr=self.lr, **extra)  # type: ignore[call-arg]

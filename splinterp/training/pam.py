@@ -26,7 +26,7 @@ from splinterp.decoder import (
     tied_scale,
 )
 from splinterp.sae import SAE
-from splinterp.training.base import GradientOptions, SAELike, TrainState, training_data
+from splinterp.training.base import DivergenceError, GradientOptions, SAELike, TrainState, training_data
 
 SAVED = ("ridge", "residual", "anchor", "since_solve", "in_epoch")
 
@@ -89,7 +89,7 @@ class PAMSGD(GradientOptions):
     bias_ridge: float = 0.0
     """Pull of b_dec to 0; multiplies a sum over samples."""
     bias: str = "joint"
-    """"joint": weights and bias solved together; "separate": weights without a bias, then the bias (as published)."""
+    """Either "joint": weights and bias solved together, or "separate": weights without a bias, then it (as published)."""
     solve_gap: int = 50
     """Least number of steps between two solves at ends of epochs, for gradient="both". On few samples an epoch is a few
     steps, and exact solves that often drove the training error down and the validation error up. The last epoch always
@@ -99,7 +99,7 @@ class PAMSGD(GradientOptions):
     solve_first: bool = False
     """Solve at the start of each epoch instead of its end: the decoder is then evaluated stale (as published for LLMs)."""
     scale: str = "one"
-    """"one", or "fit": the solve of a tied-residual SAE with `tie_scale` sets all scales to the best common one."""
+    """Either "one", or "fit": the solve of a tied-residual SAE with `tie_scale` sets all scales to the best common one."""
     stats_dtype: torch.dtype = torch.float64
     """Of the solve's sums; float64 keeps GCV reliable for fewer samples than latents."""
 
@@ -197,12 +197,18 @@ class PAMSGD(GradientOptions):
 
     @torch.no_grad()
     def decoder_step(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
-        """Solve for the decoder exactly on all samples of `batches`, in one pass. Raises ValueError if there are none."""
+        """Solve for the decoder exactly on all samples of `batches`, in one pass.
+
+        Raises ValueError if there are none, DivergenceError if a code is not finite.
+        """
         W_dec = sae.W_dec
         stats = DecoderStats(*W_dec.shape, dtype=self.stats_dtype, device=W_dec.device)
         for x in batches:
             x = x.to(device=W_dec.device, dtype=W_dec.dtype)
-            stats.update(sae.encode(x), x)
+            acts = sae.encode(x)
+            if not torch.isfinite(acts).all():
+                raise DivergenceError(state.step, state)
+            stats.update(acts, x)
         kind = sae.decoder if isinstance(sae, SAE) else "free"
         if kind == "tied":
             self._solve_tied(sae, stats)

@@ -23,7 +23,7 @@ class SGD(GradientOptions):
     """
 
     unit_norm_decoder: bool = False
-    """Rescale the decoder rows to unit norm after each update (for a tied decoder, the encoder columns)."""
+    """Rescale the decoder rows to unit norm after each update (for a tied decoder, the encoder columns); zero rows stay."""
 
     def init(self, sae: SAELike, x: ArrayLike, total_steps: int | None = None) -> TrainState:
         """Start training on x (N, d_in). `total_steps` (batches) sets the schedule's length; None: constant step size.

@@ -35,7 +35,7 @@ def test_every_method_runs_and_repeats(method):
     first, second = execute(run), execute(run)
     for record in (first, second):
         record.pop("seconds")
-    assert first == second
+    assert json.dumps(first) == json.dumps(second)  # NaN: no ridge before the first solve
     assert 0 < first["test_last"]["fvu"] < 2
     assert first["val_best"] <= first["val_last"]
 
@@ -90,21 +90,19 @@ def test_store_runs_once_survives_a_kill_and_merges(tmp_path):
 
     def train(run, data_dir, device):
         calls.append(run.seed)
-        if run.seed == 3 and len(calls) < 5:
-            raise KeyboardInterrupt
+        if run.seed == 3 and calls.count(3) == 1:
+            raise InterruptedError
         return {"key": run.key, "run": dataclasses.asdict(run), "val_last": math.inf if run.seed == 2 else 0.1234567891}
 
     todo = [dataclasses.replace(RUN, seed=s) for s in (1, 2, 3)]
-    with pytest.raises(KeyboardInterrupt):
+    with pytest.raises(InterruptedError):
         RecordStore(tmp_path, "x").complete(todo, train=train)
     store = RecordStore(tmp_path, "x")
     assert len(store.records) == 2
-    store.complete(todo, train=train)
+    store.complete([*todo, todo[0]], train=train)
     with pytest.raises(KeyError):
         store.get(dataclasses.replace(RUN, seed=9))
-    calls += [0, 0]
-    store.complete([*todo, todo[0]], train=train)
-    assert [c for c in calls if c] == [1, 2, 3, 3]
+    assert calls == [1, 2, 3, 3]
     path = store.merge({"setting": 1})
     assert not (tmp_path / "x.cells").exists()
     content = json.loads(path.read_text())
@@ -112,7 +110,7 @@ def test_store_runs_once_survives_a_kill_and_merges(tmp_path):
     assert {"git", "splinterp", "python", "torch", "host", "device"} <= set(content["provenance"][0])
     again = RecordStore(tmp_path, "x")
     again.complete(todo, train=train)
-    assert len([c for c in calls if c]) == 4
+    assert len(calls) == 4
     assert again.get(todo[1])["val_last"] == math.inf
     assert again.get(todo[0])["val_last"] == pytest.approx(0.1234567891, rel=1e-6)
     results = again.write_results("table", {"rows": [{"fvu": [math.inf, 1.0]}]})

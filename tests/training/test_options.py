@@ -148,6 +148,15 @@ def test_options_that_do_not_fit_the_module():
         SGD().check_module(torch.nn.Linear(2, 2))
 
 
+def test_divergence_seen_by_a_solve():
+    sae, x, method = make_sae("ReLU"), samples(), PAMSGD()
+    state = method.init(sae, x)
+    with torch.no_grad():
+        sae.W_enc.fill_(torch.inf)
+    with pytest.raises(DivergenceError):
+        method.decoder_step(sae, state, [x])
+
+
 def test_divergence_keeps_step_and_state():
     sae = make_sae("ReLU")
     before = None

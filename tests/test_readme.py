@@ -1,0 +1,33 @@
+"""The README's Python examples run, in order, as one program."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+
+import torch
+
+README = Path(__file__).resolve().parent.parent / "README.md"
+
+
+def test_examples_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
+    assert len(blocks) == 3
+    names: dict[str, object] = {}
+    before = torch.random.get_rng_state()
+    for block in blocks:
+        exec(compile(block, str(README), "exec"), names)
+    torch.random.set_rng_state(before)
+    assert 0 < float(capsys.readouterr().out) < 1
+    assert (tmp_path / "my_sae" / "sae.safetensors").exists()
+    assert names["W_dec"].shape == (256, 64)
+
+
+def test_commands_exist():
+    text = README.read_text()
+    makefile = (README.parent / "Makefile").read_text()
+    for target in re.findall(r"^    make (\w+)", text, flags=re.MULTILINE):
+        assert f"\n{target}:" in makefile
+    for path in re.findall(r"\]\(((?!http)[^)]+)\)", text):
+        assert (README.parent / path).exists(), path
