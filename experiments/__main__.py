@@ -7,6 +7,7 @@ import sys
 
 EXPERIMENTS = {
     "digits": "sample efficiency on scikit-learn's digits, under a minute, no download",
+    "tables": "print the tables of a results file: tables mnist-controlled [--markdown] [--summary]",
     "mnist": "sample efficiency on MNIST: --preset controlled | paper",
 }
 

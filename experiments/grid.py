@@ -23,6 +23,16 @@ VARIANTS = (
     "PAM encoder-only tied-residual",
 )
 METRICS = {"early": "val_last", "long": "val_best"}
+CAUSES: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = (
+    ("SGD tied", ()),
+    (OURS, (("ridge", math.inf), ("solve_gap", 10**9))),
+    (OURS, (("ridge", math.inf), ("solve_gap", 50))),
+    (OURS, (("ridge", math.inf), ("solve_gap", 1))),
+    (OURS, (("solve_gap", 200),)),
+    (OURS, ()),
+    (OURS, (("solve_gap", 1),)),
+)
+"""What the exact solves do at the smallest size: none but the last, of b_dec alone, of everything, ever more often."""
 TESTS = {"early": "test_last", "long": "test_best"}
 
 
@@ -51,7 +61,9 @@ class Config:
     """Of the ReLU sweep and the variants."""
     variant_shares: tuple[float, ...] = (0.05, 0.25)
     variant_activations: tuple[str, ...] = ("AbsTopK",)
-    ridges: tuple[float | str, ...] = (0.0, 1.0, 100.0, 10_000.0, "gcv")
+    ridges: tuple[float, ...] = (0.0, 100.0, 10_000.0)
+    cause_share: float = 0.01
+    cause_lr: float = 8e-3
 
     def run(self, activation: str, share: float, budget: str, **fields: Any) -> Run:
         """The run at a size and budget: "early" is the paper's epochs, "long" at least `long_steps` gradient steps."""
@@ -116,13 +128,23 @@ class Comparison:
         ]  # fmt: skip
         self.report("variants", self.tune(cells, "variants: step sizes"), config.part_seeds)
 
+    def causes(self) -> None:
+        """Why small sizes are hard for exact solves: the long budget at the smallest size, one step size, no tuning."""
+        config = self.config
+        choices = {
+            Cell(config.run(activation, config.cause_share, "long", options=options), METRICS["long"], (method,), ()): {
+                method: config.cause_lr
+            }
+            for activation in config.activations for method, options in CAUSES
+        }  # fmt: skip
+        self.report("causes", choices, config.part_seeds)
+
     def ridge(self) -> None:
         """The ridge of the default's solve, in sums over samples, each with its own step size."""
         config = self.config
         cells = [
             Cell(config.run(activation, share, "long", options=(("ridge", ridge),)), METRICS["long"], (OURS,), config.grid)
             for activation in config.variant_activations for share in config.variant_shares for ridge in config.ridges
-            if ridge != "gcv"
         ]  # fmt: skip
         self.report("ridge", self.tune(cells, "ridge: step sizes"), config.part_seeds)
 
@@ -163,6 +185,7 @@ def _row(
 ) -> dict[str, Any]:
     budget, base = _budget(cell), cell.base
     tests = [record[TESTS[budget]] for record in records]
+    ridges = [ridge for record in records for ridge in record.get("ridge", ())]
     return {
         "part": part, "activation": base.activation, "budget": budget, "n_train": base.n_train, "epochs": base.epochs,
         "steps": base.epochs * base.steps_per_epoch, "options": dict(base.options), "method": method, "lr": lr,
@@ -171,4 +194,5 @@ def _row(
         "val": t_interval([r[cell.metric] for r in records]).mean,
         "train": t_interval([r.get("train_last", math.inf) for r in records]).mean,
         "seconds": t_interval([r.get("seconds", math.nan) for r in records]).mean,
+        "ridge_infinite": sum(math.isinf(r) for r in ridges) / len(ridges) if ridges else None,
     }  # fmt: skip

@@ -21,7 +21,7 @@ from experiments.report import render
 from experiments.runs import Run
 from experiments.store import RecordStore
 
-PARTS = ("sizes", "relu", "variants", "ridge")
+PARTS = ("sizes", "causes", "relu", "variants", "ridge")
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:

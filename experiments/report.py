@@ -67,6 +67,21 @@ def size_tables(results: dict[str, Any], markdown: bool = False) -> str:
     return "\n\n".join(parts)
 
 
+def summary(results: dict[str, Any], markdown: bool = False) -> str:
+    """One row a cell of the main comparison: the best control, PAM, their ratio and the verdict."""
+    rows = {(r["activation"], r["budget"], r["n_train"], r["method"]): r for r in results["rows"] if r["part"] == "sizes"}
+    lines = []
+    for found in sorted(results["verdicts"], key=lambda v: (v["budget"], v["activation"], v["n_train"])):
+        cell = (found["activation"], found["budget"], found["n_train"])
+        control, ours = rows[*cell, found["control"]], rows[*cell, "PAM"]
+        lines.append([
+            found["budget"], found["activation"], f"{found['n_train']:,}", f"{ours['steps']:,}", found["control"],
+            with_interval(control["fvu"]), with_interval(ours["fvu"]), percent(found["log_ratio"]), found["verdict"],
+        ])  # fmt: skip
+    header = ["budget", "activation", "images", "steps", "best control", "its FVU", "PAM's FVU", "PAM against it", "verdict"]
+    return table(header, lines, markdown)
+
+
 def part_table(results: dict[str, Any], part: str, markdown: bool = False) -> str:
     """Rows of another part: ReLU sweep, variants, ridge, or the published comparison and its ablations."""
     lines = []

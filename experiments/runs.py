@@ -85,13 +85,6 @@ class Run:
         return math.ceil(self.n_train / self.batch_size)
 
 
-def run_from_record(record: dict[str, Any]) -> Run:
-    """The run that a record describes."""
-    fields = dict(record["run"])
-    fields["options"] = tuple((name, value) for name, value in fields["options"])
-    return Run(**fields)
-
-
 @functools.lru_cache(maxsize=1)
 def _images(data: str, data_dir: str | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
     """(pool, validation, test): the validation images are the same for every run and no run trains on them."""

@@ -16,7 +16,7 @@ from paper_figures import __main__ as figures
 SMALL = dataclasses.replace(
     digits.CONFIG, n_latents=16, k=2, shares=(0.05, 0.1, 0.2), full_from=0.2, activations=("TopK",), early_epochs=1, long_steps=3,
     seeds=(0, 1), seeds_full=(0, 1), grid=(4e-3, 8e-3), relu_shares=(0.1,), relu_l1=(1e-3, 1e-2), variant_shares=(0.1,),
-    variant_activations=("TopK",), part_seeds=(0, 1), ridges=(0.0, 10.0, "gcv"),
+    variant_activations=("TopK",), part_seeds=(0, 1), ridges=(0.0, 10.0), cause_share=0.05,
 )  # fmt: skip
 PAPER = dataclasses.replace(
     PaperConfig(), data="digits", n_latents=16, k=2, epochs=1, shares=(0.05, 0.1), ablation_shares=(0.1,), seeds=(0, 1)
@@ -46,11 +46,15 @@ def test_controlled_table_is_complete(controlled, capsys):
     assert len(results["verdicts"]) == 3 * 2
     assert all(v["verdict"] in ("worse", "better", "not worse", "undecided") for v in results["verdicts"])
     assert all(set(v["against"]) == {row["method"] for row in sizes} - {"PAM"} for v in results["verdicts"])
-    for part in ("relu", "variants", "ridge"):
+    for part in ("causes", "relu", "variants", "ridge"):
         assert any(row["part"] == part for row in results["rows"])
     text, markdown = render(results), render(results, markdown=True)
     assert "PAM against it" in text
     assert "| images" in markdown
+    assert command_line.main(["tables", str(controlled), "--summary"]) == 0
+    assert capsys.readouterr().out.count("SGD") == 3 * 2
+    with pytest.raises(SystemExit):
+        command_line.main(["tables", "no-such-results"])
     run(SMALL, "mnist-controlled", controlled.parent)  # a rerun skips everything and writes the same table
     assert read_results(controlled)["rows"] == results["rows"]
 
