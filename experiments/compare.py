@@ -49,6 +49,8 @@ def log_ratio(ours: Sequence[float], control: Sequence[float]) -> Interval:
 
 def verdict(ratio: Interval) -> str:
     """ "worse" (interval above 0), "better" (below 0), "not worse" (upper end below log 1.01), else "undecided"."""
+    if math.isinf(ratio.mean):  # a seed of one side diverged
+        return "worse" if ratio.mean > 0 else "better"
     if math.isnan(ratio.half):
         return "undecided"
     if ratio.low > 0:

@@ -22,7 +22,9 @@ VARIANTS = (
     "PAM untied, GCV",
     "PAM encoder-only tied-residual",
 )
-METRICS = {"early": "val_last", "long": "val_best"}
+METRICS = {"early": "val_last", "long": "val_best", "penalised": "val_objective"}
+"""What validation chooses the step size by; "penalised" is the long budget under the training objective, penalty included."""
+BUDGETS = ("early", "long")
 CAUSES: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = (
     ("SGD tied", ()),
     (OURS, (("ridge", math.inf), ("solve_gap", 10**9))),
@@ -32,8 +34,8 @@ CAUSES: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = (
     (OURS, ()),
     (OURS, (("solve_gap", 1),)),
 )
-"""What the exact solves do at the smallest size: none but the last, of b_dec alone, of everything, ever more often."""
-TESTS = {"early": "test_last", "long": "test_best"}
+"""What the exact solves do at the smallest size, on validation data: none but the last, of b_dec alone, of everything."""
+TESTS = {"early": "test_last", "long": "test_best", "penalised": "test_last"}
 
 
 @dataclass(frozen=True)
@@ -66,13 +68,13 @@ class Config:
     cause_lr: float = 8e-3
 
     def run(self, activation: str, share: float, budget: str, **fields: Any) -> Run:
-        """The run at a size and budget: "early" is the paper's epochs, "long" at least `long_steps` gradient steps."""
+        """The run at a size and budget: "early" is the paper's epochs, any other at least `long_steps` gradient steps."""
         n_train = round(share * pool_size(self.data))
         run = Run(
             data=self.data, method="", activation=activation, k=self.k, n_latents=self.n_latents, n_train=n_train,
             epochs=self.early_epochs, lr=0.0, seed=0, **fields,
         )  # fmt: skip
-        if budget == "long":
+        if budget != "early":
             run = replace(run, epochs=max(run.epochs, math.ceil(self.long_steps / run.steps_per_epoch)))
         return run
 
@@ -96,7 +98,7 @@ class Comparison:
         small = [s for s in config.shares if s < config.full_from]
         cells = [
             Cell(config.run(activation, share, budget), METRICS[budget], methods, config.grid)
-            for activation in config.activations for share in small for budget in METRICS
+            for activation in config.activations for share in small for budget in BUDGETS
         ]  # fmt: skip
         choices = self.tune(cells, "sizes: step sizes")
         self.report("sizes", choices, config.seeds)
@@ -105,16 +107,18 @@ class Comparison:
             c.base.activation, max(small), _budget(c))}  # fmt: skip
         cells = [
             Cell(config.run(activation, share, budget), METRICS[budget], (method,), (lr / 2, lr), extend=False)
-            for activation in config.activations for share in full for budget in METRICS
+            for activation in config.activations for share in full for budget in BUDGETS
             for method, lr in reference[activation, METRICS[budget]].items()
         ]  # fmt: skip
         self.report("sizes", self.tune(cells, "full size: step sizes"), config.seeds_full)
 
     def relu(self) -> None:
-        """l0 against FVU along an L1 sweep, at the long budget."""
+        """l0 against FVU along an L1 sweep: steps of the long budget, the model at the end, step sizes by the penalised loss."""
         config = self.config
         cells = [
-            Cell(config.run("ReLU", share, "long", options=(("l1", l1),)), METRICS["long"], config.relu_methods, config.grid)
+            Cell(
+                config.run("ReLU", share, "penalised", options=(("l1", l1),)), METRICS["penalised"], config.relu_methods, config.grid
+            )
             for share in config.relu_shares for l1 in config.relu_l1
         ]  # fmt: skip
         self.report("relu", self.tune(cells, "ReLU: step sizes"), config.part_seeds)
@@ -124,7 +128,7 @@ class Comparison:
         config = self.config
         cells = [
             Cell(config.run(activation, share, budget), METRICS[budget], VARIANTS, config.grid)
-            for activation in config.variant_activations for share in config.variant_shares for budget in METRICS
+            for activation in config.variant_activations for share in config.variant_shares for budget in BUDGETS
         ]  # fmt: skip
         self.report("variants", self.tune(cells, "variants: step sizes"), config.part_seeds)
 
@@ -137,7 +141,7 @@ class Comparison:
             }
             for activation in config.activations for method, options in CAUSES
         }  # fmt: skip
-        self.report("causes", choices, config.part_seeds)
+        self.report("causes", choices, config.part_seeds, role="tuning")
 
     def ridge(self) -> None:
         """The ridge of the default's solve, in sums over samples, each with its own step size."""
@@ -148,12 +152,15 @@ class Comparison:
         ]  # fmt: skip
         self.report("ridge", self.tune(cells, "ridge: step sizes"), config.part_seeds)
 
-    def report(self, part: str, choices: dict[Cell, dict[str, float]], seeds: tuple[int, ...]) -> None:
-        """Carry out the reported seeds at the chosen step sizes and add a row for each method and cell."""
-        self.complete([c.run(m, lr, s) for c, chosen in choices.items() for m, lr in chosen.items() for s in seeds], part)
+    def report(self, part: str, choices: dict[Cell, dict[str, float]], seeds: tuple[int, ...], role: str = "reported") -> None:
+        """Carry out the seeds at the chosen step sizes and add a row for each method and cell.
+
+        With role "tuning" the test split is not read, and the rows hold validation FVU.
+        """
+        self.complete([c.run(m, lr, s, role) for c, chosen in choices.items() for m, lr in chosen.items() for s in seeds], part)
         for cell, chosen in choices.items():
             for method, lr in chosen.items():
-                records = [self.store.get(cell.run(method, lr, s)) for s in seeds]
+                records = [self.store.get(cell.run(method, lr, s, role)) for s in seeds]
                 self.rows.append(_row(part, cell, method, lr, seeds, records))
 
     def verdicts(self) -> list[dict[str, Any]]:
@@ -184,7 +191,7 @@ def _row(
     part: str, cell: Cell, method: str, lr: float, seeds: tuple[int, ...], records: list[dict[str, Any]]
 ) -> dict[str, Any]:
     budget, base = _budget(cell), cell.base
-    tests = [record[TESTS[budget]] for record in records]
+    tests = [r.get(TESTS[budget]) or {"fvu": r[cell.metric], "l0": r["l0"], "frac_dead": r["frac_dead"]} for r in records]
     ridges = [ridge for record in records for ridge in record.get("ridge", ())]
     return {
         "part": part, "activation": base.activation, "budget": budget, "n_train": base.n_train, "epochs": base.epochs,

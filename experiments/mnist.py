@@ -9,6 +9,7 @@ chosen on validation data from the same number of trials, two budgets, several s
 from __future__ import annotations
 
 import argparse
+import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
@@ -19,7 +20,7 @@ from experiments.options import add_common_options
 from experiments.paper import PaperConfig, run_paper
 from experiments.report import render
 from experiments.runs import Run
-from experiments.store import RecordStore
+from experiments.store import RecordStore, read_results
 
 PARTS = ("sizes", "causes", "relu", "variants", "ridge")
 
@@ -57,10 +58,24 @@ def main(config: Config | PaperConfig, args: argparse.Namespace, name: str) -> P
     how = {"jobs": args.jobs, "device": args.device, "data_dir": getattr(args, "data_dir", None)}
     results = run_preset(config, store, parts, **how)
     store.merge(results["config"])
+    results["rows"] = _kept_rows(Path(args.out) / f"{name}.json", results) + results["rows"]
     path = store.write_results(name, results)
     print(render(results))
     print(f"\nwritten: {path}")
     return path
+
+
+def _kept_rows(path: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
+    """Rows of the parts that were not asked for this time, from a results file of the same configuration."""
+    if not path.exists():
+        return []
+    before = read_results(path)
+    if json.loads(json.dumps(before["config"])) != json.loads(json.dumps(results["config"])):
+        return []
+    made = {row["part"] for row in results["rows"]}
+    if "verdicts" in results and "sizes" not in made:
+        results["verdicts"] = before["verdicts"]
+    return [row for row in before["rows"] if row["part"] not in made]
 
 
 def command(argv: list[str]) -> Path:

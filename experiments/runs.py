@@ -134,14 +134,10 @@ def execute(run: Run, data_dir: str | None = None, device: str = "cpu") -> dict[
         )  # fmt: skip
     except DivergenceError as error:
         worst = {"fvu": math.inf, "l0": math.nan, "frac_dead": math.nan}
-        return {
-            **record,
-            "diverged_at": error.step,
-            "val_last": math.inf,
-            "val_best": math.inf,
-            "test_last": worst,
-            "test_best": worst,
-        }
+        choices = dict.fromkeys(("val_last", "val_best", "val_objective"), math.inf)
+        return {**record, **choices, "diverged_at": error.step, "test_last": worst, "test_best": worst}
+    with torch.no_grad():  # of the model at the end, penalty on the code included
+        record["val_objective"] = float(method.loss(sae.eval(), x_val))
     last = result.history[-1]
     best = min(result.history, key=lambda row: row["val_fvu"])
     record |= {

@@ -6,6 +6,7 @@ import json
 import math
 import multiprocessing
 import platform
+import shutil
 import subprocess
 import sys
 from collections.abc import Callable, Iterable
@@ -15,6 +16,7 @@ from typing import Any
 
 import numpy
 import scipy
+import sklearn
 import torch
 from tqdm.auto import tqdm
 
@@ -36,7 +38,8 @@ def provenance(device: str) -> dict[str, Any]:
     accelerator = torch.cuda.get_device_name() if device.startswith("cuda") else None
     return {
         "git": revision, "splinterp": splinterp.__version__, "python": platform.python_version(), "torch": torch.__version__,
-        "numpy": numpy.__version__, "scipy": scipy.__version__, "host": platform.node(), "machine": platform.machine(),
+        "numpy": numpy.__version__, "scipy": scipy.__version__, "scikit-learn": sklearn.__version__,
+        "host": platform.node(), "machine": platform.machine(),
         "device": accelerator or device,
     }  # fmt: skip
 
@@ -140,16 +143,14 @@ class RecordStore:
             records.append({**record, "provenance": sources.index(record["provenance"])})
         content = {"command": _command(), "config": config, "provenance": sources, "records": records}
         _write_json(self.path, content)
-        for path in self.cells.glob("*.json"):
-            path.unlink()
-        if self.cells.exists():
-            self.cells.rmdir()
+        shutil.rmtree(self.cells, ignore_errors=True)
         return self.path
 
     def write_results(self, name: str, results: dict[str, Any]) -> Path:
         """Write the tables `results` as `NAME.json` beside the records. Returns its path."""
         path = self.path.with_name(f"{name}.json")
-        _write_json(path, {"command": _command(), "runs": self.path.name, **results})
+        sources = json.loads(self.path.read_text())["provenance"] if self.path.exists() else []
+        _write_json(path, {"command": _command(), "runs": self.path.name, "provenance": sources, **results})
         return path
 
 

@@ -55,6 +55,10 @@ def test_controlled_table_is_complete(controlled, capsys):
     assert capsys.readouterr().out.count("SGD") == 3 * 2
     with pytest.raises(SystemExit):
         command_line.main(["tables", "no-such-results"])
+    run(SMALL, "mnist-controlled", controlled.parent, parts=("ridge",))  # a part alone keeps the others
+    kept = read_results(controlled)
+    assert sorted(map(str, kept["rows"])) == sorted(map(str, results["rows"]))
+    assert kept["verdicts"] == results["verdicts"]
     run(SMALL, "mnist-controlled", controlled.parent)  # a rerun skips everything and writes the same table
     assert read_results(controlled)["rows"] == results["rows"]
 

@@ -38,7 +38,9 @@ def test_log_ratio_is_paired():
         (0.0, 0.02, "undecided"),
         (0.005, 0.006, "undecided"),
         (-0.5, math.nan, "undecided"),
-        (math.inf, math.nan, "undecided"),
+        (math.inf, math.nan, "worse"),
+        (-math.inf, math.nan, "better"),
+        (math.nan, math.nan, "undecided"),
     ],
 )
 def test_verdicts(mean, half, expected):

@@ -92,6 +92,8 @@ def test_store_runs_once_survives_a_kill_and_merges(tmp_path):
         calls.append(run.seed)
         if run.seed == 3 and calls.count(3) == 1:
             raise InterruptedError
+        (tmp_path / "x.cells").mkdir(exist_ok=True)
+        (tmp_path / "x.cells" / ".left.json.tmp").touch()  # of a killed writer
         return {"key": run.key, "run": dataclasses.asdict(run), "val_last": math.inf if run.seed == 2 else 0.1234567891}
 
     todo = [dataclasses.replace(RUN, seed=s) for s in (1, 2, 3)]
