@@ -23,5 +23,5 @@ def _device(name: str) -> str:
 def add_common_options(parser: argparse.ArgumentParser) -> None:
     """Add --out, --jobs and --device."""
     parser.add_argument("--out", type=Path, default=RESULTS, help="folder of results files (default: experiments/results)")
-    parser.add_argument("--jobs", type=int, default=1, help="runs at a time, each on one thread (default: 1)")
+    parser.add_argument("--jobs", type=int, default=1, help="runs at a time; more than one: each on one thread (default: 1)")
     parser.add_argument("--device", type=_device, default="cpu", help="cpu, cuda, cuda:1, or auto (default: cpu)")

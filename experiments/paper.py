@@ -70,15 +70,15 @@ def plan(config: PaperConfig) -> list[tuple[str, str, Any, Run]]:
             points.append((part, method, setting, config.run(method, "AbsTopK", share, (*PAPER[method], *extra))))
 
         for updates in config.encoder_updates:
-            add("encoder_updates", "PAM published", updates, ("encoder_updates", updates))
+            add("encoder_updates", "PAM published", updates, *([("encoder_updates", updates)] if updates > 1 else []))
         for strength in DECAYS:
+            on = strength > 0  # at 0 the base run serves
             for method in PAPER:
-                add("weight_decay", method, strength, ("weight_decay", strength))
-            # as published: L2 on W_enc and b_enc, whose gradient 2 mu W is Adam's decay of 2 mu
-            decay = (("weight_decay", 2 * strength), ("decay_biases", True)) if strength else ()
-            add("mu_nu", "SGD tied", strength, *decay)
-            add("mu_nu", "PAM published", strength, *decay, ("ridge", 0.0))
-            add("mu_nu_pull", "PAM published", strength, ("mu", strength), ("nu", strength))
+                add("weight_decay", method, strength, *([("weight_decay", strength)] if on else []))
+                # as coded: L2 on W_enc and b_enc, whose gradient 2 mu W is Adam's decay of 2 mu; none in the solve
+                l2 = [("weight_decay", 2 * strength), ("decay_biases", True)]
+                add("mu_nu", method, strength, *(l2 if on else []), *([("ridge", 0.0)] if on and "PAM" in method else []))
+            add("mu_nu_pull", "PAM published", strength, *([("mu", strength), ("nu", strength)] if on else []))
     return points
 
 

@@ -39,7 +39,7 @@ METHODS: dict[str, dict[str, Any]] = {
     },
     "PAM encoder-only, GCV": {"method": PAMSGD, "decoder": "free", "init_dec": "random", "gradient": "encoder"},
     "PAM solving every epoch": {"method": PAMSGD, "decoder": "tied_residual", "solve_gap": 1},
-    "PAM untied, GCV": {"method": PAMSGD, "decoder": "free", "init_dec": "transpose"},
+    "PAM untied, GCV": {"method": PAMSGD, "decoder": "free", "init_dec": "random"},
     "PAM encoder-only tied-residual": {"method": PAMSGD, "decoder": "tied_residual", "gradient": "encoder"},
 }
 """What makes a row: the method, the decoder it trains, and the options that differ from the defaults."""

@@ -97,7 +97,7 @@ class RecordStore:
         self, runs: Iterable[Run], *, jobs: int = 1, device: str = "cpu", data_dir: str | None = None,
         train: Callable[..., dict[str, Any]] = execute, label: str = "",
     ) -> None:  # fmt: skip
-        """Carry out the runs that have no record yet, `jobs` at a time, each on its own thread; longest first."""
+        """Carry out the runs that have no record yet, `jobs` at a time (each on one thread if more than 1); longest first."""
         missing = {run.key: run for run in runs if run.key not in self.records}
         todo = sorted(missing.values(), key=lambda run: -run.epochs * run.steps_per_epoch)
         if not todo:

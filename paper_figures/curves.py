@@ -37,7 +37,7 @@ def log_axes(axes: Axes, ticks: Iterable[float], limit: float | None = None) -> 
     axes.minorticks_off()
     low, high = axes.get_ylim()
     high = high if limit is None else min(high, limit)
-    marks = [t for t in (0.12, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0) if low <= t <= high]
+    marks = [t for t in (0.03, 0.05, 0.08, 0.12, 0.15, 0.2, 0.25, 0.3, 0.4, 0.5, 0.7, 1.0, 1.5, 2.0, 3.0) if low <= t <= high]
     axes.set_yticks(marks, [f"{t:g}" for t in marks])
     axes.set_ylim(low, high)
 
@@ -164,5 +164,6 @@ def paper_sizes(results: Row) -> tuple[Figure, str]:
     return figure, (
         "The published comparison on MNIST, with its quirks (tied SGD against untied PAM-SGD, W_enc ~ 0.1 N(0, 1), one constant "
         "step size 3e-3, weights solved without the bias), and rows that change one choice each: an untied SGD baseline, a "
-        f"tied one started at unit scale, PAM-SGD with the bias solved jointly. Bars: 95 % t intervals over {len(rows[0]['seeds'])} seeds."
+        f"tied one started at unit scale, PAM-SGD with the bias solved jointly. ReLU codes are not matched in l0. "
+        f"Bars: 95 % t intervals over {len(rows[0]['seeds'])} seeds."
     )

@@ -21,7 +21,7 @@ from splinterp._checks import as_samples, at_least
 from splinterp._typing import ArrayLike, Float, Tensor
 
 RANK_TOLERANCE = 1e-12
-"""Eigenvalues of the centred Gram matrix up to this share of the largest count as zero."""
+"""Eigenvalues of the centred Gram matrix up to this share of the largest count as zero (n_latents * eps where that is more)."""
 
 
 class DecoderSolution(NamedTuple):
@@ -36,7 +36,7 @@ class Spectrum(NamedTuple):
 
     values: Float[Tensor, " n_latents"]
     vectors: Float[Tensor, "n_latents n_latents"]
-    positive: Tensor  # (n_latents,) bool: values above RANK_TOLERANCE times the largest
+    positive: Tensor  # (n_latents,) bool: the values that count as above zero
 
 
 class DecoderStats:
@@ -134,7 +134,8 @@ def _eigh(gram: Float[Tensor, "n_latents n_latents"]) -> Spectrum:
             found, basis = (torch.from_numpy(a).to(block) for a in by_qr)
         values[live] = found
         vectors[live.nonzero(), live.nonzero().T] = basis
-    positive = values > RANK_TOLERANCE * values.max().clamp_min(0)
+    tolerance = max(RANK_TOLERANCE, len(gram) * torch.finfo(gram.dtype).eps)
+    positive = values > tolerance * values.max().clamp_min(0)
     return Spectrum(values, vectors, positive)
 
 

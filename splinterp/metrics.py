@@ -31,10 +31,9 @@ def fvu(x: ArrayLike, x_hat: ArrayLike) -> float:
         raise ValueError(f"x has {len(x)} rows and x_hat has {len(x_hat)}: pass the reconstruction of the same samples")
     if len(x) < 2:
         raise ValueError(f"fvu needs at least 2 samples, got {len(x)}")
-    deviation = float((x - x.mean(0)).square().sum())
-    if deviation == 0:
+    if bool((x.amax(0) == x.amin(0)).all()):
         raise _constant_error(len(x))
-    return float((x - x_hat).square().sum()) / deviation
+    return float((x - x_hat).square().sum()) / float((x - x.mean(0)).square().sum())
 
 
 def explained_variance(x: ArrayLike, x_hat: ArrayLike) -> float:
@@ -78,7 +77,7 @@ class Evaluation(NamedTuple):
 def evaluate(sae: SAELike, x: ArrayLike, batch_size: int = 4096) -> Evaluation:
     """All metrics of `sae` on x (n, d_in) in one pass of bounded memory, with activations in inference mode.
 
-    x may lie on another device than the SAE; batches are moved. Sums are in float64. The module's training mode
+    x may lie on another device than the SAE; batches are moved. Sums over samples are in float64. The module's training mode
     is restored.
 
     Raises:
@@ -89,6 +88,8 @@ def evaluate(sae: SAELike, x: ArrayLike, batch_size: int = 4096) -> Evaluation:
     if len(x) < 2:
         raise ValueError(f"evaluation needs at least 2 samples, got {len(x)}")
     device, dtype = sae.W_enc.device, sae.W_enc.dtype
+    if bool((x.amax(0) == x.amin(0)).all()):
+        raise _constant_error(len(x))
     mean = x.mean(0, dtype=torch.float64)
     error = torch.zeros((), dtype=torch.float64, device=device)
     deviation = torch.zeros((), dtype=torch.float64, device=device)
@@ -105,8 +106,6 @@ def evaluate(sae: SAELike, x: ArrayLike, batch_size: int = 4096) -> Evaluation:
             fired += (acts != 0).sum(0)
     finally:
         sae.train(was_training)
-    if float(deviation) == 0:
-        raise _constant_error(len(x))
     frequencies = fired.double() / len(x)
     return Evaluation(
         fvu=float(error / deviation),

@@ -114,7 +114,7 @@ class SAE(nn.Module):
         elif decoder == "tied_residual":
             self.register_parameter("residual", parameter(torch.zeros(n_latents, d_in)))
         self.activation = activation.bind(n_latents, dtype, device)
-        self._config = {"d_in": d_in, "n_latents": n_latents, "decoder": decoder, "init": init, "init_dec": init_dec,
+        self._config = {"d_in": self.d_in, "n_latents": self.n_latents, "decoder": decoder, "init": init, "init_dec": init_dec,
                         "tie_scale": tie_scale, "b_pre": b_pre}  # fmt: skip
 
     def __getattr__(self, name: str) -> Any:

@@ -130,6 +130,24 @@ def test_an_empty_batch_changes_nothing():
     assert stats.n_samples == 50
 
 
+def test_float32_finds_the_rank_and_the_least_norm_solution():
+    g = rng(5)
+    z = torch.randn(200, 10, generator=g, dtype=torch.float64) @ torch.randn(10, 20, generator=g, dtype=torch.float64)
+    x = torch.randn(200, 4, generator=g, dtype=torch.float64)
+    exact = stats_of(z, x)
+    single = DecoderStats(20, 4, dtype=torch.float32).update(z, x)
+    assert int(single.spectrum().positive.sum()) == int(exact.spectrum().positive.sum()) == 10
+    found = solve_decoder(single, ridge=0.0).W_dec.double()
+    torch.testing.assert_close(found, solve_decoder(exact, ridge=0.0).W_dec, atol=1e-3, rtol=0)
+
+
+def test_the_grid_of_ridges_can_be_refined():
+    z, x = problem()
+    coarse, fine = (gcv_ridge(stats_of(z, x), n_grid=n) for n in (3, 101))
+    assert fine.score <= coarse.score
+    assert len(fine.path) > len(coarse.path)
+
+
 def test_errors():
     z, x = problem()
     stats = stats_of(z, x)

@@ -54,6 +54,8 @@ def test_errors():
         fvu(torch.ones(4, 2), torch.zeros(4, 2))
     with pytest.raises(ValueError, match="at least 2 samples"):
         fvu(x[:1], x[:1])
+    with pytest.raises(ValueError, match="all equal"):
+        fvu(torch.full((7, 3), 0.1, dtype=torch.float64), torch.zeros(7, 3))
     with pytest.raises(ValueError, match="x_hat has 4"):
         fvu(x, x[1:])
     with pytest.raises(ValueError, match="acts has no samples"):

@@ -47,7 +47,7 @@ class Standardizer:
         mean, scale = torch.zeros(width, dtype=torch.float64), torch.ones(width, dtype=torch.float64)
         if self.mode == "global":
             std = x.std(correction=0)
-            if std == 0:
+            if x.amax() == x.amin():
                 raise ValueError("the data is constant: there is no scale to standardise by")
             mean, scale = x.mean().expand(width).clone(), std.expand(width).clone()
         elif self.mode == "per_feature":

@@ -60,6 +60,9 @@ class DivergenceError(RuntimeError):
     at each epoch's end, so they may be non-finite too.
     """
 
+    def __reduce__(self) -> tuple[Any, ...]:  # so that it survives a process pool
+        return type(self), (self.step, self.state)
+
     def __init__(self, step: int, state: TrainState) -> None:
         super().__init__(f"the loss is not finite at step {step}: lower lr, set clip, or look for outliers in the data")
         self.step = step
@@ -107,13 +110,13 @@ class GradientOptions:
     betas: tuple[float, float] = (0.9, 0.999)
     """Of Adam and AdamW, and of an optimizer class that takes them."""
     schedule: str = "cosine"
-    """Either "cosine" (to 0 at the last step; constant where the number of steps is unknown) or "constant"."""
+    """Either "cosine" (towards 0 after the last step; constant where the number of steps is unknown) or "constant"."""
     clip: float | None = None
     """Largest gradient norm over all moved parameters; None does not clip."""
     weight_decay: float = 0.0
     """The optimizer's weight decay (L2 for Adam, decoupled for AdamW), on weights."""
     decay_biases: bool = False
-    """Apply `weight_decay` to biases and thresholds too."""
+    """Apply `weight_decay` to all other parameters too, save b_dec."""
     l1: float = 0.0
     """Times the mean over samples of |z|_1; ReLU and JumpReLU only."""
     l0: float = 0.0
@@ -128,6 +131,8 @@ class GradientOptions:
             at_least("clip", self.clip, 0.0, strict=True)
         for name in ("weight_decay", "l1", "l0"):
             at_least(name, getattr(self, name), 0.0)
+        if self.optimizer == "sgd" and self.betas != GradientOptions.betas:
+            raise ValueError(f"betas={self.betas} changes nothing with optimizer='sgd': choose 'adam' or 'adamw'")
         if self.decay_biases and self.weight_decay == 0:
             raise ValueError("decay_biases=True changes nothing at weight_decay=0: set weight_decay")
 
@@ -146,16 +151,26 @@ class GradientOptions:
         if self.l0 and not sae.activation.allows_l0:
             raise ValueError(f"l0={self.l0} needs JumpReLU, not {name}: set l0=0")
 
-    def make_optimizer(self, parameters: Iterable[nn.Parameter]) -> torch.optim.Optimizer:
-        """An optimizer over two groups: weights (decayed) and vectors (decayed only with `decay_biases`)."""
-        moved = list(parameters)
+    def make_optimizer(self, sae: SAELike, fixed: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
+        """An optimizer of all parameters of `sae` but the `fixed` ones, in two groups: decayed, and not.
+
+        Decayed are the weights (two axes or more), and with `decay_biases` all but b_dec.
+        """
+        still = {id(p) for p in fixed}
+        moved = [p for p in sae.parameters() if id(p) not in still]
+        b_dec = {id(p) for p in sharing(sae, sae.b_dec)}
+        decayed = [p for p in moved if p.ndim >= 2 or (self.decay_biases and id(p) not in b_dec)]
+        kept = {id(p) for p in decayed}
         groups = [
-            {"params": [p for p in moved if p.ndim >= 2], "weight_decay": self.weight_decay},
-            {"params": [p for p in moved if p.ndim < 2], "weight_decay": self.weight_decay if self.decay_biases else 0.0},
+            {"params": decayed, "weight_decay": self.weight_decay},
+            {"params": [p for p in moved if id(p) not in kept], "weight_decay": 0.0},
         ]
         groups = [group for group in groups if group["params"]]
         cls = OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
-        extra: dict[str, Any] = {"betas": self.betas} if "betas" in inspect.signature(cls).parameters else {}
+        options = inspect.signature(cls).parameters
+        if self.weight_decay and "weight_decay" not in options:
+            raise ValueError(f"weight_decay={self.weight_decay} has no effect on {cls.__name__}, which has no such option")
+        extra: dict[str, Any] = {"betas": self.betas} if "betas" in options else {}
         if cls in OPTIMIZERS.values():
             extra["fused"] = True
         return cls(groups, lr=self.lr, **extra)  # type: ignore[call-arg]
@@ -199,6 +214,12 @@ class GradientOptions:
 
     def adjust_gradients(self, sae: SAELike, state: Any) -> None:
         """Add the gradients of penalties on parameters, or drop those of frozen blocks."""
+
+
+def sharing(sae: SAELike, tensor: Tensor) -> list[nn.Parameter]:
+    """The parameters that `tensor` is, or is a view of."""
+    storage = tensor.untyped_storage().data_ptr()
+    return [p for p in sae.parameters() if p.untyped_storage().data_ptr() == storage]
 
 
 def training_data(sae: SAELike, x: ArrayLike) -> Tensor:

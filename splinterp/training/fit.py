@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
@@ -16,7 +17,7 @@ from splinterp._atomic import replace_file
 from splinterp._checks import as_samples, at_least, warn_outliers
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.metrics import evaluate
-from splinterp.training.base import SAELike, TrainState, training_data
+from splinterp.training.base import DivergenceError, SAELike, TrainState, training_data
 
 
 @runtime_checkable
@@ -101,10 +102,12 @@ def fit(
 
     Raises:
         TypeError, ValueError: data, options or module that do not fit, a checkpoint of another run.
-        DivergenceError: non-finite loss.
+        DivergenceError: non-finite loss or reconstruction error.
     """
-    for name, value in {"epochs": epochs, "batch_size": batch_size, "log_every": log_every, "checkpoint_every": checkpoint_every,
-                        "train_eval_samples": train_eval_samples}.items():  # fmt: skip
+    for name, value in {
+        "epochs": epochs, "batch_size": batch_size, "log_every": log_every, "checkpoint_every": checkpoint_every,
+        "train_eval_samples - 1": train_eval_samples - 1,
+    }.items():  # fmt: skip
         at_least(name, value, 1)
     if keep_best and x_val is None:
         raise ValueError("keep_best=True chooses by val_fvu: pass x_val")
@@ -112,12 +115,12 @@ def fit(
         raise ValueError("resume=True needs checkpoint=PATH")
     data = training_data(sae, x)
     warn_outliers(data)
-    x_val = None if x_val is None else as_samples(x_val, data.shape[1], name="x_val")
+    x_val = None if x_val is None else _validation_data(x_val, data)
     batches = Batches(data, batch_size, sae.W_enc.device, sae.W_enc.dtype)
     run = _Run(sae, method, generator if generator is not None else torch.Generator().manual_seed(0), keep_best)
+    run.plan = run.describe(data, batches.batch_size, epochs)
     _start_at_mean(sae, data)
     run.state = method.init(sae, data, total_steps=epochs * len(batches))
-    run.plan = [str(method), len(data), batches.batch_size, epochs]
     if resume and Path(str(checkpoint)).exists():
         run.load(Path(str(checkpoint)))
 
@@ -142,6 +145,13 @@ def fit(
     return FitResult(sae, run.history, run.state)
 
 
+def _validation_data(x_val: ArrayLike, data: Tensor) -> Tensor:
+    x_val = as_samples(x_val, data.shape[1], name="x_val")
+    if len(x_val) < 2:
+        raise ValueError(f"x_val has {len(x_val)} samples, and fvu needs at least 2")
+    return x_val
+
+
 @torch.no_grad()
 def _start_at_mean(sae: SAELike, data: Tensor) -> None:
     mean = data.mean(0, dtype=torch.float64)
@@ -162,6 +172,13 @@ class _Run:
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] | None = None
 
+    def describe(self, data: Tensor, batch_size: int, epochs: int) -> list[Any]:
+        """What must be equal for a checkpoint to belong to this run: method, module, options, data, data order."""
+        shapes = [f"{name} {tuple(value.shape)}" for name, value in self.sae.state_dict().items()]
+        order = hashlib.sha256(self.generator.get_state().numpy().tobytes()).hexdigest()
+        total = float(data.sum(dtype=torch.float64))
+        return [str(self.method), str(self.sae), shapes, self.keep_best, len(data), total, batch_size, epochs, order]
+
     def train_epoch(self, batches: Batches, bar: Any) -> None:
         self.sae.train()
         start = time.perf_counter()
@@ -178,6 +195,8 @@ class _Run:
 
     def log(self, x: Tensor, x_val: Tensor | None) -> dict[str, float]:
         train = evaluate(self.sae, x)
+        if not math.isfinite(train.fvu):  # the last update diverged, after its loss was checked
+            raise DivergenceError(self.state.step, self.state)
         held_out = train if x_val is None else evaluate(self.sae, x_val)
         row: dict[str, float] = {
             "epoch": self.epoch, "step": self.state.step, "loss": float(self.state.loss), "train_fvu": train.fvu,
@@ -201,7 +220,8 @@ class _Run:
     def load(self, path: Path) -> None:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         if saved["plan"] != self.plan:
-            raise ValueError(f"{path} belongs to another run: it has {saved['plan']}, this one {self.plan}")
+            ours, theirs = next((a, b) for a, b in zip(self.plan, saved["plan"], strict=False) if a != b)
+            raise ValueError(f"{path} belongs to another run: it has {theirs!r}, this one {ours!r}")
         self.sae.load_state_dict(saved["sae"])
         self.state.load_state_dict(saved["state"])
         self.generator.set_state(saved["generator"])

@@ -26,7 +26,7 @@ from splinterp.decoder import (
     tied_scale,
 )
 from splinterp.sae import SAE
-from splinterp.training.base import DivergenceError, GradientOptions, SAELike, TrainState, training_data
+from splinterp.training.base import DivergenceError, GradientOptions, SAELike, TrainState, sharing, training_data
 
 SAVED = ("ridge", "residual", "anchor", "since_solve", "in_epoch")
 
@@ -163,12 +163,18 @@ class PAMSGD(GradientOptions):
         self.check_module(sae)
         if self.scale == "fit" and not (isinstance(sae, SAE) and sae.decoder == "tied_residual" and sae.scale is not None):
             raise ValueError("scale='fit' needs SAE(decoder='tied_residual', tie_scale=True)")
-        moved = list(sae.parameters())
-        if self.gradient == "encoder":
-            fixed = {id(p) for p in (*_decoder_weights(sae), *_sharing(sae, sae.b_dec))}
-            moved = [p for p in moved if id(p) not in fixed]
-        ridge = None if isinstance(self.ridge, str) else float(self.ridge)
-        state = PAMState(self.make_optimizer(moved), training_data(sae, x), total_steps, ridge=ridge)
+        tied = isinstance(sae, SAE) and sae.decoder == "tied"
+        weights, bias = _decoder_weights(sae), sharing(sae, sae.b_dec)
+        if not bias or not (weights or tied):
+            raise TypeError(f"a solve writes W_dec and b_dec, which {type(sae).__name__} shares with W_enc or computes")
+        if tied and (self.prox_dec or self.ridge not in ("gcv", 0.0)):
+            raise ValueError(f"ridge={self.ridge}, prox_dec={self.prox_dec} do not act on a tied decoder: leave them out")
+        if not tied and _residual(sae) is None and self.ridge == math.inf:
+            raise ValueError("ridge=inf would hold a free W_dec at 0: choose a finite ridge or decoder='tied_residual'")
+        scales = [sae.scale] if isinstance(sae, SAE) and sae.scale is not None else []
+        optimizer = self.make_optimizer(sae, fixed=[*weights, *bias, *scales] if self.gradient == "encoder" else [])
+        ridge = None if tied or isinstance(self.ridge, str) else float(self.ridge)
+        state = PAMState(optimizer, training_data(sae, x), total_steps, ridge=ridge)
         self._set_anchor(sae, state)
         return state
 
@@ -214,7 +220,7 @@ class PAMSGD(GradientOptions):
             self._solve_tied(sae, stats)
         else:
             self._solve_weights(sae, state, stats)
-        state.since_solve = 0
+        state.since_solve, state.in_epoch = 0, False
         self._set_anchor(sae, state)
 
     def _solve_tied(self, sae: Any, stats: DecoderStats) -> None:
@@ -271,7 +277,7 @@ class PAMSGD(GradientOptions):
         if self.prox_enc and state.anchor is not None:
             for p, anchor in zip(_encoder_parameters(sae), state.anchor, strict=True):
                 if p.grad is not None:
-                    p.grad.add_(p.detach() - anchor, alpha=2 * self.prox_enc / size)
+                    p.grad.add_(p.detach() - anchor.to(p), alpha=2 * self.prox_enc / size)
         if not state.ridge:
             return
         residual = _residual(sae)
@@ -287,14 +293,8 @@ def _residual(sae: SAELike) -> Any:
     return sae.residual if isinstance(sae, SAE) else None
 
 
-def _sharing(sae: SAELike, tensor: Tensor) -> list[nn.Parameter]:
-    """The parameters that `tensor` is, or is a view of."""
-    storage = tensor.untyped_storage().data_ptr()
-    return [p for p in sae.parameters() if p.untyped_storage().data_ptr() == storage]
-
-
 def _encoder_parameters(sae: SAELike) -> list[nn.Parameter]:
-    return _sharing(sae, sae.W_enc) + _sharing(sae, sae.b_enc)
+    return sharing(sae, sae.W_enc) + sharing(sae, sae.b_enc)
 
 
 def _decoder_weights(sae: SAELike) -> list[nn.Parameter]:
@@ -302,4 +302,4 @@ def _decoder_weights(sae: SAELike) -> list[nn.Parameter]:
     if isinstance(sae, SAE) and sae.decoder != "free":
         return [] if sae.residual is None else [sae.residual]
     encoder = {id(p) for p in _encoder_parameters(sae)}
-    return [p for p in _sharing(sae, sae.W_dec) if id(p) not in encoder]
+    return [p for p in sharing(sae, sae.W_dec) if id(p) not in encoder]

@@ -9,7 +9,7 @@ import torch
 
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.sae import SAE
-from splinterp.training.base import GradientOptions, SAELike, TrainState, training_data
+from splinterp.training.base import GradientOptions, SAELike, TrainState, sharing, training_data
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -33,7 +33,11 @@ class SGD(GradientOptions):
         self.check_module(sae)
         if self.unit_norm_decoder and isinstance(sae, SAE) and (sae.decoder == "tied_residual" or sae.scale is not None):
             raise ValueError("unit_norm_decoder=True needs decoder='free' or 'tied' without scales")
-        return TrainState(self.make_optimizer(sae.parameters()), training_data(sae, x), total_steps)
+        if self.unit_norm_decoder and not sharing(sae, sae.W_dec):
+            raise TypeError(
+                f"unit_norm_decoder=True writes into W_dec, which {type(sae).__name__} computes: make it a parameter"
+            )
+        return TrainState(self.make_optimizer(sae), training_data(sae, x), total_steps)
 
     def step(self, sae: SAELike, state: TrainState, x: Tensor) -> None:
         """One update on a batch (n, d_in). Raises DivergenceError."""

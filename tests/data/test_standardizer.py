@@ -56,7 +56,7 @@ def test_errors():
     with pytest.raises(RuntimeError, match=r"call fit\(x_train\)"):
         Standardizer("global").transform(x)
     with pytest.raises(ValueError, match="constant"):
-        Standardizer("global").fit(torch.ones(5, 2))
+        Standardizer("global").fit(torch.full((7, 3), 0.1, dtype=torch.float64))
     with pytest.raises(ValueError, match="at least 2 samples"):
         Standardizer("global").fit(x[:1])
     with pytest.raises(ValueError, match="cannot be undone"):

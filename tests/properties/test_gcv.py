@@ -62,17 +62,40 @@ def test_score_equals_its_definition(n, m, d, seed, with_prior, prox):
     assert found.score == min(score for _, score in found.path)
 
 
+def score_by_svd(z, x, Q, ridge):
+    """The same score from the singular value decomposition of the codes, accurate for any ridge and any N."""
+    n = len(z)
+    U, s, _ = np.linalg.svd(z - z.mean(0), full_matrices=False)
+    keep = s > 1e-6 * s[0]
+    U, s = U[:, keep], s[keep]
+    target = (x - x.mean(0)) - (z - z.mean(0)) @ Q
+    along = U.T @ target
+    rest = 0.0 if keep.sum() == n - 1 else ((target - U @ along) ** 2).sum()
+    shrink = ridge / (s**2 + ridge)
+    slack = (n - 1 - len(s)) + shrink.sum()
+    return ((shrink[:, None] * along) ** 2).sum() / n / (slack / n) ** 2 + rest / n / (slack / n) ** 2
+
+
 @given(**sizes)
-def test_the_choice_does_not_fall_to_zero_when_samples_are_few(n, m, d, seed):
-    """Noise alone: with as many latents as samples an interpolating solve must not look best."""
-    z = torch.rand(n, n + m, generator=rng(seed), dtype=torch.float64)
-    x = torch.randn(n, 5, generator=rng(seed + 1), dtype=torch.float64)
+def test_small_ridges_do_not_cancel(n, m, d, seed):
+    """Down to 1e-6 of the mean eigenvalue, also where the codes interpolate the samples (N <= n_latents)."""
+    z, x, Q, _ = draw(n, m, d, seed)
     stats = stats_of(z, x)
-    found = gcv_ridge(stats)
-    W, _ = solve_decoder(stats, ridge=found.ridge)
-    fitted = (z - z.mean(0)) @ W
-    assert math.isinf(found.ridge) or float(fitted.square().sum()) < float((x - x.mean(0)).square().sum())
-    assert found.df < n
+    eig = stats.spectrum().values
+    if float(eig.max()) == 0 or float(eig[stats.spectrum().positive].min()) < 1e-7 * float(eig.max()):
+        return
+    found = gcv_ridge(stats, Q, n_grid=21)
+    for ridge, score in found.path[:-1]:
+        assert score == pytest.approx(score_by_svd(z.numpy(), x.numpy(), Q.numpy(), ridge), rel=1e-3, abs=1e-12)
+
+
+def test_noise_alone_is_not_fitted_where_the_codes_could_interpolate_it():
+    for seed in range(5):
+        z = torch.rand(60, 90, generator=rng(seed), dtype=torch.float64)
+        x = torch.randn(60, 40, generator=rng(seed + 100), dtype=torch.float64)
+        found = gcv_ridge(stats_of(z, x))
+        assert found.df < 15
+        assert found.ridge > 1e-2 * float(stats_of(z, x).spectrum().values.mean())
 
 
 @given(**sizes, inflation=st.sampled_from([1.4, 3.0]))

@@ -3,12 +3,13 @@
 from __future__ import annotations
 
 import math
+import pickle
 import time
 
 import pytest
 import torch
 
-from splinterp import PAMSGD, SGD, fit
+from splinterp import PAMSGD, SGD, DivergenceError, fit
 from splinterp.metrics import evaluate
 from tests.helpers import DECODERS, make_sae, rng, samples
 
@@ -124,8 +125,17 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
     fit(make_sae(), x, SGD(), epochs=1, checkpoint=path, resume=True)
     with pytest.raises(ValueError, match="belongs to another run"):
         fit(make_sae(), x, SGD(lr=1e-2), epochs=1, checkpoint=path, resume=True)
+    same = {"epochs": 1, "checkpoint": path, "resume": True}
     with pytest.raises(ValueError, match="belongs to another run"):
-        fit(make_sae(), x[:-1], SGD(), epochs=1, checkpoint=path, resume=True)
+        fit(make_sae(), x[:-1], SGD(), **same)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        fit(make_sae(), x + 1, SGD(), **same)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        fit(make_sae("AbsTopK"), x, SGD(), **same)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        fit(make_sae(), x, SGD(), generator=rng(8), **same)
+    with pytest.raises(ValueError, match="belongs to another run"):
+        fit(make_sae(), x, SGD(), keep_best=True, x_val=x, **same)
 
 
 def test_errors_come_early():
@@ -142,6 +152,10 @@ def test_errors_come_early():
         fit(sae, x, SGD(), resume=True)
     with pytest.raises(ValueError, match="x_val has 7 columns"):
         fit(sae, x, SGD(), x_val=x[:, :7])
+    with pytest.raises(ValueError, match="x_val has 1 samples"):
+        fit(sae, x, SGD(), x_val=x[:1])
+    with pytest.raises(ValueError, match="train_eval_samples"):
+        fit(sae, x, SGD(), train_eval_samples=1)
     with pytest.raises(ValueError, match=r"reshape to \(200, 8\)"):
         fit(sae, x.reshape(200, 2, 4), SGD())
     bad = x.clone()
@@ -152,6 +166,24 @@ def test_errors_come_early():
     far[17] *= 1e4
     with pytest.warns(UserWarning, match=r"x\[17\] has norm .* over 100 times the median"):
         fit(sae, far, SGD(), epochs=1)
+
+
+def test_train_eval_samples_are_the_first_ones():
+    x = samples()
+    few, all_of_them = (fit(make_sae(), x, SGD(), epochs=1, train_eval_samples=n) for n in (20, 10_000))
+    assert few.history[0]["train_fvu"] == pytest.approx(evaluate(few.sae, x[:20]).fvu)
+    assert few.history[0]["train_fvu"] != all_of_them.history[0]["train_fvu"]
+
+
+def test_divergence_at_the_last_update_is_reported():
+    with pytest.raises(DivergenceError):
+        fit(make_sae("ReLU"), samples(50), SGD(lr=1e30, optimizer="sgd"), epochs=1, batch_size=100)
+
+
+def test_divergence_error_survives_pickling():
+    sae, x = make_sae(), samples()
+    error = DivergenceError(7, SGD().init(sae, x))
+    assert pickle.loads(pickle.dumps(error)).step == 7
 
 
 def test_numpy_and_half_precision_data():

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import math
 
 import pytest
 import torch
@@ -146,6 +147,31 @@ def test_options_that_do_not_fit_the_module():
         fit(make_sae(decoder="tied_residual"), x, PAMSGD(scale="fit"))
     with pytest.raises(TypeError, match="Linear lacks encode, W_enc"):
         SGD().check_module(torch.nn.Linear(2, 2))
+
+
+def test_options_that_would_change_nothing_are_refused():
+    x = samples()
+    with pytest.raises(ValueError, match="changes nothing with optimizer='sgd'"):
+        SGD(optimizer="sgd", betas=(0.5, 0.9))
+    with pytest.raises(ValueError, match="no effect on Rprop"):
+        fit(make_sae(), x, SGD(optimizer=torch.optim.Rprop, weight_decay=0.1))
+    for options in ({"ridge": 5.0}, {"prox_dec": 1.0}):
+        with pytest.raises(ValueError, match="do not act on a tied decoder"):
+            fit(make_sae(decoder="tied"), x, PAMSGD(**options))
+    with pytest.raises(ValueError, match="hold a free W_dec at 0"):
+        fit(make_sae(), x, PAMSGD(ridge=math.inf))
+
+
+def test_biases_that_decay():
+    """All but b_dec: a centred start would be pulled away from the data's mean."""
+    method = SGD(weight_decay=0.5, decay_biases=True)
+    sae = make_sae("JumpReLU")
+    decayed, kept = method.make_optimizer(sae).param_groups
+    assert {id(p) for p in kept["params"]} == {id(sae.b_dec)}
+    assert kept["weight_decay"] == 0
+    assert any(p is sae.b_enc for p in decayed["params"])
+    decayed, kept = SGD(weight_decay=0.5).make_optimizer(sae).param_groups
+    assert {id(p) for p in decayed["params"]} == {id(sae.W_enc), id(sae.W_dec)}
 
 
 def test_divergence_seen_by_a_solve():

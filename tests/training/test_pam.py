@@ -249,6 +249,37 @@ def test_trains_a_foreign_module(options):
     assert int((norms > 0).sum()) >= 10
 
 
+class TiedForeign(ForeignSAE):
+    W_dec = property(lambda self: self.encoder.weight)
+
+
+class ScaledForeign(ForeignSAE):
+    W_dec = property(lambda self: 2 * self.decoder.weight.T)
+
+
+@pytest.mark.parametrize("cls", [TiedForeign, ScaledForeign])
+def test_foreign_decoders_that_cannot_be_written_are_refused(cls):
+    state = torch.random.get_rng_state()
+    foreign = cls(8, 12)
+    torch.random.set_rng_state(state)
+    with pytest.raises(TypeError, match="shares with W_enc or computes"):
+        fit(foreign, samples(), PAMSGD())
+    if cls is ScaledForeign:
+        with pytest.raises(TypeError, match="make it a parameter"):
+            fit(foreign, samples(), SGD(unit_norm_decoder=True))
+
+
+def test_encoder_only_leaves_the_scales_to_the_solve():
+    sae = make_sae("TopK", "tied", tie_scale=True)
+    method = PAMSGD(gradient="encoder")
+    state = method.init(sae, samples())
+    method.encoder_step(sae, state, samples()[:32])
+    assert torch.equal(sae.scale.detach(), torch.ones(12))
+    method.decoder_step(sae, state, [samples()])
+    assert not torch.equal(sae.scale.detach(), torch.ones(12))
+    assert state.ridge is None
+
+
 def test_foreign_module_equals_ours():
     """The same weights in both layouts train to the same weights."""
     x = samples(200, dtype=torch.float64)
