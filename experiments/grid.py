@@ -163,25 +163,6 @@ class Comparison:
                 records = [self.store.get(cell.run(method, lr, s, role)) for s in seeds]
                 self.rows.append(_row(part, cell, method, lr, seeds, records))
 
-    def verdicts(self) -> list[dict[str, Any]]:
-        """PAM against the control of lowest mean validation FVU, in every cell of the main table."""
-        found = []
-        cells: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
-        for row in self.rows:
-            if row["part"] == "sizes":
-                cells.setdefault((row["activation"], row["budget"], row["n_train"]), {})[row["method"]] = row
-        for (activation, budget, n_train), rows in cells.items():
-            best = min((rows[m] for m in CONTROLS), key=lambda row: row["val"])
-            ratios = {m: log_ratio(rows[OURS]["fvu"], rows[m]["fvu"]) for m in CONTROLS}
-            found.append(
-                {
-                    "activation": activation, "budget": budget, "n_train": n_train, "control": best["method"],
-                    "log_ratio": list(ratios[best["method"]]), "verdict": verdict(ratios[best["method"]]),
-                    "against": {m: [*ratio, verdict(ratio)] for m, ratio in ratios.items()},
-                }
-            )  # fmt: skip
-        return found
-
 
 def _budget(cell: Cell) -> str:
     return next(budget for budget, metric in METRICS.items() if metric == cell.metric)
@@ -203,3 +184,23 @@ def _row(
         "seconds": t_interval([r.get("seconds", math.nan) for r in records]).mean,
         "ridge_infinite": sum(math.isinf(r) for r in ridges) / len(ridges) if ridges else None,
     }  # fmt: skip
+
+
+def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
+    """PAM against the control of lowest mean validation FVU, in every cell of the main table."""
+    found = []
+    cells: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        if row["part"] == "sizes":
+            cells.setdefault((row["activation"], row["budget"], row["n_train"]), {})[row["method"]] = row
+    for (activation, budget, n_train), here in cells.items():
+        best = min((here[m] for m in CONTROLS), key=lambda row: row["val"])
+        ratios = {m: log_ratio(here[OURS]["fvu"], here[m]["fvu"]) for m in CONTROLS}
+        found.append(
+            {
+                "activation": activation, "budget": budget, "n_train": n_train, "control": best["method"],
+                "log_ratio": list(ratios[best["method"]]), "verdict": verdict(ratios[best["method"]]),
+                "against": {m: [*ratio, verdict(ratio)] for m, ratio in ratios.items()},
+            }
+        )  # fmt: skip
+    return found

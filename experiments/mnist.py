@@ -9,18 +9,17 @@ chosen on validation data from the same number of trials, two budgets, several s
 from __future__ import annotations
 
 import argparse
-import json
 from collections.abc import Iterable
 from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from experiments.grid import Comparison, Config
+from experiments.grid import Comparison, Config, verdicts
 from experiments.options import add_common_options
 from experiments.paper import PaperConfig, run_paper
 from experiments.report import render
 from experiments.runs import Run
-from experiments.store import RecordStore, read_results
+from experiments.store import MissingRunsError, RecordStore
 
 PARTS = ("sizes", "causes", "relu", "variants", "ridge")
 
@@ -38,17 +37,25 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 
 
 def run_preset(config: Config | PaperConfig, store: RecordStore, parts: Iterable[str], **how: Any) -> dict[str, Any]:
-    """Carry out what is missing; returns the content of the results file: config, rows and (controlled) verdicts."""
+    """Carry out what is missing of `parts`; returns the results file's content: config, rows and (controlled) verdicts.
+
+    Other parts are in it too, where all their runs have been made before.
+    """
 
     def complete(runs: Iterable[Run], label: str) -> None:
         store.complete(runs, label=label, **how)
 
     if isinstance(config, PaperConfig):
         return {"config": asdict(config), "rows": run_paper(config, store, complete)}
-    comparison = Comparison(config, store, complete)
-    for part in parts:
-        getattr(comparison, part)()
-    return {"config": asdict(config), "rows": comparison.rows, "verdicts": comparison.verdicts()}
+    rows = []
+    for part in PARTS:
+        comparison = Comparison(config, store, complete if part in parts else store.require)
+        try:
+            getattr(comparison, part)()
+        except MissingRunsError:
+            continue
+        rows += comparison.rows
+    return {"config": asdict(config), "rows": rows, "verdicts": verdicts(rows)}
 
 
 def main(config: Config | PaperConfig, args: argparse.Namespace, name: str) -> Path:
@@ -58,24 +65,10 @@ def main(config: Config | PaperConfig, args: argparse.Namespace, name: str) -> P
     how = {"jobs": args.jobs, "device": args.device, "data_dir": getattr(args, "data_dir", None)}
     results = run_preset(config, store, parts, **how)
     store.merge(results["config"])
-    results["rows"] = _kept_rows(Path(args.out) / f"{name}.json", results) + results["rows"]
     path = store.write_results(name, results)
     print(render(results))
     print(f"\nwritten: {path}")
     return path
-
-
-def _kept_rows(path: Path, results: dict[str, Any]) -> list[dict[str, Any]]:
-    """Rows of the parts that were not asked for this time, from a results file of the same configuration."""
-    if not path.exists():
-        return []
-    before = read_results(path)
-    if json.loads(json.dumps(before["config"])) != json.loads(json.dumps(results["config"])):
-        return []
-    made = {row["part"] for row in results["rows"]}
-    if "verdicts" in results and "sizes" not in made:
-        results["verdicts"] = before["verdicts"]
-    return [row for row in before["rows"] if row["part"] not in made]
 
 
 def command(argv: list[str]) -> Path:

@@ -72,6 +72,10 @@ def _command() -> str:
     return "python -m experiments " + " ".join(sys.argv[1:])
 
 
+class MissingRunsError(LookupError):
+    """Runs that a table needs have not been made."""
+
+
 class RecordStore:
     """The records of one experiment: `NAME.json` merged, and `NAME.cells/KEY.json` while it runs."""
 
@@ -123,6 +127,12 @@ class RecordStore:
             if failures:
                 raise RuntimeError(f"{len(failures)} runs failed, the first of them {failures[0][0]}") from failures[0][1]
         bar.close()
+
+    def require(self, runs: Iterable[Run], label: str = "") -> None:
+        """Raise MissingRunsError unless every run has a record."""
+        missing = sum(run.key not in self.records for run in runs)
+        if missing:
+            raise MissingRunsError(f"{label}: {missing} runs have no record")
 
     def _keep(self, record: dict[str, Any], source: dict[str, Any]) -> None:
         record["provenance"] = source
