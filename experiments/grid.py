@@ -15,7 +15,6 @@ from experiments.tuning import Cell, choose_step_sizes
 CONTROLS = ("SGD tied", "SGD untied", "SGD untied from W_enc^T", "SGD tied-residual")
 OURS = "PAM"
 VARIANTS = (
-    "PAM solving every epoch",
     "PAM published",
     "PAM joint bias",
     "PAM encoder-only, GCV",

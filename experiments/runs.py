@@ -38,7 +38,6 @@ METHODS: dict[str, dict[str, Any]] = {
         "bias": "joint",
     },
     "PAM encoder-only, GCV": {"method": PAMSGD, "decoder": "free", "init_dec": "random", "gradient": "encoder"},
-    "PAM solving every epoch": {"method": PAMSGD, "decoder": "tied_residual", "solve_gap": 1},
     "PAM untied, GCV": {"method": PAMSGD, "decoder": "free", "init_dec": "random"},
     "PAM encoder-only tied-residual": {"method": PAMSGD, "decoder": "tied_residual", "gradient": "encoder"},
 }

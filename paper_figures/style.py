@@ -34,7 +34,6 @@ METHOD_STYLES: dict[str, dict[str, Any]] = {
     "PAM encoder-only, GCV": {"color": "#000000", "marker": "<", "linestyle": "--"},
     "PAM untied, GCV": {"color": "#56B4E9", "marker": ">", "linestyle": ":"},
     "PAM encoder-only tied-residual": {"color": "#0072B2", "marker": "h", "linestyle": (0, (3, 1, 1, 1))},
-    "PAM solving every epoch": {"color": "#009E73", "marker": "D", "linestyle": "--"},
     "SGD tied, unit start": {"color": "#009E73", "marker": "D", "linestyle": (0, (5, 1))},
 }
 LABELS = {"SGD untied from W_enc^T": r"SGD untied from $W_{\mathrm{enc}}^\top$", "PAM": "PAM-SGD (ours)"}

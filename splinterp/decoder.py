@@ -14,14 +14,23 @@ import math
 from typing import NamedTuple
 
 import numpy as np
-import scipy.linalg
 import torch
 
 from splinterp._checks import as_samples, at_least
+from splinterp._decoder_stats import DecoderStats, Spectrum, eigh
 from splinterp._typing import ArrayLike, Float, Tensor
 
-RANK_TOLERANCE = 1e-12
-"""Eigenvalues of the centred Gram matrix up to this share of the largest count as zero (n_latents * eps where that is more)."""
+__all__ = [
+    "DecoderSolution",
+    "DecoderStats",
+    "GCVResult",
+    "Spectrum",
+    "gcv_ridge",
+    "optimality_residual",
+    "solve_decoder",
+    "solve_scales",
+    "tied_scale",
+]
 
 
 class DecoderSolution(NamedTuple):
@@ -29,114 +38,6 @@ class DecoderSolution(NamedTuple):
 
     W_dec: Float[Tensor, "n_latents d_in"]
     b_dec: Float[Tensor, " d_in"]
-
-
-class Spectrum(NamedTuple):
-    """Eigendecomposition of the centred Gram matrix, gram = vectors @ diag(values) @ vectors.T, in no particular order."""
-
-    values: Float[Tensor, " n_latents"]
-    vectors: Float[Tensor, "n_latents n_latents"]
-    positive: Tensor  # (n_latents,) bool: the values that count as above zero
-
-
-class DecoderStats:
-    """Sufficient statistics of the decoder's least squares: streamed, mergeable, of fixed size.
-
-    Holds the number of samples, the means of codes and samples, and the sums of products about those means
-    (so that nothing cancels): `gram` = sum (z - z̄)^T (z - z̄), `cross` = sum (z - z̄)^T (x - x̄) and
-    `total` = sum |x - x̄|^2. Batches are centred first and combined pairwise (Chan, Golub and LeVeque 1983).
-
-    Args:
-        n_latents, d_in: widths of codes and samples.
-        dtype: of products and sums; float64 keeps GCV reliable for N below n_latents, float32 is about twice as fast.
-        device: where the sums live; batches must be there.
-
-    Raises:
-        ValueError: sizes below 1.
-    """
-
-    def __init__(
-        self, n_latents: int, d_in: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
-    ) -> None:
-        at_least("n_latents", n_latents, 1)
-        at_least("d_in", d_in, 1)
-        self.n_latents, self.d_in, self.dtype = n_latents, d_in, dtype
-        self.device = torch.empty(0, device=device).device
-        self.n_samples = 0
-        self.mean_acts = torch.zeros(n_latents, dtype=dtype, device=device)
-        self.mean_x = torch.zeros(d_in, dtype=dtype, device=device)
-        self.gram = torch.zeros(n_latents, n_latents, dtype=dtype, device=device)
-        self.cross = torch.zeros(n_latents, d_in, dtype=dtype, device=device)
-        self.total = torch.zeros((), dtype=dtype, device=device)
-        self._spectrum: Spectrum | None = None
-
-    @torch.no_grad()
-    def update(self, acts: ArrayLike, x: ArrayLike) -> DecoderStats:
-        """Add a batch: acts (n, n_latents), x (n, d_in), n >= 0. Returns self. Raises TypeError, ValueError for bad input."""
-        z = as_samples(acts, self.n_latents, dtype=self.dtype, device=self.device, name="acts")
-        x = as_samples(x, self.d_in, dtype=self.dtype, device=self.device)
-        if len(z) != len(x):
-            raise ValueError(f"acts has {len(z)} rows and x has {len(x)}: pass the codes of the same samples")
-        if len(x) == 0:
-            return self
-        mean_acts, mean_x = z.mean(0), x.mean(0)
-        z, x = z - mean_acts, x - mean_x
-        self._absorb(len(x), mean_acts, mean_x)
-        self.gram.addmm_(z.T, z)
-        self.cross.addmm_(z.T, x)
-        self.total += x.square().sum()
-        return self
-
-    def merge(self, other: DecoderStats) -> DecoderStats:
-        """Add the samples of `other` (same widths; converted to this dtype and device). Returns self."""
-        if (other.n_latents, other.d_in) != (self.n_latents, self.d_in):
-            raise ValueError(
-                f"cannot merge statistics of (n_latents, d_in) = {(other.n_latents, other.d_in)} "
-                f"into {(self.n_latents, self.d_in)}"
-            )
-        if other.n_samples:
-            self._absorb(other.n_samples, other.mean_acts.to(self.mean_acts), other.mean_x.to(self.mean_x))
-            self.gram += other.gram.to(self.gram)
-            self.cross += other.cross.to(self.cross)
-            self.total += other.total.to(self.total)
-        return self
-
-    def _absorb(self, n: int, mean_acts: Tensor, mean_x: Tensor) -> None:
-        """Move the means to those of the union with n samples of other means; add the between-group products."""
-        self._spectrum = None
-        old, new = self.n_samples, self.n_samples + n
-        step_acts, step_x = mean_acts - self.mean_acts, mean_x - self.mean_x
-        if old:
-            weight = old * n / new
-            self.gram.addr_(step_acts, step_acts, alpha=weight)
-            self.cross.addr_(step_acts, step_x, alpha=weight)
-            self.total += weight * step_x.square().sum()
-        self.mean_acts += step_acts * (n / new)
-        self.mean_x += step_x * (n / new)
-        self.n_samples = new
-
-    def spectrum(self) -> Spectrum:
-        """Eigendecomposition of `gram`, computed once and kept until the next update."""
-        if self._spectrum is None:
-            self._spectrum = _eigh(self.gram)
-        return self._spectrum
-
-
-def _eigh(gram: Float[Tensor, "n_latents n_latents"]) -> Spectrum:
-    live = gram.diagonal() > 0  # a dead latent is an exact null vector; divide and conquer can fail on many of them
-    values, vectors = torch.zeros_like(gram[0]), torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
-    if live.any():
-        block = gram if live.all() else gram[live][:, live]
-        try:
-            found, basis = torch.linalg.eigh(block)
-        except RuntimeError:  # a tight cluster of eigenvalues: QR iteration is slower and does converge
-            by_qr = scipy.linalg.eigh(block.cpu().numpy(), driver="ev")
-            found, basis = (torch.from_numpy(a).to(block) for a in by_qr)
-        values[live] = found
-        vectors[live.nonzero(), live.nonzero().T] = basis
-    tolerance = max(RANK_TOLERANCE, len(gram) * torch.finfo(gram.dtype).eps)
-    positive = values > tolerance * values.max().clamp_min(0)
-    return Spectrum(values, vectors, positive)
 
 
 def _require_samples(stats: DecoderStats) -> None:
@@ -226,7 +127,7 @@ def _solve_weights(
         factor, failed = torch.linalg.cholesky_ex(shifted)
         if not failed:
             return torch.cholesky_solve(right, factor)
-    spectrum = stats.spectrum() if share == 1 else _eigh(gram)
+    spectrum = stats.spectrum() if share == 1 else eigh(gram)
     values, vectors, positive = spectrum
     if strength > 0:
         inverse = 1 / (values.clamp_min(0) + strength)
@@ -281,55 +182,80 @@ def gcv_ridge(
     at_least("prox", prox, 0.0)
     at_least("inflation", inflation, 1.0)
     at_least("n_grid", n_grid, 3)
-    N = stats.n_samples
-    if N < 2:
+    if stats.n_samples < 2:
         raise ValueError("generalised cross-validation needs at least 2 samples")
-    values, vectors, positive = stats.spectrum()
-    e = values[positive]
-    P = (vectors.T @ stats.cross)[positive]
-    explained = float((P.square().sum(1) / e).sum())
-    rest = 0.0 if len(e) >= N - 1 else max(0.0, float(stats.total) - explained)
-    if len(e) == 0:
-        return GCVResult(math.inf, 1.0, rest / N / (1 - 1 / N) ** 2, ())
-    # rss(l) = rest + sum_i |l A_i + prox B_i|^2 / (e_i (e_i + l + prox)^2), A and B the gradients at prior and previous
-    A = P if prior is None else P - e[:, None] * (vectors.T @ _as_matrix(prior, "prior", stats))[positive]
-    if prox > 0:
-        if previous is None:
-            raise ValueError(f"prox={prox} pulls to the previous decoder: pass previous=W_dec")
-        B = P - e[:, None] * (vectors.T @ _as_matrix(previous, "previous", stats))[positive]
-    else:
-        B = torch.zeros_like(P)
-    eig, aa, ab, bb = (t.double().cpu().numpy() for t in (e, (A * A).sum(1), (A * B).sum(1), (B * B).sum(1)))
-
-    def score(ridges: np.ndarray) -> np.ndarray:
-        lam = ridges[:, None]
-        rss = rest + ((lam * lam * aa + 2 * lam * prox * ab + prox * prox * bb) / (eig * (eig + lam + prox) ** 2)).sum(1)
-        with np.errstate(divide="ignore"):
-            return rss / N / _slack(eig, lam + prox, N, inflation) ** 2
-
-    grid = eig.mean() * np.logspace(-6, 4, n_grid)
-    scores = score(grid)
+    if prox > 0 and previous is None:
+        raise ValueError(f"prox={prox} pulls to the previous decoder: pass previous=W_dec")
+    curve = _gcv_curve(stats, prior, prox, previous, inflation)
+    at_infinity = curve.score_at_infinity()
+    if len(curve.eig) == 0:
+        return GCVResult(math.inf, 1.0, at_infinity, ())
+    grid = curve.eig.mean() * np.logspace(-6, 4, n_grid)
+    scores = curve.score(grid)
     best = int(scores.argmin())
     fine = np.geomspace(grid[max(best - 1, 0)], grid[min(best + 1, n_grid - 1)], n_grid)
-    grid = np.concatenate([grid, fine])
-    scores = np.concatenate([scores, score(fine)])
-    at_infinity = (rest + float((aa / eig).sum())) / N / (1 - 1 / N) ** 2
+    grid, scores = np.concatenate([grid, fine]), np.concatenate([scores, curve.score(fine)])
     order = np.argsort(grid, kind="stable")
-    path = tuple((float(grid[i]), float(scores[i])) for i in order) + ((math.inf, at_infinity),)
+    path = (*((float(grid[i]), float(scores[i])) for i in order), (math.inf, at_infinity))
     ridge, value = min(path, key=lambda point: point[1])
-    df = 1.0 if math.isinf(ridge) else 1.0 + float((eig / (eig + ridge + prox)).sum())
+    df = 1.0 if math.isinf(ridge) else 1.0 + float((curve.eig / (curve.eig + ridge + prox)).sum())
     return GCVResult(ridge, df, value, path)
 
 
-def _slack(eig: np.ndarray, strength: np.ndarray, N: int, inflation: float) -> np.ndarray:
-    """(N - 1 - inflation * (df - 1)) / N; at inflation 1 a sum of positive terms, so it does not cancel at rank N - 1.
+class _GCVCurve(NamedTuple):
+    """rss(l) = rest + sum_i |l A_i + prox B_i|^2 / (e_i (e_i + l + prox)^2), A and B the gradients at prior and previous.
 
-    Where inflation exhausts the samples it is 0, and the score infinite.
+    `eig` holds the e_i above zero, `aa`, `ab`, `bb` the products |A_i|^2, <A_i, B_i>, |B_i|^2.
     """
-    slack = max(0, N - 1 - len(eig)) + (strength / (eig + strength)).sum(1)
-    if inflation > 1:
-        slack = np.maximum(0.0, slack - (inflation - 1) * (eig / (eig + strength)).sum(1))
-    return slack / N
+
+    eig: np.ndarray
+    aa: np.ndarray
+    ab: np.ndarray
+    bb: np.ndarray
+    rest: float
+    N: int
+    prox: float
+    inflation: float
+
+    def score(self, ridges: np.ndarray) -> np.ndarray:
+        """GCV at finite ridges."""
+        lam, prox = ridges[:, None], self.prox
+        pulled = lam * lam * self.aa + 2 * lam * prox * self.ab + prox * prox * self.bb
+        rss = self.rest + (pulled / (self.eig * (self.eig + lam + prox) ** 2)).sum(1)
+        with np.errstate(divide="ignore"):
+            return rss / self.N / self._slack(lam + prox) ** 2
+
+    def score_at_infinity(self) -> float:
+        """GCV of the prior alone."""
+        return (self.rest + float((self.aa / self.eig).sum())) / self.N / (1 - 1 / self.N) ** 2
+
+    def _slack(self, strength: np.ndarray) -> np.ndarray:
+        """(N - 1 - inflation * (df - 1)) / N; at inflation 1 a sum of positive terms, so it does not cancel at rank N - 1.
+
+        Where inflation exhausts the samples it is 0, and the score infinite.
+        """
+        slack = max(0, self.N - 1 - len(self.eig)) + (strength / (self.eig + strength)).sum(1)
+        if self.inflation > 1:
+            slack = np.maximum(0.0, slack - (self.inflation - 1) * (self.eig / (self.eig + strength)).sum(1))
+        return slack / self.N
+
+
+def _gcv_curve(
+    stats: DecoderStats, prior: ArrayLike | None, prox: float, previous: ArrayLike | None, inflation: float
+) -> _GCVCurve:
+    values, vectors, positive = stats.spectrum()
+    e = values[positive]
+    P = (vectors.T @ stats.cross)[positive]
+
+    def gradient_at(W: ArrayLike, name: str) -> Tensor:
+        return P - e[:, None] * (vectors.T @ _as_matrix(W, name, stats))[positive]
+
+    A = P if prior is None else gradient_at(prior, "prior")
+    B = gradient_at(previous, "previous") if prox > 0 and previous is not None else torch.zeros_like(P)
+    explained = float((P.square().sum(1) / e).sum())
+    rest = 0.0 if len(e) >= stats.n_samples - 1 else max(0.0, float(stats.total) - explained)
+    eig, aa, ab, bb = (t.double().cpu().numpy() for t in (e, (A * A).sum(1), (A * B).sum(1), (B * B).sum(1)))
+    return _GCVCurve(eig, aa, ab, bb, rest, stats.n_samples, prox, inflation)
 
 
 @torch.no_grad()
@@ -375,6 +301,6 @@ def solve_scales(stats: DecoderStats, rows: ArrayLike, previous: Tensor) -> Floa
     P = _as_matrix(rows, "rows", stats)
     start = previous.to(P)
     hessian = stats.gram * (P @ P.T)
-    values, vectors, positive = _eigh(hessian)
+    values, vectors, positive = eigh(hessian)
     downhill = vectors.T @ ((stats.cross * P).sum(1) - hessian @ start)
     return start + vectors @ torch.where(positive, downhill / torch.where(positive, values, 1.0), 0.0)

@@ -10,7 +10,7 @@ from splinterp._checks import as_samples, at_least
 from splinterp._typing import ArrayLike, Float, Tensor
 
 if TYPE_CHECKING:
-    from splinterp.training.base import SAELike
+    from splinterp.training.blocks import SAELike
 
 
 def _constant_error(n: int) -> ValueError:

@@ -1,6 +1,7 @@
 """Training: one loop, and methods that say which block moves how."""
 
-from splinterp.training.base import DivergenceError, GradientOptions, SAELike, TrainState
+from splinterp.training.base import DivergenceError, GradientOptions, TrainState
+from splinterp.training.blocks import SAELike
 from splinterp.training.fit import FitResult, fit
 from splinterp.training.pam import PAMSGD, PAMState
 from splinterp.training.sgd import SGD

@@ -10,7 +10,7 @@ import inspect
 import math
 from collections.abc import Iterable
 from dataclasses import dataclass
-from typing import Any, Protocol, runtime_checkable
+from typing import Any
 
 import torch
 from torch import nn
@@ -20,6 +20,7 @@ from splinterp._checks import as_samples, at_least, one_of
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.activations import JumpReLU
 from splinterp.sae import SAE
+from splinterp.training.blocks import SAELike, sharing
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -28,29 +29,6 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
 }
 SCHEDULES = ("cosine", "constant")
 GPU_CHECK_EVERY = 50
-
-
-@runtime_checkable
-class SAELike(Protocol):
-    """What a module must offer to be trained here: an `nn.Module` with these names, samples in rows.
-
-    x_hat = encode(x) @ W_dec + b_dec, with W_enc (d_in, n_latents), b_enc (n_latents,), W_dec (n_latents, d_in) and
-    b_dec (d_in,). They may be parameters or views of parameters (`self.encoder.weight.T`, say): a decoder solve writes
-    into W_dec and b_dec in place.
-    """
-
-    training: bool
-    W_enc: Any
-    b_enc: Any
-    W_dec: Any
-    b_dec: Any
-
-    def encode(self, x: Any) -> Any: ...
-    def parameters(self, recurse: bool = True) -> Any: ...
-    def state_dict(self) -> Any: ...
-    def load_state_dict(self, state_dict: Any) -> Any: ...
-    def train(self, mode: bool = True) -> Any: ...
-    def eval(self) -> Any: ...
 
 
 class DivergenceError(RuntimeError):
@@ -214,12 +192,6 @@ class GradientOptions:
 
     def adjust_gradients(self, sae: SAELike, state: Any) -> None:
         """Add the gradients of penalties on parameters, or drop those of frozen blocks."""
-
-
-def sharing(sae: SAELike, tensor: Tensor) -> list[nn.Parameter]:
-    """The parameters that `tensor` is, or is a view of."""
-    storage = tensor.untyped_storage().data_ptr()
-    return [p for p in sae.parameters() if p.untyped_storage().data_ptr() == storage]
 
 
 def training_data(sae: SAELike, x: ArrayLike) -> Tensor:

@@ -17,7 +17,8 @@ from splinterp._atomic import replace_file
 from splinterp._checks import as_samples, at_least, warn_outliers
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.metrics import evaluate
-from splinterp.training.base import DivergenceError, SAELike, TrainState, training_data
+from splinterp.training.base import DivergenceError, TrainState, training_data
+from splinterp.training.blocks import SAELike
 
 
 @runtime_checkable
@@ -104,11 +105,7 @@ def fit(
         TypeError, ValueError: data, options or module that do not fit, a checkpoint of another run.
         DivergenceError: non-finite loss or reconstruction error.
     """
-    for name, value in {
-        "epochs": epochs, "batch_size": batch_size, "log_every": log_every, "checkpoint_every": checkpoint_every,
-        "train_eval_samples - 1": train_eval_samples - 1,
-    }.items():  # fmt: skip
-        at_least(name, value, 1)
+    _check_options(epochs, batch_size, log_every, checkpoint_every, train_eval_samples)
     if keep_best and x_val is None:
         raise ValueError("keep_best=True chooses by val_fvu: pass x_val")
     if resume and checkpoint is None:
@@ -143,6 +140,13 @@ def fit(
     if run.best is not None:
         sae.load_state_dict(run.best)
     return FitResult(sae, run.history, run.state)
+
+
+def _check_options(epochs: int, batch_size: int, log_every: int, checkpoint_every: int, train_eval_samples: int) -> None:
+    counts = {"epochs": epochs, "batch_size": batch_size, "log_every": log_every, "checkpoint_every": checkpoint_every}
+    for name, value in counts.items():
+        at_least(name, value, 1)
+    at_least("train_eval_samples", train_eval_samples, 2)
 
 
 def _validation_data(x_val: ArrayLike, data: Tensor) -> Tensor:

@@ -12,7 +12,6 @@ from dataclasses import dataclass
 from typing import Any
 
 import torch
-from torch import nn
 
 from splinterp._checks import at_least, one_of
 from splinterp._typing import ArrayLike, Tensor
@@ -26,7 +25,8 @@ from splinterp.decoder import (
     tied_scale,
 )
 from splinterp.sae import SAE
-from splinterp.training.base import DivergenceError, GradientOptions, SAELike, TrainState, sharing, training_data
+from splinterp.training.base import DivergenceError, GradientOptions, TrainState, training_data
+from splinterp.training.blocks import SAELike, decoder_weights, encoder_parameters, residual_of, sharing
 
 SAVED = ("ridge", "residual", "anchor", "since_solve", "in_epoch")
 
@@ -164,12 +164,12 @@ class PAMSGD(GradientOptions):
         if self.scale == "fit" and not (isinstance(sae, SAE) and sae.decoder == "tied_residual" and sae.scale is not None):
             raise ValueError("scale='fit' needs SAE(decoder='tied_residual', tie_scale=True)")
         tied = isinstance(sae, SAE) and sae.decoder == "tied"
-        weights, bias = _decoder_weights(sae), sharing(sae, sae.b_dec)
+        weights, bias = decoder_weights(sae), sharing(sae, sae.b_dec)
         if not bias or not (weights or tied):
             raise TypeError(f"a solve writes W_dec and b_dec, which {type(sae).__name__} shares with W_enc or computes")
         if tied and (self.prox_dec or self.ridge not in ("gcv", 0.0)):
             raise ValueError(f"ridge={self.ridge}, prox_dec={self.prox_dec} do not act on a tied decoder: leave them out")
-        if not tied and _residual(sae) is None and self.ridge == math.inf:
+        if not tied and residual_of(sae) is None and self.ridge == math.inf:
             raise ValueError("ridge=inf would hold a free W_dec at 0: choose a finite ridge or decoder='tied_residual'")
         scales = [sae.scale] if isinstance(sae, SAE) and sae.scale is not None else []
         optimizer = self.make_optimizer(sae, fixed=[*weights, *bias, *scales] if self.gradient == "encoder" else [])
@@ -231,7 +231,7 @@ class PAMSGD(GradientOptions):
 
     def _solve_weights(self, sae: Any, state: PAMState, stats: DecoderStats) -> None:
         prior = None
-        if _residual(sae) is not None:
+        if residual_of(sae) is not None:
             if self.scale == "fit":
                 sae.scale.fill_(tied_scale(stats, sae.W_enc.T, fallback=float(sae.scale[0])))
             prior = sae.tied_rows()
@@ -250,7 +250,7 @@ class PAMSGD(GradientOptions):
         if prior is None:
             sae.W_dec.copy_(solution.W_dec)
         else:
-            _residual(sae).copy_(solution.W_dec - prior)
+            residual_of(sae).copy_(solution.W_dec - prior)
         sae.b_dec.copy_(solution.b_dec)
 
     def _solve(self, stats: DecoderStats, W: Tensor, b: Tensor, ridge: float, prior: Tensor | None) -> DecoderSolution:
@@ -266,7 +266,7 @@ class PAMSGD(GradientOptions):
 
     def _set_anchor(self, sae: SAELike, state: PAMState) -> None:
         if self.prox_enc:
-            state.anchor = [p.detach().clone() for p in _encoder_parameters(sae)]
+            state.anchor = [p.detach().clone() for p in encoder_parameters(sae)]
 
     def adjust_gradients(self, sae: SAELike, state: PAMState) -> None:
         """Add the gradients of prox_enc and of the last solve's ridge; an infinite ridge holds a residual at 0.
@@ -275,31 +275,15 @@ class PAMSGD(GradientOptions):
         """
         size = state.data.numel()  # N d_in: strengths of sums become strengths of the mean loss
         if self.prox_enc and state.anchor is not None:
-            for p, anchor in zip(_encoder_parameters(sae), state.anchor, strict=True):
+            for p, anchor in zip(encoder_parameters(sae), state.anchor, strict=True):
                 if p.grad is not None:
                     p.grad.add_(p.detach() - anchor.to(p), alpha=2 * self.prox_enc / size)
         if not state.ridge:
             return
-        residual = _residual(sae)
+        residual = residual_of(sae)
         if residual is not None and math.isinf(state.ridge):
             residual.grad = None
         elif self.gradient == "both":
-            for p in _decoder_weights(sae):
+            for p in decoder_weights(sae):
                 if p.grad is not None:
                     p.grad.add_(p.detach(), alpha=2 * state.ridge / size)
-
-
-def _residual(sae: SAELike) -> Any:
-    return sae.residual if isinstance(sae, SAE) else None
-
-
-def _encoder_parameters(sae: SAELike) -> list[nn.Parameter]:
-    return sharing(sae, sae.W_enc) + sharing(sae, sae.b_enc)
-
-
-def _decoder_weights(sae: SAELike) -> list[nn.Parameter]:
-    """The decoder's own weights: W_dec, the residual, or nothing where W_dec is the encoder's."""
-    if isinstance(sae, SAE) and sae.decoder != "free":
-        return [] if sae.residual is None else [sae.residual]
-    encoder = {id(p) for p in _encoder_parameters(sae)}
-    return [p for p in sharing(sae, sae.W_dec) if id(p) not in encoder]

@@ -9,7 +9,8 @@ import torch
 
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.sae import SAE
-from splinterp.training.base import GradientOptions, SAELike, TrainState, sharing, training_data
+from splinterp.training.base import GradientOptions, TrainState, training_data
+from splinterp.training.blocks import SAELike, sharing
 
 
 @dataclass(frozen=True, kw_only=True)

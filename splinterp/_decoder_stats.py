@@ -1,0 +1,122 @@
+"""Sufficient statistics of the decoder's least squares, and the spectrum of their Gram matrix."""
+
+from __future__ import annotations
+
+from typing import NamedTuple
+
+import scipy.linalg
+import torch
+
+from splinterp._checks import as_samples, at_least
+from splinterp._typing import ArrayLike, Float, Tensor
+
+RANK_TOLERANCE = 1e-12
+"""Eigenvalues of the centred Gram matrix up to this share of the largest count as zero (n_latents * eps where that is more)."""
+
+
+class Spectrum(NamedTuple):
+    """Eigendecomposition of the centred Gram matrix, gram = vectors @ diag(values) @ vectors.T, in no particular order."""
+
+    values: Float[Tensor, " n_latents"]
+    vectors: Float[Tensor, "n_latents n_latents"]
+    positive: Tensor  # (n_latents,) bool: the values that count as above zero
+
+
+class DecoderStats:
+    """Sufficient statistics of the decoder's least squares: streamed, mergeable, of fixed size.
+
+    Holds the number of samples, the means of codes and samples, and the sums of products about those means
+    (so that nothing cancels): `gram` = sum (z - z̄)^T (z - z̄), `cross` = sum (z - z̄)^T (x - x̄) and
+    `total` = sum |x - x̄|^2. Batches are centred first and combined pairwise (Chan, Golub and LeVeque 1983).
+
+    Args:
+        n_latents, d_in: widths of codes and samples.
+        dtype: of products and sums; float64 keeps GCV reliable for N below n_latents, float32 is about twice as fast.
+        device: where the sums live; batches must be there.
+
+    Raises:
+        ValueError: sizes below 1.
+    """
+
+    def __init__(
+        self, n_latents: int, d_in: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+    ) -> None:
+        at_least("n_latents", n_latents, 1)
+        at_least("d_in", d_in, 1)
+        self.n_latents, self.d_in, self.dtype = n_latents, d_in, dtype
+        self.device = torch.empty(0, device=device).device
+        self.n_samples = 0
+        self.mean_acts = torch.zeros(n_latents, dtype=dtype, device=device)
+        self.mean_x = torch.zeros(d_in, dtype=dtype, device=device)
+        self.gram = torch.zeros(n_latents, n_latents, dtype=dtype, device=device)
+        self.cross = torch.zeros(n_latents, d_in, dtype=dtype, device=device)
+        self.total = torch.zeros((), dtype=dtype, device=device)
+        self._spectrum: Spectrum | None = None
+
+    @torch.no_grad()
+    def update(self, acts: ArrayLike, x: ArrayLike) -> DecoderStats:
+        """Add a batch: acts (n, n_latents), x (n, d_in), n >= 0. Returns self. Raises TypeError, ValueError for bad input."""
+        z = as_samples(acts, self.n_latents, dtype=self.dtype, device=self.device, name="acts")
+        x = as_samples(x, self.d_in, dtype=self.dtype, device=self.device)
+        if len(z) != len(x):
+            raise ValueError(f"acts has {len(z)} rows and x has {len(x)}: pass the codes of the same samples")
+        if len(x) == 0:
+            return self
+        mean_acts, mean_x = z.mean(0), x.mean(0)
+        z, x = z - mean_acts, x - mean_x
+        self._absorb(len(x), mean_acts, mean_x)
+        self.gram.addmm_(z.T, z)
+        self.cross.addmm_(z.T, x)
+        self.total += x.square().sum()
+        return self
+
+    def merge(self, other: DecoderStats) -> DecoderStats:
+        """Add the samples of `other` (same widths; converted to this dtype and device). Returns self."""
+        if (other.n_latents, other.d_in) != (self.n_latents, self.d_in):
+            raise ValueError(
+                f"cannot merge statistics of (n_latents, d_in) = {(other.n_latents, other.d_in)} "
+                f"into {(self.n_latents, self.d_in)}"
+            )
+        if other.n_samples:
+            self._absorb(other.n_samples, other.mean_acts.to(self.mean_acts), other.mean_x.to(self.mean_x))
+            self.gram += other.gram.to(self.gram)
+            self.cross += other.cross.to(self.cross)
+            self.total += other.total.to(self.total)
+        return self
+
+    def _absorb(self, n: int, mean_acts: Tensor, mean_x: Tensor) -> None:
+        """Move the means to those of the union with n samples of other means; add the between-group products."""
+        self._spectrum = None
+        old, new = self.n_samples, self.n_samples + n
+        step_acts, step_x = mean_acts - self.mean_acts, mean_x - self.mean_x
+        if old:
+            weight = old * n / new
+            self.gram.addr_(step_acts, step_acts, alpha=weight)
+            self.cross.addr_(step_acts, step_x, alpha=weight)
+            self.total += weight * step_x.square().sum()
+        self.mean_acts += step_acts * (n / new)
+        self.mean_x += step_x * (n / new)
+        self.n_samples = new
+
+    def spectrum(self) -> Spectrum:
+        """Eigendecomposition of `gram`, computed once and kept until the next update."""
+        if self._spectrum is None:
+            self._spectrum = eigh(self.gram)
+        return self._spectrum
+
+
+def eigh(gram: Float[Tensor, "n_latents n_latents"]) -> Spectrum:
+    live = gram.diagonal() > 0  # a dead latent is an exact null vector; divide and conquer can fail on many of them
+    values, vectors = torch.zeros_like(gram[0]), torch.eye(len(gram), dtype=gram.dtype, device=gram.device)
+    if live.any():
+        block = gram if live.all() else gram[live][:, live]
+        try:
+            found, basis = torch.linalg.eigh(block)
+        except RuntimeError:  # a tight cluster of eigenvalues: QR iteration is slower and does converge
+            by_qr = scipy.linalg.eigh(block.cpu().numpy(), driver="ev")
+            found, basis = (torch.from_numpy(a).to(block) for a in by_qr)
+        values[live] = found
+        vectors[live.nonzero(), live.nonzero().T] = basis
+    tolerance = max(RANK_TOLERANCE, len(gram) * torch.finfo(gram.dtype).eps)
+    positive = values > tolerance * values.max().clamp_min(0)
+    return Spectrum(values, vectors, positive)
