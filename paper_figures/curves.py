@@ -124,6 +124,20 @@ def variants(results: Row) -> tuple[Figure, str]:
     )
 
 
+def ridge(results: Row) -> tuple[Figure, str]:
+    """Fixed ridges of the recommended PAM against the choice by GCV (the main table's PAM at the same seeds)."""
+    fixed = [row for row in results["rows"] if row["part"] == "ridge"]
+    cells = {(row["activation"], row["budget"], row["n_train"]) for row in fixed}
+    seeds = len(fixed[0]["seeds"]) if fixed else 0
+    chosen = [
+        {**row, "part": "ridge", "options": {"ridge": "gcv"}, "fvu": row["fvu"][:seeds]}
+        for row in results["rows"]
+        if row["part"] == "sizes" and row["method"] == "PAM" and (row["activation"], row["budget"], row["n_train"]) in cells
+    ]
+    what = "The ridge of the recommended PAM-SGD (AbsTopK, long training, own step sizes) on"
+    return settings({**results, "rows": fixed + chosen}, "ridge", "ridge of the solve (multiplies a sum over samples)", what)
+
+
 def settings(results: Row, part: str, xlabel: str, what: str) -> tuple[Figure, str]:
     """Test FVU against a setting (a column each), a panel for each number of training images."""
     rows = [row for row in results["rows"] if row["part"] == part]
