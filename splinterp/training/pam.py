@@ -75,7 +75,7 @@ class PAMSGD(GradientOptions):
     gradient: str = "both"
     """Blocks the gradient phase moves: "both", or "encoder" (the decoder moves by solves alone)."""
     encoder_updates: int = 1
-    """Gradient updates on each batch."""
+    """Gradient updates on each batch; steps and the schedule count batches."""
     prox_enc: float = 0.0
     """Pull of W_enc and b_enc to their values at the last solve; multiplies a sum over samples."""
     prox_dec: float = 0.0
@@ -87,7 +87,7 @@ class PAMSGD(GradientOptions):
     gcv_inflation: float = 1.0
     """Factor on the decoder's degrees of freedom in GCV, at least 1; larger values choose larger ridges."""
     bias_ridge: float = 0.0
-    """Pull of b_dec to 0; multiplies a sum over samples."""
+    """Pull of b_dec to 0 in the solve; multiplies a sum over samples."""
     bias: str = "joint"
     """Either "joint": weights and bias solved together, or "separate": weights without a bias, then it (as published)."""
     solve_gap: int = 50
