@@ -6,6 +6,8 @@ import math
 from collections.abc import Iterable, Sequence
 from typing import Any
 
+import numpy as np
+
 from experiments.compare import t_interval
 
 
@@ -96,8 +98,30 @@ def part_table(results: dict[str, Any], part: str, markdown: bool = False) -> st
                 row["activation"], row["n_train"], row.get("budget", ""), row["method"], setting, row.get("lr", ""),
                 with_interval(row["fvu"]), f"{row['l0']:.1f}", f"{row['frac_dead']:.2f}",
             ])  # fmt: skip
-    header = ["activation", "images", "budget", "method", "setting", "lr", "test FVU", "l0", "dead"]
+    split = "validation" if part == "causes" else "test"
+    header = ["activation", "images", "budget", "method", "setting", "lr", f"{split} FVU", "l0", "dead"]
     return f"{part}\n\n{table(header, lines, markdown)}"
+
+
+def matched_l0(results: dict[str, Any], markdown: bool = False) -> str:
+    """ReLU: PAM's FVU beside each control's at the same l0, interpolated linearly in (log l0, log mean FVU)."""
+    rows = [row for row in results["rows"] if row["part"] == "relu"]
+    controls = [m for m in dict.fromkeys(row["method"] for row in rows) if m != "PAM"]
+    lines = []
+    for ours in (row for row in rows if row["method"] == "PAM"):
+        line = [ours["n_train"], f"{ours['options']['l1']:g}", f"{ours['l0']:.1f}", f"{np.mean(ours['fvu']):.3f}"]
+        for control in controls:
+            points = [
+                (row["l0"], np.mean(row["fvu"]))
+                for row in rows
+                if (row["method"], row["n_train"]) == (control, ours["n_train"])
+            ]
+            l0, fvu = np.log(sorted(points)).T
+            inside = l0[0] <= np.log(ours["l0"]) <= l0[-1]
+            line.append(f"{np.exp(np.interp(np.log(ours['l0']), l0, fvu)):.3f}" if inside else "outside")
+        lines.append(line)
+    header = ["images", "l1", "l0 of PAM", "PAM", *(f"{m} at that l0" for m in controls)]
+    return f"ReLU at matched l0: mean test FVU\n\n{table(header, lines, markdown)}"
 
 
 def render(results: dict[str, Any], markdown: bool = False) -> str:
@@ -106,4 +130,6 @@ def render(results: dict[str, Any], markdown: bool = False) -> str:
     for part in dict.fromkeys(row["part"] for row in results["rows"]):
         if part != "sizes" or "verdicts" not in results:
             parts.append(part_table(results, part, markdown))
+        if part == "relu":
+            parts.append(matched_l0(results, markdown))
     return "\n\n".join(parts)

@@ -51,6 +51,7 @@ def test_controlled_table_is_complete(controlled, capsys):
     text, markdown = render(results), render(results, markdown=True)
     assert "PAM against it" in text
     assert "| images" in markdown
+    assert "ReLU at matched l0" in text
     assert command_line.main(["tables", str(controlled), "--summary"]) == 0
     assert capsys.readouterr().out.count("SGD") == 3 * 2
     with pytest.raises(SystemExit):
