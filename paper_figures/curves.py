@@ -84,7 +84,9 @@ def sparsity(results: Row) -> tuple[Figure, str]:
         for method in dict.fromkeys(row["method"] for row in chosen):
             points = sorted((row for row in chosen if row["method"] == method), key=lambda row: row["options"]["l1"])
             draw(axes, [p["l0"] for p in points], points, method)
-        axes.set(xscale="log", xlabel="l0 (active latents a sample)", title=f"ReLU, {n_train:,} training images")
+        axes.set(xlabel="l0 (active latents a sample)", title=f"ReLU, {n_train:,} training images")
+    for axes in grid[0]:
+        log_axes(axes, (1, 3, 10, 30, 100))
     grid[0][0].set_ylabel("test FVU (lower is better)")
     legend_below(figure, 3)
     l1 = ", ".join(f"{v:g}" for v in sorted({row["options"]["l1"] for row in rows}))
@@ -98,7 +100,9 @@ def sparsity(results: Row) -> tuple[Figure, str]:
 def variants(results: Row) -> tuple[Figure, str]:
     """Variants of PAM: test FVU by budget and size, one marker a variant, PAM as recommended beside them."""
     rows = [row for row in results["rows"] if row["part"] == "variants"]
-    keys = sorted({(row["activation"], row["budget"], row["n_train"]) for row in rows}, key=str)
+    keys = sorted(
+        {(row["activation"], row["budget"], row["n_train"]) for row in rows},
+    )
     seeds = rows[0]["seeds"]
     ours = [row for row in results["rows"] if row["part"] == "sizes" and row["method"] == "PAM"]
     methods = [*dict.fromkeys(row["method"] for row in rows), "PAM"]
