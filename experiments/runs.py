@@ -18,6 +18,7 @@ from splinterp.data import Standardizer, load_digits, load_mnist
 from splinterp.metrics import evaluate
 
 VALIDATION = {"mnist": 5_000, "digits": 237}
+WIDTHS = {"mnist": 784, "digits": 64}
 SPLIT_SEED = 2025
 LOGGED_ROWS = 20
 
@@ -100,17 +101,34 @@ def pool_size(data: str) -> int:
 
 def build(run: Run, d_in: int, device: str = "cpu") -> tuple[SAE, SGD | PAMSGD]:
     """The SAE and the method of a run."""
-    recipe = {**METHODS[run.method], **dict(run.options)}
-    make = recipe.pop("method")
-    sae_options = {name: recipe.pop(name) for name in SAE_OPTIONS if name in recipe}
-    for name in ("mu", "nu"):
-        if recipe.get(name):
-            recipe.update(n_samples=run.n_train, d_in=d_in)
+    make, options, sae_options = _split(run, d_in)
     activation = getattr(splinterp, run.activation)
     activation = activation(run.k) if "TopK" in run.activation else activation()
     generator = torch.Generator().manual_seed(10_000 + run.seed)
     sae = SAE(d_in, run.n_latents, activation, generator=generator, device=device, **sae_options)
-    return sae, make(lr=run.lr, **recipe)
+    return sae, make(lr=run.lr, **options)
+
+
+def _split(run: Run, d_in: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
+    """The method's constructor, its options and those of the SAE."""
+    options = {**METHODS[run.method], **dict(run.options)}
+    make = options.pop("method")
+    sae_options = {name: options.pop(name) for name in SAE_OPTIONS if name in options}
+    if options.get("mu") or options.get("nu"):
+        options.update(n_samples=run.n_train, d_in=d_in)
+    return make, options, sae_options
+
+
+def recipe(run: Run) -> str:
+    """A hash of what the run's method means today, defaults included: a record of another recipe is not its record."""
+    make, options, sae_options = _split(run, WIDTHS[run.data])
+    return hashlib.sha256(f"{make(lr=run.lr, **options)} {sae_options}".encode()).hexdigest()[:12]
+
+
+def run_from_record(record: dict[str, Any]) -> Run:
+    """The run that a record describes."""
+    fields = dict(record["run"])
+    return Run(**{**fields, "options": tuple((name, value) for name, value in fields["options"])})
 
 
 def execute(run: Run, data_dir: str | None = None, device: str = "cpu") -> dict[str, Any]:

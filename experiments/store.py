@@ -21,7 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 import splinterp
-from experiments.runs import Run, execute
+from experiments.runs import METHODS, Run, execute, recipe, run_from_record
 from splinterp._atomic import replace_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,7 +77,10 @@ class MissingRunsError(LookupError):
 
 
 class RecordStore:
-    """The records of one experiment: `NAME.json` merged, and `NAME.cells/KEY.json` while it runs."""
+    """The records of one experiment: `NAME.json` merged, and `NAME.cells/KEY.json` while it runs.
+
+    Records made under other defaults of their method are passed over, so that a changed default is run again.
+    """
 
     def __init__(self, folder: Path, name: str) -> None:
         self.path, self.cells = folder / f"{name}.json", folder / f"{name}.cells"
@@ -91,7 +94,8 @@ class RecordStore:
             self._add(_restored(json.loads(path.read_text())))
 
     def _add(self, record: dict[str, Any]) -> None:
-        self.records[record["key"]] = record
+        if record["run"]["method"] in METHODS and record["recipe"] == recipe(run_from_record(record)):
+            self.records[record["key"]] = record
 
     def get(self, run: Run) -> dict[str, Any]:
         """The record of a finished run."""
@@ -110,7 +114,7 @@ class RecordStore:
         bar = tqdm(total=len(todo), desc=label, unit="run", mininterval=5)
         if jobs == 1:
             for run in todo:
-                self._keep(train(run, data_dir, device), source)
+                self._keep(run, train(run, data_dir, device), source)
                 bar.update()
         else:
             if self._pool is None:
@@ -120,7 +124,7 @@ class RecordStore:
             failures = []
             for future in as_completed(pending):
                 if future.exception() is None:
-                    self._keep(future.result(), source)
+                    self._keep(pending[future], future.result(), source)
                 else:  # the others are finished and kept first
                     failures.append((pending[future], future.exception()))
                 bar.update()
@@ -134,8 +138,8 @@ class RecordStore:
         if missing:
             raise MissingRunsError(f"{label}: {missing} runs have no record")
 
-    def _keep(self, record: dict[str, Any], source: dict[str, Any]) -> None:
-        record["provenance"] = source
+    def _keep(self, run: Run, record: dict[str, Any], source: dict[str, Any]) -> None:
+        record |= {"provenance": source, "recipe": recipe(run)}
         _write_json(self.cells / f"{record['key']}.json", record)
         self._add(_restored(_finite(record)))
 

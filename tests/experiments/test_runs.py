@@ -117,6 +117,16 @@ def test_store_runs_once_survives_a_kill_and_merges(tmp_path):
     assert read_results(results)["rows"][0]["fvu"] == [math.inf, 1.0]
 
 
+def test_records_of_other_defaults_are_run_again(tmp_path, monkeypatch):
+    store = RecordStore(tmp_path, "x")
+    others = dataclasses.replace(RUN, method="SGD tied")
+    store.complete([RUN, others])
+    store.merge({})
+    assert len(RecordStore(tmp_path, "x").records) == 2
+    monkeypatch.setitem(METHODS, "PAM", {**METHODS["PAM"], "solve_gap": 7})
+    assert list(RecordStore(tmp_path, "x").records) == [others.key]
+
+
 def test_parallel_runs_equal_serial_ones(tmp_path):
     todo = [dataclasses.replace(RUN, seed=s) for s in (1, 2)]
     serial, parallel = RecordStore(tmp_path, "a"), RecordStore(tmp_path, "b")
