@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test slow lint types figures clean
+.PHONY: demo test lint types figures clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -18,9 +18,6 @@ demo: $(INSTALLED)  ## the sample-efficiency comparison on scikit-learn's digits
 
 test: $(INSTALLED)  ## the test suite
 	$(BIN)/python -m pytest
-
-slow: $(INSTALLED)  ## the longer tests
-	$(BIN)/python -m pytest -m slow
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
