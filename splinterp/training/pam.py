@@ -92,8 +92,8 @@ class PAMSGD(GradientOptions):
     """Either "joint": weights and bias solved together, or "separate": weights without a bias, then it (as published)."""
     solve_gap: int = 50
     """Least number of steps between two solves at ends of epochs, for gradient="both". On few samples an epoch is a few
-    steps, and exact solves that often drove the training error down and the validation error up. The last epoch always
-    ends on a solve. Where the decoder moves by solves alone, and where the number of steps is unknown, every epoch does."""
+    steps, and solving that often raised the validation error of TopK (not of AbsTopK). The last epoch always ends on a
+    solve. Where the decoder moves by solves alone, and where the number of steps is unknown, every epoch does."""
     decoder_every: int | None = None
     """Solve after every so many steps, and at the end of an epoch that did not end on one, whatever `solve_gap`."""
     solve_first: bool = False
