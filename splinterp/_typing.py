@@ -24,7 +24,10 @@ else:
 
         Float = Int = _Plain
 
+Array: TypeAlias = np.ndarray
+"""What geometry computes with and returns."""
+
 ArrayLike: TypeAlias = Tensor | np.ndarray
 """What a public function takes: a tensor or a NumPy array, samples in rows."""
 
-__all__ = ["ArrayLike", "Float", "Int", "Tensor"]
+__all__ = ["Array", "ArrayLike", "Float", "Int", "Tensor"]

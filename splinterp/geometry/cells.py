@@ -1,0 +1,192 @@
+"""Exact cells of power diagrams in the plane, as convex polygons clipped to a window."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
+
+import numpy as np
+
+from splinterp._typing import Array, Float, Int
+from splinterp.geometry._hull import hull_cells
+from splinterp.geometry._index import near_top
+from splinterp.geometry._polygons import RaggedPolygons
+from splinterp.geometry._walk import TooManyCellsError, Walk, repeats
+
+Bounds = Sequence[float]
+"""(xmin, xmax, ymin, ymax)."""
+AREA_TOLERANCE = 1e-9
+"""The cells' areas sum to the window's within this share of it, or no cells are returned."""
+
+
+@dataclass(frozen=True, eq=False)
+class Cell:
+    """One convex cell, clipped to the window."""
+
+    sites: Int[Array, " k"]
+    """Sorted. Of a power diagram: the sites chosen in the cell. Of a slice: the active latents, the support."""
+    polygon: Float[Array, "n_vertices 2"]
+    """Vertices, counter-clockwise."""
+    neighbours: Int[Array, " n_vertices"]
+    """For the edge from each vertex to the next: the position in the list of the cell across it, -1 at the window."""
+    signs: Int[Array, " k"] | None = None
+    """Of a slice: the sign of each active latent's code. None for a power diagram."""
+
+    @property
+    def area(self) -> float:
+        """Area of the polygon."""
+        x, y = (self.polygon - self.polygon[0]).T
+        return float(0.5 * (x @ np.roll(y, -1) - y @ np.roll(x, -1)))
+
+    @property
+    def centre(self) -> Float[Array, " 2"]:
+        """A point inside: the mean of the vertices."""
+        return self.polygon.mean(axis=0)
+
+    def contains(self, points: Float[Array, "n 2"], tolerance: float = 0.0) -> Array:
+        """Whether each point lies in the closed polygon, up to a distance `tolerance`: (n,) bool."""
+        edges = np.roll(self.polygon, -1, axis=0) - self.polygon
+        relative = points[:, None] - self.polygon
+        cross = edges[:, 0] * relative[:, :, 1] - edges[:, 1] * relative[:, :, 0]
+        return (cross >= -tolerance * np.hypot(edges[:, 0], edges[:, 1])).all(axis=1)
+
+
+class Cells(list[Cell]):
+    """A list of cells that tile a window, with what is true of all of them."""
+
+    bounds: tuple[float, float, float, float]
+    """The window: (xmin, xmax, ymin, ymax)."""
+    hidden: Int[Array, " n"]
+    """Sites (latents, for a slice) that no cell of the window contains."""
+
+    def __init__(self, cells: Iterable[Cell], bounds: Bounds, n_sites: int) -> None:
+        super().__init__(cells)
+        self.bounds = window(bounds)
+        seen = np.zeros(n_sites, dtype=bool)
+        for cell in self:
+            seen[cell.sites] = True
+        self.hidden = np.nonzero(~seen)[0]
+
+
+def window(bounds: Bounds) -> tuple[float, float, float, float]:
+    """The window as four floats. Raises ValueError unless it has finite sides and an area."""
+    if len(bounds) != 4:
+        raise ValueError(f"bounds={bounds!r} must be (xmin, xmax, ymin, ymax)")
+    xmin, xmax, ymin, ymax = (float(bound) for bound in bounds)
+    if not (np.isfinite([xmin, xmax, ymin, ymax]).all() and xmin < xmax and ymin < ymax):
+        raise ValueError(f"bounds={tuple(bounds)} must be finite with xmin < xmax and ymin < ymax")
+    return xmin, xmax, ymin, ymax
+
+
+@dataclass(frozen=True)
+class Frame:
+    """Coordinates in which the window is the rectangle `[-half, half]`, its longer side 2."""
+
+    origin: Array
+    unit: float
+    half: Array
+
+    @classmethod
+    def of(cls, bounds: Bounds) -> Frame:
+        """The frame of a window."""
+        xmin, xmax, ymin, ymax = window(bounds)
+        size = 0.5 * np.array([xmax - xmin, ymax - ymin])
+        return cls(np.array([xmin, ymin]) + size, float(size.max()), size / size.max())
+
+    def scores(self, sites: Array, biases: Array) -> tuple[Array, Array]:
+        """(gradients, values at the origin) of the scores in this frame."""
+        # Entry by entry: equal sites must keep equal scores, which a matrix product does not promise.
+        return sites * self.unit, biases + (sites[:, 0] * self.origin[0] + sites[:, 1] * self.origin[1])
+
+    def outward(self, vertices: Array) -> Array:
+        """Vertices in the coordinates of the window. Its sides come out exact."""
+        return np.clip(self.origin + self.unit * vertices, *(self.origin + self.unit * np.stack([-self.half, self.half])))
+
+
+def walk_cells(
+    sites: Float[Array, "n 2"], biases: Float[Array, " n"], order: int, bounds: Bounds, max_cells: int | None = None
+) -> tuple[Array, RaggedPolygons]:
+    """(site sets, polygons) of the order-k cells of scores `y @ sites.T + biases` in a window, sorted by their sets.
+
+    The polygons' labels are the cells across the edges, -1 at the window.
+
+    Raises:
+        ValueError: more than `max_cells` cells.
+        ArithmeticError: the cells found do not fill the window; sites are too nearly equal for float64.
+    """
+    frame = Frame.of(bounds)
+    names, sites, biases = _relevant(*frame.scores(sites, biases), order, frame.half)
+    result = _by_hull(sites, biases, frame.half) if order == 1 else None
+    if result is None:
+        result = _by_walk(sites, biases, order, frame.half, max_cells)
+    sets, polygons = result
+    if max_cells is not None and len(sets) > max_cells:
+        raise _too_many(max_cells)
+    rank = np.lexsort(sets.T[::-1])
+    position = np.empty(len(rank) + 1, dtype=np.int64)
+    position[rank], position[-1] = np.arange(len(rank)), -1
+    polygons = polygons.take(rank)
+    return names[sets[rank]], RaggedPolygons(frame.outward(polygons.vertices), position[polygons.labels], polygons.starts)
+
+
+def _relevant(sites: Array, biases: Array, order: int, half: Array) -> tuple[Array, Array, Array]:
+    """(indices, gradients, values) of the sites that matter in the window, their scores of the order of 1."""
+    names = np.nonzero(repeats(sites, biases)[1] < order)[0]  # of equal sites only the first `order` can be chosen
+    sites, biases = sites[names], biases[names]
+    while True:
+        # Cells do not change under s -> g s + u.y + h: centre and scale, so that tolerances mean something.
+        sites, biases = sites - sites.mean(axis=0), biases - biases.mean()
+        scale = max(np.abs(sites).max(), np.abs(biases).max()) or 1.0
+        sites, biases = sites / scale, biases / scale
+        kept = near_top(sites, biases, order, np.zeros(2), half)
+        if len(kept) == len(names):
+            return names, sites, biases
+        names, sites, biases = names[kept], sites[kept], biases[kept]
+
+
+def _by_hull(sites: Array, biases: Array, half: Array) -> tuple[Array, RaggedPolygons] | None:
+    """Order 1 by the lower hull, or None where it cannot (few, collinear, nearly equal sites)."""
+    found = hull_cells(sites, biases, half)
+    if found is None or not _fills(found[1], half):
+        return None
+    names, polygons = found
+    position = np.full(len(sites) + 1, -1)
+    position[names] = np.arange(len(names))
+    neighbours = position[polygons.labels]
+    if (neighbours[polygons.labels >= 0] < 0).any():
+        return None
+    return names[:, None], RaggedPolygons(polygons.vertices, neighbours, polygons.starts)
+
+
+def _by_walk(sites: Array, biases: Array, order: int, half: Array, max_cells: int | None) -> tuple[Array, RaggedPolygons]:
+    try:
+        sets, polygons, neighbours = Walk(sites, biases, order, half, max_cells).run()
+    except TooManyCellsError:
+        raise _too_many(max_cells) from None
+    if not _fills(polygons, half) or (neighbours < -1).any():
+        raise ArithmeticError(
+            "the cells found do not fill the window: some sites are too nearly equal to tell their cells apart in float64; "
+            "merge sites that are meant to be equal, or choose a smaller window"
+        )
+    return sets, RaggedPolygons(polygons.vertices, neighbours, polygons.starts)
+
+
+def _fills(polygons: RaggedPolygons, half: Array) -> bool:
+    total = 4 * half.prod()
+    return bool(abs(polygons.areas().sum() - total) <= AREA_TOLERANCE * total)
+
+
+def _too_many(max_cells: int | None) -> ValueError:
+    return ValueError(f"the window holds more than max_cells={max_cells} cells: choose a smaller window or a larger max_cells")
+
+
+def listed(sets: Iterable[Array], polygons: RaggedPolygons, signs: Iterable[Array] | None = None) -> Iterable[Cell]:
+    """The cells one by one; the polygons' labels are their neighbours."""
+    ends = zip(polygons.starts[:-1], polygons.starts[1:], strict=True)
+    for chosen, (start, end), sign in zip(sets, ends, signs or _nothing(), strict=signs is not None):
+        yield Cell(chosen, polygons.vertices[start:end], polygons.labels[start:end], sign)
+
+
+def _nothing() -> Iterable[None]:
+    while True:
+        yield None
