@@ -16,9 +16,12 @@ install_import_hook("splinterp", "tests.typechecker.check")  # before anything i
 
 torch.set_num_threads(1)  # the matrices here are small: threads would only wait for each other
 
+# SPLINTERP_EXAMPLES=1000 searches further, with new examples every time.
+examples = os.environ.get("SPLINTERP_EXAMPLES")
 settings.register_profile(
-    "default", deadline=None, derandomize=True, max_examples=60, suppress_health_check=[HealthCheck.too_slow]
-)
+    "default", deadline=None, derandomize=examples is None, max_examples=int(examples or 60),
+    suppress_health_check=list(HealthCheck) if examples else [HealthCheck.too_slow],
+)  # fmt: skip
 settings.load_profile("default")
 
 

@@ -1,20 +1,29 @@
 """The regions of an SAE, exactly: power diagrams, cells, slices, affine pieces, statistics."""
 
 from splinterp.geometry.cells import Cell, Cells
+from splinterp.geometry.linear_programs import Ball, chebyshev_centre, is_empty
 from splinterp.geometry.power_diagram import PowerDiagram
 from splinterp.geometry.regions import Region, Regions, region_of, regions_of
 from splinterp.geometry.slices import Plane, plane_through, principal_plane, slice_cells
+from splinterp.geometry.statistics import RegionStatistics, count_cells, growth, region_statistics
 
 __all__ = [
+    "Ball",
     "Cell",
     "Cells",
     "Plane",
     "PowerDiagram",
     "Region",
+    "RegionStatistics",
     "Regions",
+    "chebyshev_centre",
+    "count_cells",
+    "growth",
+    "is_empty",
     "plane_through",
     "principal_plane",
     "region_of",
+    "region_statistics",
     "regions_of",
     "slice_cells",
 ]

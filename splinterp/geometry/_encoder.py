@@ -73,4 +73,4 @@ def decoder_of(sae: SAE) -> tuple[Array, Array]:
 
 
 def _array(parameter: torch.Tensor) -> Array:
-    return np.array(parameter.detach(), dtype=np.float64)  # a copy: later training does not reach it
+    return parameter.detach().to(torch.float64).numpy().copy()  # a copy: later training does not reach it

@@ -39,14 +39,15 @@ def nearest_swaps(encoder: Encoder, scores: Array, active: Array) -> tuple[Array
     n, n_latents = scores.shape
     room = active.sum(axis=1, keepdims=True) < encoder.k
     null = np.zeros((1, encoder.weights.shape[1]))
+    idle = ~active & ((encoder.weights != 0).any(axis=1) | (encoder.biases != 0))  # a latent without either never acts
     if encoder.kind == "topk":
         sites, scores = np.concatenate([encoder.weights, null]), np.concatenate([scores, np.zeros((n, 1))], axis=1)
         inside = np.concatenate([active, room], axis=1)
-        outside = np.concatenate([~active, active.any(axis=1, keepdims=True)], axis=1)
+        outside = np.concatenate([idle, active.any(axis=1, keepdims=True)], axis=1)
     else:
         sites = np.concatenate([*signed(encoder.weights, encoder.biases)[:1], null])
         inside = np.concatenate([active & (scores > 0), active & (scores < 0), room], axis=1)
-        outside = np.concatenate([~active, ~active, np.zeros((n, 1), dtype=bool)], axis=1)
+        outside = np.concatenate([idle, idle, np.zeros((n, 1), dtype=bool)], axis=1)
         scores = np.concatenate([scores, -scores, np.zeros((n, 1))], axis=1)
     margin, leaving, entering = _nearest_pairs(sites, scores, inside, outside)
 
