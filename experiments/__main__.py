@@ -8,6 +8,7 @@ import sys
 EXPERIMENTS = {
     "digits": "sample efficiency on scikit-learn's digits, under a minute, no download",
     "tables": "print the tables of a results file: tables mnist-controlled [--markdown] [--summary]",
+    "geometry": "regions and slices of SAEs trained on MNIST by SGD and PAM-SGD",
     "mnist": "sample efficiency on MNIST: --preset controlled | paper",
 }
 

@@ -7,13 +7,14 @@ import functools
 import hashlib
 import json
 import math
+from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
 import splinterp
-from splinterp import PAMSGD, SAE, SGD, DivergenceError, fit
+from splinterp import PAMSGD, SAE, SGD, DivergenceError, FitResult, fit
 from splinterp.data import Standardizer, load_digits, load_mnist
 from splinterp.metrics import evaluate
 
@@ -131,30 +132,55 @@ def run_from_record(record: dict[str, Any]) -> Run:
     return Run(**{**fields, "options": tuple((name, value) for name, value in fields["options"])})
 
 
-def execute(run: Run, data_dir: str | None = None, device: str = "cpu") -> dict[str, Any]:
-    """Train and measure. A diverged run is a result: its errors are infinite."""
+def digit_labels(data: str, data_dir: str | None = None) -> torch.Tensor:
+    """The digits that the test images show."""
+    return (load_digits() if data == "digits" else load_mnist(data_dir)).y_test
+
+
+class Split(NamedTuple):
+    """A run's images, standardised by its training subset."""
+
+    x: torch.Tensor
+    x_val: torch.Tensor
+    x_test: torch.Tensor
+
+
+def split(run: Run, data_dir: str | None = None, device: str = "cpu") -> Split:
+    """The training subset that a run draws, the validation and the test images."""
     pool, x_val, x_test = _images(run.data, data_dir)
     subset = torch.randperm(len(pool), generator=torch.Generator().manual_seed(run.seed))[: run.n_train]
     x = pool[subset]
     standardizer = Standardizer("global").fit(x)
     if run.normalise == "published":
         standardizer.mean, standardizer.scale = torch.full((x.shape[1],), 0.1307), torch.full((x.shape[1],), 0.3081)
-    x, x_val = standardizer.transform(x).to(device), standardizer.transform(x_val).to(device)
-    sae, method = build(run, x.shape[1], device)
+    return Split(*(standardizer.transform(part).to(device) for part in (x, x_val, x_test)))
+
+
+def train(
+    run: Run, data: Split, sae: SAE, method: SGD | PAMSGD, callback: Callable[[dict[str, float]], None] | None = None
+) -> FitResult:
+    """Train the SAE that `build` made. Raises DivergenceError."""
+    return fit(
+        sae, data.x, method, epochs=run.epochs, batch_size=run.batch_size, x_val=data.x_val,
+        log_every=max(1, run.epochs // LOGGED_ROWS), train_eval_samples=2_000, callback=callback,
+        generator=torch.Generator().manual_seed(20_000 + run.seed),
+    )  # fmt: skip
+
+
+def execute(run: Run, data_dir: str | None = None, device: str = "cpu") -> dict[str, Any]:
+    """Train and measure. A diverged run is a result: its errors are infinite."""
+    data = split(run, data_dir, device)
     record: dict[str, Any] = {"key": run.key, "run": asdict(run)}
+    sae, method = build(run, data.x.shape[1], device)
     best_state = _BestState(sae)
     try:
-        result = fit(
-            sae, x, method, epochs=run.epochs, batch_size=run.batch_size, x_val=x_val,
-            log_every=max(1, run.epochs // LOGGED_ROWS), train_eval_samples=2_000, callback=best_state,
-            generator=torch.Generator().manual_seed(20_000 + run.seed),
-        )  # fmt: skip
+        result = train(run, data, sae, method, best_state)
     except DivergenceError as error:
         worst = {"fvu": math.inf, "l0": math.nan, "frac_dead": math.nan}
         choices = dict.fromkeys(("val_last", "val_best", "val_objective"), math.inf)
         return {**record, **choices, "diverged_at": error.step, "test_last": worst, "test_best": worst}
     with torch.no_grad():  # of the model at the end, penalty on the code included
-        record["val_objective"] = float(method.loss(sae.eval(), x_val))
+        record["val_objective"] = float(method.loss(sae.eval(), data.x_val))
     last = result.history[-1]
     best = min(result.history, key=lambda row: row["val_fvu"])
     record |= {
@@ -165,10 +191,9 @@ def execute(run: Run, data_dir: str | None = None, device: str = "cpu") -> dict[
     if "ridge" in last:
         record["ridge"] = [float(f"{row['ridge']:.4g}") for row in result.history]
     if run.role == "reported":
-        x_test = standardizer.transform(x_test).to(device)
-        record["test_last"] = _measure(sae, x_test)
+        record["test_last"] = _measure(sae, data.x_test)
         sae.load_state_dict(best_state.parameters)
-        record["test_best"] = _measure(sae, x_test)
+        record["test_best"] = _measure(sae, data.x_test)
     return record
 
 

@@ -61,6 +61,10 @@ class Regions:
         """Active latents of a sample."""
         return self.latents[self.starts[sample] : self.starts[sample + 1]]
 
+    def signed_labels(self) -> Int[Array, " n"]:
+        """Like `labels`, of the different (support, signs): the convex cells of an AbsTopK SAE."""
+        return _labels(2 * self.latents + (self.signs < 0), self.starts)
+
 
 def region_of(sae: SAE, x: ArrayLike) -> Region:
     """The linear region of an SAE at the sample x (d_in,) or (1, d_in).

@@ -59,13 +59,11 @@ def region_statistics(sae: SAE, x: ArrayLike, generator: torch.Generator | None 
     assert regions.margins is not None
     counts = np.bincount(regions.labels)
     share = counts / n
-    signs = {(label, regions.signs[a:b].tobytes()) for label, a, b in
-             zip(regions.labels.tolist(), regions.starts[:-1], regions.starts[1:], strict=True)}  # fmt: skip
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
     order = torch.randperm(n, generator=generator).numpy()
-    singles = int((counts == 1).sum())
+    singles, signed_regions = int((counts == 1).sum()), int(regions.signed_labels().max()) + 1
     return RegionStatistics(
-        n_samples=n, n_regions=len(counts), n_signed_regions=len(signs), n_singletons=singles, unseen=singles / n,
+        n_samples=n, n_regions=len(counts), n_signed_regions=signed_regions, n_singletons=singles, unseen=singles / n,
         entropy=float(-(share * np.log(share)).sum()), largest=float(share.max()), mean_l0=float(np.diff(regions.starts).mean()),
         margins=np.quantile(regions.margins, QUANTILES, method="inverted_cdf"), growth=growth(regions.labels[order]),
     )  # fmt: skip

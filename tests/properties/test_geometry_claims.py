@@ -201,9 +201,7 @@ def test_claim_10_lees_bound_holds_for_equal_weights_only():
     for n, k in ((10, 2), (15, 4), (20, 6)):
         assert count_cells(PowerDiagram(rng.normal(size=(n, 2)), None, k)) <= (2 * k - 1) * n - (k * k - 1)
     # a weighted diagram above the bound exists: search small ones
-    excess = [
-        count_cells(PowerDiagram(rng.normal(size=(7, 2)), 4 * rng.normal(size=7), 3)) - (5 * 7 - 8) for _ in range(300)
-    ]
+    excess = [count_cells(PowerDiagram(rng.normal(size=(7, 2)), 4 * rng.normal(size=7), 3)) - (5 * 7 - 8) for _ in range(300)]
     assert max(excess) <= comb(7, 3)
 
 
