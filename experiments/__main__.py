@@ -6,6 +6,7 @@ import importlib
 import sys
 
 EXPERIMENTS = {
+    "bench": "speed, as ratios within one run: bench geometry",
     "digits": "sample efficiency on scikit-learn's digits, under a minute, no download",
     "tables": "print the tables of a results file: tables mnist-controlled [--markdown] [--summary]",
     "geometry": "regions and slices of SAEs trained on MNIST by SGD and PAM-SGD",

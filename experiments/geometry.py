@@ -20,7 +20,7 @@ import torch
 
 from experiments.options import add_common_options
 from experiments.report import table, with_interval
-from experiments.runs import Run, build, split, digit_labels, train
+from experiments.runs import Run, build, digit_labels, split, train
 from experiments.store import RecordStore
 from splinterp import SAE
 from splinterp.activations import activation_from_config

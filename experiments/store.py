@@ -44,7 +44,8 @@ def provenance(device: str) -> dict[str, Any]:
     }  # fmt: skip
 
 
-def _write_json(path: Path, content: Any) -> None:
+def write_json(path: Path, content: Any) -> None:
+    """Write a results file: infinities as strings, floats to 7 digits, under a temporary name first."""
     text = json.dumps(_finite(content), separators=(",", ":"), allow_nan=False)
     replace_file(path, lambda temporary: temporary.write_text(text + "\n"))
 
@@ -140,7 +141,7 @@ class RecordStore:
 
     def _keep(self, run: Run, record: dict[str, Any], source: dict[str, Any]) -> None:
         record |= {"provenance": source, "recipe": recipe(run)}
-        _write_json(self.cells / f"{record['key']}.json", record)
+        write_json(self.cells / f"{record['key']}.json", record)
         self._add(_restored(_finite(record)))
 
     def merge(self, config: dict[str, Any]) -> Path:
@@ -156,7 +157,7 @@ class RecordStore:
                 sources.append(record["provenance"])
             records.append({**record, "provenance": sources.index(record["provenance"])})
         content = {"command": _command(), "config": config, "provenance": sources, "records": records}
-        _write_json(self.path, content)
+        write_json(self.path, content)
         shutil.rmtree(self.cells, ignore_errors=True)
         return self.path
 
@@ -164,7 +165,7 @@ class RecordStore:
         """Write the tables `results` as `NAME.json` beside the records. Returns its path."""
         path = self.path.with_name(f"{name}.json")
         sources = json.loads(self.path.read_text())["provenance"] if self.path.exists() else []
-        _write_json(path, {"command": _command(), "runs": self.path.name, "provenance": sources, **results})
+        write_json(path, {"command": _command(), "runs": self.path.name, "provenance": sources, **results})
         return path
 
 

@@ -43,7 +43,7 @@ class PowerDiagram:
     biases: Float[Array, " n_sites"]
     order: int
 
-    def __init__(self, sites: ArrayLike, weights: ArrayLike | None = None, order: int = 1) -> None:
+    def __init__(self, sites: ArrayLike, weights: ArrayLike | None = None, order: int | np.integer = 1) -> None:
         self.sites = as_float64(sites, name="sites").copy()
         n_sites = len(self.sites)
         if not n_sites or not self.sites.shape[1]:
@@ -54,7 +54,7 @@ class PowerDiagram:
         self._unique: tuple[Array, Array] | None = None
 
     @classmethod
-    def from_scores(cls, sites: ArrayLike, biases: ArrayLike, order: int = 1) -> PowerDiagram:
+    def from_scores(cls, sites: ArrayLike, biases: ArrayLike, order: int | np.integer = 1) -> PowerDiagram:
         """The diagram of the scores `x @ sites.T + biases`, which are kept to the last bit. Raises as the constructor does."""
         diagram = cls(sites, None, order)
         diagram.biases = as_vector(biases, diagram.n_sites, "biases").copy()
@@ -228,7 +228,7 @@ def orthonormal(basis: ArrayLike, d: int) -> Array:
     return basis
 
 
-def _checked_order(order: int, n_sites: int) -> int:
+def _checked_order(order: int | np.integer, n_sites: int) -> int:
     if not isinstance(order, int | np.integer) or isinstance(order, bool):
         raise TypeError(f"order={order!r} must be an int")
     if not 1 <= order <= n_sites:
