@@ -85,7 +85,7 @@ def geometry(sizes: Mapping[int, Sequence[int]]) -> dict[str, Any]:
     return {"rows": rows, "fits": fits}
 
 
-def render(results: dict[str, Any]) -> str:
+def render(results: dict[str, Any], markdown: bool = False) -> str:
     """The two tables."""
     rows = [
         [
@@ -98,7 +98,7 @@ def render(results: dict[str, Any]) -> str:
              f"{f['exponent_in_cells']:.2f}"] for f in results["fits"]]  # fmt: skip
     header = ["order", "sites", "cells", "seconds", "us a cell", "raster / exact", "exact / hull", "ns / (n log2 n)"]
     header_fits = ["order", "sites", "exponent in sites", "that of n log n", "exponent in cells"]
-    return f"{table(header, rows)}\n\n{table(header_fits, fits)}"
+    return f"{table(header, rows, markdown)}\n\n{table(header_fits, fits, markdown)}"
 
 
 GEOMETRY_SIZES = {

@@ -169,9 +169,14 @@ def summary(config: Config, store: RecordStore) -> dict[str, Any]:
 
 
 def render(results: dict[str, Any], markdown: bool = False) -> str:
-    """The table of region statistics."""
+    """The table of region statistics.
+
+    "alone": share of test images alone in their region; "entropy / max": of the images over regions, against log n; "margin":
+    median distance to the nearest facet, in standardised pixels; "slice cells": exact count in the window; "whole plane":
+    TopK selections in the whole plane, by the counting formula.
+    """
     header = ["activation", "SAE", "test FVU", "l0", "regions of test images", "alone", "entropy / max", "margin", "slice cells",
-              "found by points"]  # fmt: skip
+              "found by points", "whole plane"]  # fmt: skip
     rows = []
     for row in results["rows"]:
         top = math.log(row["n_samples"])
@@ -180,6 +185,7 @@ def render(results: dict[str, Any], markdown: bool = False) -> str:
             f"{np.mean(row['regions']):,.0f} of {row['n_samples']:,}", f"{np.mean(row['alone']):.1%}",
             f"{np.mean(row['entropy']) / top:.3f}", with_interval(row["margin"]), f"{np.mean(row['slice_cells']):,.0f}",
             f"{np.mean(row['slice_found']) / np.mean(row['slice_cells']):.0%}",
+            f"{np.mean(row['plane_selections']):,.0f}" if row["plane_selections"] else "",
         ])  # fmt: skip
     return table(header, rows, markdown)
 

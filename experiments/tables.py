@@ -3,8 +3,11 @@
 from __future__ import annotations
 
 import argparse
+from collections.abc import Callable
 from pathlib import Path
+from typing import Any
 
+from experiments import bench, geometry
 from experiments.options import RESULTS
 from experiments.report import render, summary
 from experiments.store import read_results
@@ -20,5 +23,17 @@ def command(argv: list[str]) -> Path:
     path = args.file if args.file.exists() else RESULTS / f"{args.file}.json"
     if not path.exists():
         parser.error(f"{args.file} is neither a file nor one of {', '.join(sorted(p.stem for p in RESULTS.glob('*.json')))}")
-    print((summary if args.summary else render)(read_results(path), args.markdown))
+    results = read_results(path)
+    if args.summary and "verdicts" not in results:
+        parser.error(f"{path.name} has no verdicts to summarise: leave --summary out")
+    print(_renderer(results, args.summary)(results, args.markdown))
     return path
+
+
+def _renderer(results: dict[str, Any], short: bool) -> Callable[[dict[str, Any], bool], str]:
+    """What prints a results file, by what is in it."""
+    if "slices" in results:
+        return geometry.render
+    if "fits" in results:
+        return bench.render
+    return summary if short else render

@@ -48,7 +48,7 @@ def colour_groups(cells: Cells, groups: Sequence[Any] | None = None) -> list[int
 
 def plot_cells(
     cells: Cells, ax: Axes, *, sites: ArrayLike | None = None, data: ArrayLike | None = None,
-    values: Sequence[float] | None = None, by_support: bool = True, edge: str = "black", linewidth: float = 0.4, **options: Any,
+    values: Sequence[float] | Array | None = None, by_support: bool = True, edge: str = "black", linewidth: float = 0.4, **options: Any,
 ) -> PolyCollection:  # fmt: skip
     """Draw cells as polygons; neighbours differ in colour, cells of one site set share one.
 

@@ -13,13 +13,18 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 def test_examples_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 3
+    assert len(blocks) == 4
     names: dict[str, object] = {}
     before = torch.random.get_rng_state()
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
     torch.random.set_rng_state(before)
-    assert 0 < float(capsys.readouterr().out) < 1
+    fvu, geometry = capsys.readouterr().out.splitlines()
+    assert 0 < float(fvu) < 1
+    n_cells, margin, n_regions = (float(value) for value in geometry.split())
+    assert n_cells > 10
+    assert margin > 0
+    assert 1 <= n_regions <= 200
     assert (tmp_path / "my_sae" / "sae.safetensors").exists()
     assert names["W_dec"].shape == (256, 64)
 

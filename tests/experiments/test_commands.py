@@ -73,9 +73,11 @@ def test_paper_table_has_its_ablations(paper):
     assert len({tuple(v) for v in by_update.values()}) == 4
 
 
-def test_every_figure_is_drawn(controlled, paper, tmp_path, capsys):
+def test_every_figure_of_the_comparison_is_drawn(controlled, paper, tmp_path, capsys):
     drawn = 0
     for name, (_, (file, _)) in figures._figures().items():
+        if not file.startswith("mnist-"):
+            continue
         source = controlled if file.startswith("mnist-controlled") else paper
         assert figures.main([name, "--results", str(source), "--out", str(tmp_path)]) == 0
         for kind in ("png", "pdf", "txt"):
