@@ -15,7 +15,8 @@ from splinterp._checks import at_least, one_of
 from splinterp._typing import Array
 from splinterp.baselines._affine import Flats, canonical, fit_flats, residuals
 from splinterp.baselines._base import SOLVERS, PiecewiseAffineAutoencoder, check_counts, cluster, enough, nearest
-from splinterp.baselines._search import Found, by_power, by_residual
+from splinterp.baselines._power_search import by_power
+from splinterp.baselines._search import Found, by_residual
 from splinterp.baselines._stream import FlatStream
 from splinterp.geometry.power_diagram import PowerDiagram
 
