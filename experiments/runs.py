@@ -85,6 +85,16 @@ class Run:
         """Gradient steps an epoch."""
         return math.ceil(self.n_train / self.batch_size)
 
+    @property
+    def cost(self) -> float:
+        """Gradient steps of the run."""
+        return float(self.epochs * self.steps_per_epoch)
+
+    def recipe(self) -> str:
+        """A hash of what the run's method means today, defaults included."""
+        make, options, sae_options = _split(self, WIDTHS[self.data])
+        return hashlib.sha256(f"{make(lr=self.lr, **options)} {sae_options}".encode()).hexdigest()[:12]
+
 
 @functools.lru_cache(maxsize=1)
 def _images(data: str, data_dir: str | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
@@ -120,15 +130,11 @@ def _split(run: Run, d_in: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     return make, options, sae_options
 
 
-def recipe(run: Run) -> str:
-    """A hash of what the run's method means today, defaults included: a record of another recipe is not its record."""
-    make, options, sae_options = _split(run, WIDTHS[run.data])
-    return hashlib.sha256(f"{make(lr=run.lr, **options)} {sae_options}".encode()).hexdigest()[:12]
-
-
-def run_from_record(record: dict[str, Any]) -> Run:
-    """The run that a record describes."""
+def run_from_record(record: dict[str, Any]) -> Run | None:
+    """The run that a record describes; None if its method is not among METHODS any more."""
     fields = dict(record["run"])
+    if fields["method"] not in METHODS:
+        return None
     return Run(**{**fields, "options": tuple((name, value) for name, value in fields["options"])})
 
 

@@ -12,7 +12,7 @@ import sys
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
-from typing import Any
+from typing import Any, Protocol
 
 import numpy
 import scipy
@@ -21,7 +21,7 @@ import torch
 from tqdm.auto import tqdm
 
 import splinterp
-from experiments.runs import METHODS, Run, execute, recipe, run_from_record
+from experiments.runs import execute, run_from_record
 from splinterp._atomic import replace_file
 
 ROOT = Path(__file__).resolve().parent.parent
@@ -77,13 +77,29 @@ class MissingRunsError(LookupError):
     """Runs that a table needs have not been made."""
 
 
+class Task(Protocol):
+    """One piece of work whose result is kept; equal tasks have equal keys."""
+
+    @property
+    def key(self) -> str:
+        """Names the record."""
+
+    @property
+    def cost(self) -> float:
+        """Grows with the time it takes: longest first."""
+
+    def recipe(self) -> str:
+        """A hash of what the task means today: a record of another recipe is not its record."""
+
+
 class RecordStore:
     """The records of one experiment: `NAME.json` merged, and `NAME.cells/KEY.json` while it runs.
 
     Records made under other defaults of their method are passed over, so that a changed default is run again.
     """
 
-    def __init__(self, folder: Path, name: str) -> None:
+    def __init__(self, folder: Path, name: str, parse: Callable[[dict[str, Any]], Task | None] = run_from_record) -> None:
+        self.parse = parse
         self.path, self.cells = folder / f"{name}.json", folder / f"{name}.cells"
         self.records: dict[str, dict[str, Any]] = {}
         self._pool: ProcessPoolExecutor | None = None
@@ -95,20 +111,21 @@ class RecordStore:
             self._add(_restored(json.loads(path.read_text())))
 
     def _add(self, record: dict[str, Any]) -> None:
-        if record["run"]["method"] in METHODS and record["recipe"] == recipe(run_from_record(record)):
+        task = self.parse(record)
+        if task is not None and record["recipe"] == task.recipe():
             self.records[record["key"]] = record
 
-    def get(self, run: Run) -> dict[str, Any]:
+    def get(self, run: Task) -> dict[str, Any]:
         """The record of a finished run."""
         return self.records[run.key]
 
     def complete(
-        self, runs: Iterable[Run], *, jobs: int = 1, device: str = "cpu", data_dir: str | None = None,
+        self, runs: Iterable[Task], *, jobs: int = 1, device: str = "cpu", data_dir: str | None = None,
         train: Callable[..., dict[str, Any]] = execute, label: str = "",
     ) -> None:  # fmt: skip
         """Carry out the runs that have no record yet, `jobs` at a time (each on one thread if more than 1); longest first."""
         missing = {run.key: run for run in runs if run.key not in self.records}
-        todo = sorted(missing.values(), key=lambda run: -run.epochs * run.steps_per_epoch)
+        todo = sorted(missing.values(), key=lambda run: -run.cost)
         if not todo:
             return
         source = provenance(device)
@@ -133,14 +150,14 @@ class RecordStore:
                 raise RuntimeError(f"{len(failures)} runs failed, the first of them {failures[0][0]}") from failures[0][1]
         bar.close()
 
-    def require(self, runs: Iterable[Run], label: str = "") -> None:
+    def require(self, runs: Iterable[Task], label: str = "") -> None:
         """Raise MissingRunsError unless every run has a record."""
         missing = sum(run.key not in self.records for run in runs)
         if missing:
             raise MissingRunsError(f"{label}: {missing} runs have no record")
 
-    def _keep(self, run: Run, record: dict[str, Any], source: dict[str, Any]) -> None:
-        record |= {"provenance": source, "recipe": recipe(run)}
+    def _keep(self, run: Task, record: dict[str, Any], source: dict[str, Any]) -> None:
+        record |= {"provenance": source, "recipe": run.recipe()}
         write_json(self.cells / f"{record['key']}.json", record)
         self._add(_restored(_finite(record)))
 
