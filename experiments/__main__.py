@@ -6,6 +6,7 @@ import importlib
 import sys
 
 EXPERIMENTS = {
+    "baselines": "SAEs beside k-means, local PCA, PCA, ICA, NMF; the price of interpretability: --data digits | mnist",
     "bench": "speed, as ratios within one run: bench geometry",
     "digits": "sample efficiency on scikit-learn's digits, under a minute, no download",
     "tables": "print the tables of a results file: tables mnist-controlled [--markdown] [--summary]",
