@@ -196,8 +196,9 @@ def matched(config: Config, n_latents: int, k: int) -> Iterator[tuple[str, str, 
     """
     budget = sae_parameters(n_latents, config.d_in, "tied_residual")
     yield "parameters", "k-means", budget // config.d_in, 0
-    for assign in ("centroid", "power", "residual"):
-        yield "parameters", f"local PCA {assign}", budget // (config.d_in * (1 + k)), k
+    yield "parameters", "local PCA centroid", budget // (config.d_in * (1 + k)), k
+    yield "parameters", "local PCA power", budget // (config.d_in * (2 + k) + 1), k  # its sites are not its means
+    yield "parameters", "local PCA residual", budget // (config.d_in * (1 + k)), k
     yield "parameters and active numbers", "local PCA residual", budget // (config.d_in * 2 * k), 2 * k - 1
 
 
@@ -272,8 +273,8 @@ def render(results: dict[str, Any], markdown: bool = False) -> str:
         share = np.array(p["share_covered"])
         apart = [f"{np.mean(np.array(p[name]) / np.array(p['covered_error'])):.0%}" if share.min() > 0 else ""
                  for name in ("covered_bound", "held_out")]  # fmt: skip
-        prices.append([f"{p['activation']}, {p['method']}", p["n_latents"], _setting(p), with_interval(p["error"]), with_interval(p["bound"]),
-                       with_interval(p["price"]), f"{share.mean():.1%}", f"{np.mean(p['n_regions']):,.0f}", *apart])  # fmt: skip
+        errors = [with_interval(p[name]) for name in ("error", "bound", "price")]
+        prices.append([f"{p['activation']}, {p['method']}", p["n_latents"], _setting(p), *errors, f"{share.mean():.1%}", f"{np.mean(p['n_regions']):,.0f}", *apart])  # fmt: skip
     price_header = ["SAE", "latents", "k or l1", "train FVU", "bound", "price", "covered", "regions", "bound / error, covered",
                     "held out / error, covered"]  # fmt: skip
     beside = [[b["n_latents"], b["k"], b["matched"], b["model"], b["n_regions"], b["rank"], with_interval(b["train_fvu"]),
