@@ -274,7 +274,8 @@ def render(results: dict[str, Any], markdown: bool = False) -> str:
         apart = [f"{np.mean(np.array(p[name]) / np.array(p['covered_error'])):.0%}" if share.min() > 0 else ""
                  for name in ("covered_bound", "held_out")]  # fmt: skip
         errors = [with_interval(p[name]) for name in ("error", "bound", "price")]
-        prices.append([f"{p['activation']}, {p['method']}", p["n_latents"], _setting(p), *errors, f"{share.mean():.1%}", f"{np.mean(p['n_regions']):,.0f}", *apart])  # fmt: skip
+        seen = [f"{share.mean():.1%}", f"{np.mean(p['n_regions']):,.0f}"]
+        prices.append([f"{p['activation']}, {p['method']}", p["n_latents"], _setting(p), *errors, *seen, *apart])
     price_header = ["SAE", "latents", "k or l1", "train FVU", "bound", "price", "covered", "regions", "bound / error, covered",
                     "held out / error, covered"]  # fmt: skip
     beside = [[b["n_latents"], b["k"], b["matched"], b["model"], b["n_regions"], b["rank"], with_interval(b["train_fvu"]),

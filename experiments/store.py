@@ -69,7 +69,8 @@ def _restored(value: Any) -> Any:
     return float(value) if value in ("inf", "-inf", "nan") else value
 
 
-def _command() -> str:
+def command_line() -> str:
+    """The command that is running."""
     return "python -m experiments " + " ".join(sys.argv[1:])
 
 
@@ -173,7 +174,7 @@ class RecordStore:
             if record["provenance"] not in sources:
                 sources.append(record["provenance"])
             records.append({**record, "provenance": sources.index(record["provenance"])})
-        content = {"command": _command(), "config": config, "provenance": sources, "records": records}
+        content = {"command": command_line(), "config": config, "provenance": sources, "records": records}
         write_json(self.path, content)
         shutil.rmtree(self.cells, ignore_errors=True)
         return self.path
@@ -182,7 +183,7 @@ class RecordStore:
         """Write the tables `results` as `NAME.json` beside the records. Returns its path."""
         path = self.path.with_name(f"{name}.json")
         sources = json.loads(self.path.read_text())["provenance"] if self.path.exists() else []
-        write_json(path, {"command": _command(), "runs": self.path.name, "provenance": sources, **results})
+        write_json(path, {"command": command_line(), "runs": self.path.name, "provenance": sources, **results})
         return path
 
 

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments import bench, geometry
+from experiments import baselines, bench, bridge, geometry
 from experiments.options import RESULTS
 from experiments.report import render, summary
 from experiments.store import read_results
@@ -34,6 +34,10 @@ def _renderer(results: dict[str, Any], short: bool) -> Callable[[dict[str, Any],
     """What prints a results file, by what is in it."""
     if "slices" in results:
         return geometry.render
+    if "prices" in results:
+        return baselines.render
+    if "models" in results:
+        return bridge.render
     if "fits" in results:
         return bench.render
     return summary if short else render
