@@ -19,8 +19,9 @@ from typing import Any
 
 import numpy as np
 import torch
-from sklearn.decomposition import NMF, FastICA
+from sklearn.decomposition import NMF, PCA, FastICA
 from sklearn.exceptions import ConvergenceWarning
+from sklearn.pipeline import make_pipeline
 
 from experiments.options import add_common_options
 from experiments.report import table, with_interval
@@ -95,7 +96,11 @@ class Fit:
         if self.model == "PCA":
             return PCAAutoencoder(self.rank, random_state=self.seed)
         if self.model == "ICA":
-            return FastICA(self.rank, whiten="unit-variance", max_iter=100, tol=1e-2, random_state=self.seed)
+            # Whitened by PCA: FastICA's own whitening multiplies by the sign of the first feature, 0 where a pixel is constant.
+            return make_pipeline(
+                PCA(self.rank, whiten=True, random_state=self.seed),
+                FastICA(whiten=False, max_iter=100, tol=1e-2, random_state=self.seed),
+            )
         if self.model == "NMF":
             return NMF(self.rank, init="nndsvda", max_iter=300, random_state=self.seed)
         if self.model == "k-means":

@@ -14,13 +14,14 @@ from experiments.store import read_results
 RESULTS = Path(__file__).resolve().parent.parent / "experiments" / "results"
 OUT = Path(__file__).resolve().parent / "figures"
 CONTROLLED = ("mnist-controlled.json", "python -m experiments mnist --data-dir FOLDER --jobs 2")
+BASELINES = ("baselines-mnist.json", "python -m experiments baselines --data mnist --data-dir FOLDER --jobs 2")
 BRIDGE = ("bridge.json", "python -m experiments bridge")
 GEOMETRY = ("geometry-mnist.json", "python -m experiments geometry --data-dir FOLDER --jobs 2")
 PAPER = ("mnist-paper.json", "python -m experiments mnist --preset paper --data-dir FOLDER --jobs 2")
 
 
 def _figures() -> dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, str]]]:
-    from paper_figures import bridge, curves, slices
+    from paper_figures import bridge, curves, prices, slices
 
     published = "with the published settings (AbsTopK), on"
     settings = curves.settings
@@ -39,6 +40,8 @@ def _figures() -> dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, st
         "paper_mu_nu_pull": (partial(settings, part="mu_nu_pull", xlabel=r"$\mu = \nu$ (pull to the previous block)",
                                      what=f"mu = nu as the paper's text has it, a proximal pull, {published}"), PAPER),
         "bridge": (bridge.bridge, BRIDGE),
+        "price": (prices.price, BASELINES),
+        "baselines": (prices.baselines, BASELINES),
         "slices": (slices.slices, GEOMETRY),
         "slice_errors": (slices.slice_errors, GEOMETRY),
         "region_growth": (slices.region_growth, GEOMETRY),
