@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections import deque
+from collections.abc import Iterator
 
 import numpy as np
 
@@ -13,6 +14,10 @@ SLACK = 1e-12
 ROOM = 20
 """A box is split until it has at most this many candidates more than `order`."""
 MAX_DEPTH = 24
+PART_ENTRIES = 2_000_000
+"""Scores computed at a time."""
+MAX_ENTRIES = 4_000_000
+"""Of all lists together, or 40 a site: sites that tie along a whole line would otherwise fill boxes without end."""
 
 
 def near_top(sites: Array, biases: Array, order: int, centre: Array, half: Array) -> Array:
@@ -33,8 +38,7 @@ def near_top(sites: Array, biases: Array, order: int, centre: Array, half: Array
 class LevelIndex:
     """Boxes that tile the rectangle `[-half, half]`, each with every site that is among the `order` best somewhere in it.
 
-    Boxes are split, largest first, until the lists are short or there are `max_boxes` boxes; long lists cost time,
-    never correctness.
+    Boxes are split, largest first, until the lists are short or hold MAX_ENTRIES; long lists cost time, never correctness.
 
     Args:
         sites: (m, 2) gradients of the scores; repeated rows of (sites, biases) at most `order` times.
@@ -43,19 +47,22 @@ class LevelIndex:
         half: (2,) half the sides of the rectangle.
     """
 
-    def __init__(self, sites: Array, biases: Array, order: int, half: Array, max_boxes: int = 200_000) -> None:
+    def __init__(self, sites: Array, biases: Array, order: int, half: Array) -> None:
         self.sites, self.biases, self.order, self.half = sites, biases, order, half
         centres: list[Array] = [np.zeros(2)]
         halves: list[Array] = [half]
         children: list[int] = [-1]
         lists: list[Array] = [np.arange(len(sites))]
         queue = deque([(0, 0)])
+        entries, limit = len(sites), max(MAX_ENTRIES, 40 * len(sites))
         while queue:
             box, depth = queue.popleft()
             among = lists[box]
             lists[box] = kept = among[near_top(sites[among], biases[among], order, centres[box], halves[box])]
-            if self._distinct(kept) <= order + ROOM or depth >= MAX_DEPTH or len(lists) + 4 > max_boxes:
+            entries -= len(among) - len(kept)
+            if self._distinct(kept) <= order + ROOM or depth >= MAX_DEPTH or entries + 3 * len(kept) > limit:
                 continue
+            entries += 3 * len(kept)
             children[box] = len(lists)
             for side in ((-0.5, -0.5), (0.5, -0.5), (-0.5, 0.5), (0.5, 0.5)):
                 queue.append((len(lists), depth + 1))
@@ -89,11 +96,23 @@ class LevelIndex:
             right = points >= self.centres[box]
             box = np.where(inner, self.children[box] + right[:, 0] + 2 * right[:, 1], box)
 
-    def scores(self, points: Array, boxes: Array) -> tuple[Array, Array]:
-        """(candidates, scores), both (n, longest list), of each point by its box's list; padding scores -inf."""
-        width = self.lengths[boxes].max(initial=1)
-        columns = np.arange(width)
-        at = np.minimum(self.starts[boxes][:, None] + columns, len(self.flat) - 1)
-        scores = self.flat_x[at] * points[:, :1] + self.flat_y[at] * points[:, 1:] + self.flat_b[at]
-        scores[columns >= self.lengths[boxes][:, None]] = -np.inf
-        return self.flat[at], scores
+    def scored(self, points: Array) -> Iterator[tuple[Array, Array, Array]]:
+        """(rows, candidates, scores) of the points by their boxes' lists, in parts of bounded size.
+
+        Parts are of similar list lengths; `candidates` and `scores` are (len(rows), longest list), padding scores -inf.
+        """
+        boxes = self.locate(points)
+        lengths = self.lengths[boxes]
+        order = np.argsort(lengths, kind="stable")
+        start = 0
+        while start < len(order):
+            # As many of the next points as fit when all lists are padded to the longest of them.
+            ahead = lengths[order[start : start + PART_ENTRIES]]
+            count = max(1, int(np.searchsorted(ahead * np.arange(1, len(ahead) + 1), PART_ENTRIES, side="right")))
+            rows = order[start : start + count]
+            start += count
+            columns = np.arange(max(1, int(ahead[count - 1])))
+            at = np.minimum(self.starts[boxes[rows]][:, None] + columns, len(self.flat) - 1)
+            scores = self.flat_x[at] * points[rows, :1] + self.flat_y[at] * points[rows, 1:] + self.flat_b[at]
+            scores[columns >= lengths[rows][:, None]] = -np.inf
+            yield rows, self.flat[at], scores

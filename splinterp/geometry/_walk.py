@@ -57,8 +57,9 @@ class Walk:
     def run(self) -> Walked:
         """Walk until no edge leads to a new cell."""
         points = self._seed_points()
-        candidates, scores = self.index.scores(points, self.index.locate(points))
-        seeds = np.take_along_axis(candidates, top_indices(scores, self.order), axis=1)
+        seeds = np.empty((len(points), self.order), dtype=np.int64)
+        for rows, candidates, scores in self.index.scored(points):
+            seeds[rows] = np.take_along_axis(candidates, top_indices(scores, self.order), axis=1)
         _, found = self._identify(seeds)
         frontier, hints = seeds[found], points[found]
         size = max(1, BATCH_BYTES // (8 * len(self.sites)))
@@ -124,11 +125,13 @@ class Walk:
 
     def _cut_off(self, batch: PolygonBatch, member: Array, sets: Array, owner: Array, points: Array) -> None:
         """Cut from each polygon the half-planes that its points violate."""
-        candidates, scores = self.index.scores(points, self.index.locate(points))
-        scores[member[owner[:, None], candidates]] = -np.inf
-        best = scores.argmax(axis=1)
+        entering, reachable = np.empty(len(points), dtype=np.int64), np.empty(len(points), dtype=bool)
+        for part, candidates, scores in self.index.scored(points):
+            scores[member[owner[part][:, None], candidates]] = -np.inf
+            best = scores.argmax(axis=1)
+            each = np.arange(len(part))
+            entering[part], reachable[part] = candidates[each, best], np.isfinite(scores[each, best])
         rows = np.arange(len(points))
-        entering, reachable = candidates[rows, best], np.isfinite(scores[rows, best])
         own = sets[owner]
         inner = self.sites[own, 0] * points[:, :1] + self.sites[own, 1] * points[:, 1:] + self.biases[own]
         leaving = own[rows, self.order - 1 - inner[:, ::-1].argmin(axis=1)]  # of equal scores the last one leaves
@@ -164,15 +167,17 @@ class Walk:
         middles = 0.5 * (polygons.vertices[rows] + polygons.vertices[polygons.successor()[rows]])
         reached = sets[owner]
         reached = np.where(reached == leaving[:, None], entering[:, None], reached)
-        candidates, scores = self.index.scores(middles, self.index.locate(middles))
         level = (self.sites[leaving] * middles).sum(axis=1) + self.biases[leaving]
-        kinds = self.kind[candidates]
-        tied = np.abs(scores - level[:, None]) <= TIED
-        tied &= (kinds != self.kind[leaving][:, None]) & (kinds != self.kind[entering][:, None])
-        # Two groups of equal sites also change places together.
-        for edge in np.nonzero(tied.any(axis=1) | ((self.copies[leaving] > 1) & (self.copies[entering] > 1)))[0]:
-            outward = self.sites[entering[edge]] - self.sites[leaving[edge]]
-            reached[edge] = self._beyond(candidates[edge], scores[edge], level[edge], outward)
+        # Two groups of equal sites change places together.
+        special = (self.copies[leaving] > 1) & (self.copies[entering] > 1)
+        for part, candidates, scores in self.index.scored(middles):
+            kinds = self.kind[candidates]
+            tied = np.abs(scores - level[part][:, None]) <= TIED
+            tied &= (kinds != self.kind[leaving[part]][:, None]) & (kinds != self.kind[entering[part]][:, None])
+            for row in np.nonzero(tied.any(axis=1) | special[part])[0]:
+                edge = part[row]
+                outward = self.sites[entering[edge]] - self.sites[leaving[edge]]
+                reached[edge] = self._beyond(candidates[row], scores[row], level[edge], outward)
         return np.sort(reached, axis=1), middles
 
     def _beyond(self, candidates: Array, scores: Array, level: float, outward: Array) -> Array:

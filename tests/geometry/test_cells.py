@@ -87,6 +87,18 @@ def test_sites_that_tie_along_a_whole_edge_change_places_together():
     assert [cell.area for cell in found] == [2.0, 2.0]
 
 
+def test_many_sites_that_tie_along_a_line_do_not_fill_the_memory(monkeypatch):
+    """Scores a_i x of 300 slopes all tie at x = 0, and in every box there, however small."""
+    from splinterp.geometry import _index
+
+    monkeypatch.setattr(_index, "MAX_ENTRIES", 30_000)
+    slopes = np.random.default_rng(0).normal(size=300)
+    found = PowerDiagram.from_scores(np.stack([slopes, np.zeros(300)], axis=1), np.zeros(300), 5).cells(WINDOW)
+    assert [cell.area for cell in found] == [2.0, 2.0]
+    order = np.argsort(slopes)
+    assert {frozenset(cell.sites.tolist()) for cell in found} == {frozenset(order[:5].tolist()), frozenset(order[-5:].tolist())}
+
+
 def test_windows_of_any_place_and_scale():
     sites = np.random.default_rng(2).uniform(-1, 1, (30, 2))
     here, there = PowerDiagram(sites, order=2), PowerDiagram(100 + 0.1 * sites, order=2)
