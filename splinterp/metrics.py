@@ -7,6 +7,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from splinterp._checks import as_samples, at_least
+from splinterp._features import FeatureMatch as FeatureMatch
+from splinterp._features import match_features as match_features
+from splinterp._features import mean_max_cosine as mean_max_cosine
 from splinterp._typing import ArrayLike, Float, Tensor
 
 if TYPE_CHECKING:
