@@ -27,15 +27,16 @@ class Flats(NamedTuple):
     """(n_regions, rank, d), orthonormal rows or zeros."""
 
 
-def best_flat(x: Array, weights: Array | None, rank: int, solver: str = "auto", random_state: int | RandomState | None = None,
-              center: Array | None = None) -> tuple[Array, Array]:  # fmt: skip
+def best_flat(
+    x: Array, weights: Array | None, rank: int, solver: str = "auto", random_state: int | RandomState | None = None
+) -> tuple[Array, Array]:
     """(mean, components (rank, d)) of the affine subspace of least weighted squared distance to the rows of x: local PCA.
 
     Exact by the singular values of the centred rows, or by the eigenvectors of their d x d scatter where there are more
     rows than columns; randomised ("auto": for long sides and small ranks only). Each component's largest entry is positive.
     """
-    mean = np.average(x, axis=0, weights=weights) if center is None else center
-    mean = np.asarray(mean, dtype=x.dtype)
+    total = x.sum(axis=0, dtype=np.float64) / len(x) if weights is None else weights @ x / weights.sum()
+    mean = total.astype(x.dtype)
     components = np.zeros((rank, x.shape[1]), dtype=x.dtype)
     if rank == 0 or len(x) < 2:
         return mean, components
