@@ -13,13 +13,17 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 def test_examples_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 4
+    assert len(blocks) == 5
     names: dict[str, object] = {}
     before = torch.random.get_rng_state()
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
     torch.random.set_rng_state(before)
-    fvu, geometry = capsys.readouterr().out.splitlines()
+    fvu, bounds, geometry = capsys.readouterr().out.splitlines()
+    error, price, share = (float(value) for value in bounds.split())
+    assert error > 0
+    assert price > 0
+    assert 0 <= share <= 1
     assert 0 < float(fvu) < 1
     n_cells, margin, n_regions = (float(value) for value in geometry.split())
     assert n_cells > 10

@@ -6,7 +6,10 @@ import numpy as np
 from scipy.spatial import ConvexHull, QhullError
 
 from splinterp._typing import Array
-from splinterp.geometry._polygons import PolygonBatch, RaggedPolygons
+from splinterp.geometry._polygons import PolygonBatch, RaggedPolygons, joined
+
+AT_A_TIME = 4096
+"""Cells cut together: their vertices stay in the processor's cache."""
 
 
 def lower_hull_edges(sites: Array, biases: Array) -> Array | None:
@@ -45,12 +48,24 @@ def hull_cells(sites: Array, biases: Array, half: Array) -> tuple[Array, RaggedP
     both, normals, length = both[length > 0], normals[length > 0], length[length > 0]
     normals /= length[:, None]
     offsets = (biases[both[:, 0]] - biases[both[:, 1]]) / length
-    owners, cell, degree = np.unique(both[:, 0], return_inverse=True, return_counts=True)
-    batch = PolygonBatch(len(owners), half)
+    owners, degree = np.unique(both[:, 0], return_counts=True)
+    first = np.concatenate([[0], np.cumsum(degree)])
+    parts = []
+    for start in range(0, len(owners), AT_A_TIME):
+        end = min(start + AT_A_TIME, len(owners))
+        lines = slice(first[start], first[end])
+        parts.append(_cut(half, degree[start:end], normals[lines], offsets[lines], both[lines, 1]))
+    polygons = joined(parts)
+    visible = np.nonzero(np.diff(polygons.starts) > 0)[0]
+    return owners[visible], polygons.take(visible)
+
+
+def _cut(half: Array, degree: Array, normals: Array, offsets: Array, labels: Array) -> RaggedPolygons:
+    """Rectangles cut by `degree[m]` consecutive lines each, the first of all of them, then the second, ..."""
+    batch = PolygonBatch(len(degree), half)
+    cell = np.repeat(np.arange(len(degree)), degree)
     turn = np.arange(len(cell)) - np.repeat(np.cumsum(degree) - degree, degree)
     for t in range(degree.max()):
         now = np.nonzero(turn == t)[0]
-        batch.clip(cell[now], normals[now], offsets[now], both[now, 1])
-    polygons = batch.ragged()
-    visible = np.nonzero(np.diff(polygons.starts) > 0)[0]
-    return owners[visible], polygons.take(visible)
+        batch.clip(cell[now], normals[now], offsets[now], labels[now])
+    return batch.ragged()

@@ -48,6 +48,13 @@ class RaggedPolygons(NamedTuple):
         return RaggedPolygons(self.vertices[rows], self.labels[rows], starts)
 
 
+def joined(parts: list[RaggedPolygons]) -> RaggedPolygons:
+    """The polygons of all parts, one after another."""
+    lengths = np.concatenate([np.diff(part.starts) for part in parts])
+    starts = np.concatenate([[0], np.cumsum(lengths)])
+    return RaggedPolygons(np.concatenate([p.vertices for p in parts]), np.concatenate([p.labels for p in parts]), starts)
+
+
 class PolygonBatch:
     """`n` copies of a rectangle, each to be cut into a convex polygon of its own.
 

@@ -8,7 +8,7 @@ import numpy as np
 
 from splinterp._typing import Array
 from splinterp.geometry._index import LevelIndex
-from splinterp.geometry._polygons import ON_LINE, SHORT, PolygonBatch, RaggedPolygons
+from splinterp.geometry._polygons import ON_LINE, SHORT, PolygonBatch, RaggedPolygons, joined
 from splinterp.geometry._topk import top_indices
 
 TIED = 1e-13
@@ -190,10 +190,7 @@ class Walk:
     def _joined(self, carved: list[RaggedPolygons], neighbours: Array) -> Walked:
         """All cells that have area, renumbered."""
         sets = np.concatenate(self.sets)
-        lengths = np.concatenate([np.diff(polygons.starts) for polygons in carved])
-        vertices = np.concatenate([polygons.vertices for polygons in carved])
-        starts = np.concatenate([[0], np.cumsum(lengths)])
-        polygons = RaggedPolygons(vertices, neighbours, starts)
+        polygons = joined(carved)._replace(labels=neighbours)
         solid = polygons.areas() > SHORT**2
         number = np.full(len(solid) + 1, -2)
         number[np.nonzero(solid)[0]] = np.arange(solid.sum())
