@@ -9,28 +9,28 @@ partition) is taken on its training images.
 from __future__ import annotations
 
 import argparse
-import hashlib
-import json
-import warnings
 from collections.abc import Iterator
 from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
 import numpy as np
-import torch
-from sklearn.decomposition import NMF, PCA, FastICA
-from sklearn.exceptions import ConvergenceWarning
-from sklearn.pipeline import make_pipeline
 
+from experiments.baseline_fits import Fit, measure_fit
 from experiments.options import add_common_options
 from experiments.report import table, with_interval
 from experiments.runs import Run, build, execute, run_from_record, split, train
 from experiments.store import RecordStore, Task
 from experiments.tuning import Cell, choose_step_sizes
-from splinterp.baselines import KMeansAutoencoder, LocalPCAAutoencoder, PCAAutoencoder, interpretability_price
-from splinterp.metrics import evaluate, fvu
+from splinterp.baselines import interpretability_price
+from splinterp.metrics import evaluate
 
+VARIANTS: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = (
+    ("ridge 1,000", (("ridge", 1000.0),)),
+    ("solved once, at the end", (("solve_gap", 10**9),)),
+)
+"""Of PAM-SGD at the first priced setting, where its defaults lose; both were tried on validation images first."""
+PRICE_COLUMNS = ("activation", "method", "variant", "n_latents", "k", "l1", "lr", "l0", "train_fvu")
 SAE_METHODS = {"TopK": ("SGD tied-residual", "PAM"), "AbsTopK": ("SGD tied-residual", "PAM"), "ReLU": ("SGD tied", "PAM")}
 
 
@@ -65,59 +65,6 @@ DIGITS = Config(
 )  # fmt: skip
 
 
-@dataclass(frozen=True)
-class Fit:
-    """One baseline fitted to the images of a seed."""
-
-    data: str
-    model: str
-    """"PCA", "ICA", "NMF", "k-means", "local PCA centroid", "local PCA residual" or "local PCA power"."""
-    n_regions: int
-    rank: int
-    n_train: int
-    seed: int
-
-    @property
-    def key(self) -> str:
-        """A hash of all fields."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
-
-    @property
-    def cost(self) -> float:
-        """Grows with regions and rank; the power search is the slowest."""
-        return self.n_train * self.n_regions * (1.0 + self.rank) * (5.0 if self.model == "local PCA power" else 1.0) / 1e4
-
-    def recipe(self) -> str:
-        """A hash of the estimator with its defaults."""
-        return hashlib.sha256(repr(self.estimator().get_params()).encode()).hexdigest()[:12]
-
-    def estimator(self) -> Any:
-        """The unfitted scikit-learn estimator."""
-        if self.model == "PCA":
-            return PCAAutoencoder(self.rank, random_state=self.seed)
-        if self.model == "ICA":
-            # Whitened by PCA: FastICA's own whitening multiplies by the sign of the first feature, 0 where a pixel is constant.
-            return make_pipeline(
-                PCA(self.rank, whiten=True, random_state=self.seed),
-                FastICA(whiten=False, max_iter=100, tol=1e-2, random_state=self.seed),
-            )
-        if self.model == "NMF":
-            return NMF(self.rank, init="nndsvda", max_iter=300, random_state=self.seed)
-        if self.model == "k-means":
-            return KMeansAutoencoder(self.n_regions, n_init=1, random_state=self.seed)
-        assign = self.model.removeprefix("local PCA ")
-        return LocalPCAAutoencoder(self.n_regions, self.rank, assign, n_init=1, max_iter=50, tol=1e-4, random_state=self.seed)
-
-    @property
-    def size(self) -> tuple[int, int]:
-        """(parameters, active numbers a sample): a region's number counts as one."""
-        d = {"mnist": 784, "digits": 64}[self.data]
-        if self.model in ("PCA", "ICA", "NMF"):
-            return self.rank * d * (2 if self.model == "ICA" else 1) + (0 if self.model == "NMF" else d), self.rank
-        sites = self.n_regions * (d + 1) if self.model == "local PCA power" else 0
-        return self.n_regions * d * (1 + self.rank) + sites, 1 + self.rank
-
-
 def measure(task: Task, data_dir: str | None = None, device: str = "cpu") -> dict[str, Any]:
     """Fit one model and read it; SAEs of the role "priced" also pay their price."""
     if isinstance(task, Fit):
@@ -144,27 +91,6 @@ def measure(task: Task, data_dir: str | None = None, device: str = "cpu") -> dic
     }  # fmt: skip
 
 
-def measure_fit(task: Fit, data_dir: str | None) -> dict[str, Any]:
-    """Errors of a baseline. NMF takes the images as they are, from 0 up: a common scale and shift leave the FVU as it is."""
-    run = Run(
-        data=task.data, method="", activation="", k=0, n_latents=0, n_train=task.n_train, epochs=0, lr=0.0, seed=task.seed
-    )
-    data = split(run, data_dir)
-    x, x_test = (part.numpy().astype(np.float32) for part in (data.x, data.x_test))
-    if task.model == "NMF":
-        low = min(x.min(), x_test.min())
-        x, x_test = x - low, x_test - low
-    model = task.estimator()
-    with warnings.catch_warnings():
-        warnings.simplefilter("ignore", ConvergenceWarning)
-        model.fit(x)
-        errors = {}
-        for name, part in (("train_fvu", x), ("test_fvu", x_test)):
-            x_hat = model.inverse_transform(model.transform(part))
-            errors[name] = fvu(torch.from_numpy(part), torch.from_numpy(np.asarray(x_hat, dtype=np.float32)))
-    return {"key": task.key, "fit": asdict(task), **errors}
-
-
 def parse(record: dict[str, Any]) -> Task | None:
     """The task that a record is of."""
     return Fit(**record["fit"]) if "fit" in record else run_from_record(record)
@@ -172,19 +98,23 @@ def parse(record: dict[str, Any]) -> Task | None:
 
 def sae_cells(config: Config) -> list[tuple[Cell, dict[str, Any]]]:
     """The settings of SAEs, with what their rows say of them."""
-    cells = []
-    for activation, methods in SAE_METHODS.items():
-        settings = (
-            [(n, k, 0.0) for n, k in config.settings]
-            if activation != "ReLU"
-            else [(max(config.settings)[0], 1, l1) for l1 in config.l1]
-        )
-        for n_latents, k, l1 in settings:
-            base = Run(data=config.data, method="", activation=activation, k=k, n_latents=n_latents, n_train=config.n_train,
-                       epochs=config.epochs, lr=0.0, seed=0, role="priced", options=(("l1", l1),) if l1 else ())  # fmt: skip
-            metric = "val_objective" if l1 else "val_last"
-            row = {"activation": activation, "n_latents": n_latents, "k": k if not l1 else None, "l1": l1}
-            cells.append((Cell(base, metric, methods, config.grid), row))
+    cells: list[tuple[Cell, dict[str, Any]]] = []
+
+    def add(activation: str, n_latents: int, k: int, methods: tuple[str, ...], l1: float = 0.0, variant: str | None = None,
+            options: tuple[tuple[str, Any], ...] = ()) -> None:  # fmt: skip
+        options = (("l1", l1),) if l1 else options
+        base = Run(data=config.data, method="", activation=activation, k=k, n_latents=n_latents, n_train=config.n_train,
+                   epochs=config.epochs, lr=0.0, seed=0, role="priced", options=options)  # fmt: skip
+        about = {"activation": activation, "n_latents": n_latents, "k": None if l1 else k, "l1": l1, "variant": variant}
+        cells.append((Cell(base, "val_objective" if l1 else "val_last", methods, config.grid), about))
+
+    for activation in ("TopK", "AbsTopK"):
+        for n_latents, k in config.settings:
+            add(activation, n_latents, k, SAE_METHODS[activation])
+        for variant, options in VARIANTS:
+            add(activation, *config.priced[0], ("PAM",), variant=variant, options=options)
+    for l1 in config.l1:
+        add("ReLU", max(config.settings)[0], 1, SAE_METHODS["ReLU"], l1=l1)
     return cells
 
 
@@ -248,14 +178,15 @@ def collect(config: Config, store: RecordStore, **how: Any) -> dict[str, Any]:
             decoder = "tied" if method == "SGD tied" else "tied_residual"
             l0 = float(np.mean([r["l0"] for r in records]))
             row = {
-                "model": f"{about['activation']} SAE, {method}", **about, "method": method, "lr": chosen[cell][method],
+                "model": _title(f"{about['activation']} SAE", method, about["variant"]), **about, "method": method,
+                "lr": chosen[cell][method],
                 "parameters": sae_parameters(about["n_latents"], config.d_in, decoder),
                 "active": 2 * (about["k"] or l0), "l0": l0,
                 **{name: [r[name] for r in records] for name in ("train_fvu", "test_fvu", "frac_dead")},
             }  # fmt: skip
             rows.append(row)
             names = list(records[0]["price"])
-            prices.append({**{name: row[name] for name in ("activation", "method", "n_latents", "k", "l1", "lr", "l0", "train_fvu")},
+            prices.append({**{name: row[name] for name in PRICE_COLUMNS},
                            **{name: [r["price"][name] for r in records] for name in names}})  # fmt: skip
     beside = [
         {"n_latents": n_latents, "k": k, "matched": what, "model": model, "n_regions": n, "rank": rank,
@@ -280,7 +211,16 @@ def render(results: dict[str, Any], markdown: bool = False) -> str:
                  for name in ("covered_bound", "held_out")]  # fmt: skip
         errors = [with_interval(p[name]) for name in ("error", "bound", "price")]
         seen = [f"{share.mean():.1%}", f"{np.mean(p['n_regions']):,.0f}"]
-        prices.append([f"{p['activation']}, {p['method']}", p["n_latents"], _setting(p), *errors, *seen, *apart])
+        prices.append(
+            [
+                _title(p["activation"], p["method"], p["variant"]),
+                p["n_latents"],
+                _setting(p),
+                *errors,
+                *seen,
+                *apart,
+            ]
+        )
     price_header = ["SAE", "latents", "k or l1", "train FVU", "bound", "price", "covered", "regions", "bound / error, covered",
                     "held out / error, covered"]  # fmt: skip
     beside = [[b["n_latents"], b["k"], b["matched"], b["model"], b["n_regions"], b["rank"], with_interval(b["train_fvu"]),
@@ -289,6 +229,10 @@ def render(results: dict[str, Any], markdown: bool = False) -> str:
     titles = ("Models", "Prices of SAEs on their training images", "Beside the priced SAEs")
     bodies = (table(header, models, markdown), table(price_header, prices, markdown), table(beside_header, beside, markdown))
     return "\n\n".join(f"{title}\n\n{body}" for title, body in zip(titles, bodies, strict=True))
+
+
+def _title(activation: str, method: str, variant: str | None) -> str:
+    return ", ".join(part for part in (activation, method, variant) if part)
 
 
 def _setting(row: dict[str, Any]) -> str:

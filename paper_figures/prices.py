@@ -38,7 +38,7 @@ def price(results: dict[str, Any]) -> tuple[Figure, str]:
     settings = [tuple(setting) for setting in results["config"]["priced"]]
     figure, axes = plt.subplots(1, len(settings), figsize=(PAGE, 3.0), sharey=True)
     for ax, (n_latents, k) in zip(axes, settings, strict=True):
-        bars = [p for p in results["prices"] if (p["n_latents"], p["k"]) == (n_latents, k)]
+        bars = [p for p in results["prices"] if (p["n_latents"], p["k"], p["variant"]) == (n_latents, k, None)]
         for position, p in enumerate(bars):
             error, bound = t_interval(p["error"]), t_interval(p["bound"])
             colour = "#D55E00" if p["method"] == "PAM" else "#56B4E9"

@@ -11,6 +11,7 @@ import torch
 
 from experiments import __main__ as command_line
 from experiments import baselines, bridge
+from experiments.baseline_fits import Fit
 from experiments.store import RecordStore, read_results
 from paper_figures import __main__ as figures
 from splinterp import SAE, TopK
@@ -39,7 +40,7 @@ def short(tmp_path_factory):
 def test_baseline_rows_are_complete_and_consistent(small, capsys):
     results = read_results(small)
     saes = [row for row in results["rows"] if "SAE" in row["model"]]
-    assert len(saes) == len(results["prices"]) == 2 * (3 + 3 + 1)
+    assert len(saes) == len(results["prices"]) == 2 * (3 + 3 + 1) + 2 * 2  # two methods, two variants of one of them
     assert len(results["beside"]) == 5 * 2
     for p in results["prices"]:
         assert np.array(p["price"]) == pytest.approx(np.array(p["error"]) - np.array(p["bound"]), abs=1e-6)
@@ -66,12 +67,12 @@ def test_parameters_are_counted_as_they_are():
         sae = SAE(64, 16, TopK(2), decoder=decoder)
         assert baselines.sae_parameters(16, 64, decoder) == sum(p.numel() for p in sae.parameters())
     for what, model, n, rank in baselines.matched(baselines.DIGITS, 64, 2):
-        parameters, active = baselines.Fit("digits", model, n, rank, 100, 0).size
+        parameters, active = Fit("digits", model, n, rank, 100, 0).size
         budget = baselines.sae_parameters(64, 64, "tied_residual")
         assert 0.8 * budget <= parameters <= budget
         assert active <= 4
         assert what == "parameters" or active == 4
-    fit = baselines.Fit("digits", "local PCA power", 4, 2, 100, 0)
+    fit = Fit("digits", "local PCA power", 4, 2, 100, 0)
     model = fit.estimator().fit(np.random.default_rng(0).normal(size=(60, 64)))
     held = model.means_.size + model.components_.size + model.sites_.size + model.biases_.size
     assert fit.size == (held, 3)
