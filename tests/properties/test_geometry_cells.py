@@ -67,10 +67,7 @@ def test_no_cell_is_missing(diagram):
     size = 1e5
     cells = {tuple(cell.sites.tolist()) for cell in diagram.cells((-size, size, -size, size))}
     owners = {tuple(s) for s in diagram.subsets().tolist() if not is_empty(diagram, np.array(s))}
-    assert cells <= owners | cells
     assume(len(owners) == count_cells(diagram))  # a cell smaller than the linear program's tolerance
-    far = max(np.abs(diagram.sites).max(), 1.0)
-    assume(far < 100)
     assert cells == owners
 
 
