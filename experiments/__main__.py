@@ -12,6 +12,7 @@ EXPERIMENTS = {
     "digits": "sample efficiency on scikit-learn's digits, under a minute, no download",
     "tables": "print the tables of a results file: tables mnist-controlled [--markdown] [--summary]",
     "geometry": "regions and slices of SAEs trained on MNIST by SGD and PAM-SGD",
+    "recovery": "recovery of known features: bias adaptation beside TopK and L1, resonance, seeds",
     "mnist": "sample efficiency on MNIST: --preset controlled | paper",
 }
 
@@ -22,7 +23,7 @@ def main(argv: list[str]) -> int:
         if argv and argv[0] not in ("-h", "--help"):
             print(f"unknown experiment {argv[0]!r}\n", file=sys.stderr)
         print(
-            "usage: python -m experiments NAME [options]\n\n" + "\n".join(f"  {n:8}{text}" for n, text in EXPERIMENTS.items())
+            "usage: python -m experiments NAME [options]\n\n" + "\n".join(f"  {n:10}{text}" for n, text in EXPERIMENTS.items())
         )
         return 0 if argv and argv[0] in ("-h", "--help") else 2
     importlib.import_module(f"experiments.{argv[0]}").command(argv[1:])

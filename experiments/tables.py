@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments import baselines, bench, bridge, geometry
+from experiments import baselines, bench, bridge, geometry, recovery
 from experiments.options import RESULTS
 from experiments.report import render, summary
 from experiments.store import read_results
@@ -38,6 +38,8 @@ def _renderer(results: dict[str, Any], short: bool) -> Callable[[dict[str, Any],
         return baselines.render
     if "models" in results:
         return bridge.render
+    if "resonance" in results:
+        return recovery.render
     if "fits" in results:
         return bench.render
     return summary if short else render

@@ -2,7 +2,7 @@
 
 from splinterp.activations import AbsTopK, BatchTopK, JumpReLU, ReLU, TopActs, TopK
 from splinterp.sae import SAE, SAEOutput
-from splinterp.training import PAMSGD, SGD, DivergenceError, FitResult, fit
+from splinterp.training import PAMSGD, SGD, BiasAdaptation, DivergenceError, FitResult, fit
 
 __version__ = "0.1.0"
 
@@ -12,6 +12,7 @@ __all__ = [
     "SGD",
     "AbsTopK",
     "BatchTopK",
+    "BiasAdaptation",
     "DivergenceError",
     "FitResult",
     "JumpReLU",

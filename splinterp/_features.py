@@ -46,8 +46,8 @@ def match_features(learned: ArrayLike, true: ArrayLike, signed: bool = True) -> 
     Raises:
         TypeError, ValueError: bad input, different widths, no rows.
     """
-    true = _unit_rows(true, "true")
-    learned = _unit_rows(learned, "learned", true.shape[1])
+    true = unit_rows(true, "true")
+    learned = unit_rows(learned, "learned", true.shape[1])
     cosine, nearest = _best(learned, true, signed)
     table = _cosines(true, learned, signed)
     rows, columns = linear_sum_assignment(table.numpy(), maximize=True)
@@ -64,11 +64,11 @@ def mean_max_cosine(one: ArrayLike, other: ArrayLike, signed: bool = True) -> fl
 
     Not symmetric: average both directions where neither dictionary is the reference. Raises as `match_features` does.
     """
-    one = _unit_rows(one, "one")
-    return float(_best(_unit_rows(other, "other", one.shape[1]), one, signed)[0].mean())
+    one = unit_rows(one, "one")
+    return float(_best(unit_rows(other, "other", one.shape[1]), one, signed)[0].mean())
 
 
-def _unit_rows(rows: ArrayLike, name: str, width: int | None = None) -> Tensor:
+def unit_rows(rows: ArrayLike, name: str, width: int | None = None) -> Tensor:
     rows = as_samples(rows, width, dtype=torch.float64, name=name).detach().cpu()
     at_least(f"rows of {name}", len(rows), 1)
     return torch.nn.functional.normalize(rows, dim=1, eps=1e-300)

@@ -88,8 +88,10 @@ class _Jump(torch.autograd.Function):
         return u * (u > theta)
 
     @staticmethod
-    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
+    def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         u, theta = ctx.saved_tensors
+        if not ctx.needs_input_grad[1]:
+            return grad * (u > theta), None, None
         window = ((u - theta).abs() < ctx.bandwidth / 2) / ctx.bandwidth
         return grad * (u > theta), (-theta * window * grad).sum_to_size(theta.shape), None
 

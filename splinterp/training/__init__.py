@@ -1,9 +1,23 @@
 """Training: one loop, and methods that say which block moves how."""
 
 from splinterp.training.base import DivergenceError, GradientOptions, TrainState
+from splinterp.training.bias_adaptation import BiasAdaptation, BiasState, FiringCounter
 from splinterp.training.blocks import SAELike
 from splinterp.training.fit import FitResult, fit
 from splinterp.training.pam import PAMSGD, PAMState
 from splinterp.training.sgd import SGD
 
-__all__ = ["PAMSGD", "SGD", "DivergenceError", "FitResult", "GradientOptions", "PAMState", "SAELike", "TrainState", "fit"]
+__all__ = [
+    "PAMSGD",
+    "SGD",
+    "BiasAdaptation",
+    "BiasState",
+    "DivergenceError",
+    "FiringCounter",
+    "FitResult",
+    "GradientOptions",
+    "PAMState",
+    "SAELike",
+    "TrainState",
+    "fit",
+]

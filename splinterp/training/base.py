@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
@@ -56,6 +56,8 @@ class TrainState:
     total_steps: int | None
     step: int = 0
     loss: Tensor | None = None
+    observer: Callable[[Tensor], object] | None = None
+    """Called with the codes (n, n_latents) of every batch that a loss is taken of."""
 
     @property
     def n_samples(self) -> int:
@@ -159,13 +161,18 @@ class GradientOptions:
             return self.lr
         return 0.5 * self.lr * (1 + math.cos(math.pi * min(1.0, state.step / state.total_steps)))
 
-    def loss(self, sae: SAELike, x: Tensor) -> Tensor:
-        """The differentiable loss of a batch (n, d_in), in the published scale; penalties on parameters excluded."""
+    def loss(self, sae: SAELike, x: Tensor, observer: Callable[[Tensor], object] | None = None) -> Tensor:
+        """The differentiable loss of a batch (n, d_in), in the published scale; penalties on parameters excluded.
+
+        `observer` is called with the codes.
+        """
         if isinstance(sae, SAE):
             pre_acts = sae.pre_acts(x)
             acts = sae.activation(pre_acts)
         else:
             acts = sae.encode(x)
+        if observer is not None:
+            observer(acts.detach())
         loss = F.mse_loss(torch.addmm(sae.b_dec, acts, sae.W_dec), x)
         if self.l1:
             loss = loss + self.l1 * acts.abs().sum(1).mean()
@@ -179,7 +186,7 @@ class GradientOptions:
             group["lr"] = self.rate(state)
         for p in sae.parameters():
             p.grad = None
-        loss = self.loss(sae, x)
+        loss = self.loss(sae, x, state.observer)
         state.loss = loss.detach()
         if not x.is_cuda or state.step % GPU_CHECK_EVERY == 0:
             state.check_finite()

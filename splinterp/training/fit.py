@@ -17,7 +17,7 @@ from splinterp._atomic import replace_file
 from splinterp._checks import as_samples, at_least, warn_outliers
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.metrics import evaluate
-from splinterp.training.base import DivergenceError, TrainState, training_data
+from splinterp.training.base import DivergenceError, training_data
 from splinterp.training.blocks import SAELike
 
 
@@ -189,7 +189,7 @@ class _Run:
         for x in batches.shuffled(self.generator):
             self.method.step(self.sae, self.state, x)
             bar.update()
-        if isinstance(self.state, TrainState):
+        if hasattr(self.state, "check_finite"):
             self.state.check_finite()
         self.method.end_epoch(self.sae, self.state, batches)
         if batches.device.type == "cuda":

@@ -1,0 +1,391 @@
+"""Bias adaptation: the encoder bias leaves the gradient and follows each latent's firing frequency.
+
+Source: "Taming Polysemanticity in LLMs: Provable Feature Recovery via Sparse Autoencoders", arXiv 2506.14002. One group
+is its BA, several are its group bias adaptation, GBA.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from dataclasses import dataclass, field, replace
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from splinterp._checks import at_least, one_of
+from splinterp._typing import ArrayLike, Float, Tensor
+from splinterp.activations import AbsTopK, Activation, JumpReLU, ReLU
+from splinterp.sae import SAE
+from splinterp.training.base import GradientOptions
+from splinterp.training.blocks import SAELike, sharing
+from splinterp.training.pam import PAMSGD
+from splinterp.training.sgd import SGD
+
+RULES = ("step", "quantile")
+SCORE_BYTES = 2**26
+"""Of scores held at a time by the quantile rule."""
+
+
+class Firing(NamedTuple):
+    """How a latent fired over the samples since the last bias update."""
+
+    frequency: Float[Tensor, " n_latents"]
+    """Share of samples on which the latent was non-zero, float64."""
+    peak: Float[Tensor, " n_latents"]
+    """Largest pre-activation, threshold subtracted; 0 where it never fired. In units of `pre_acts`."""
+
+
+class FiringCounter:
+    """Firing frequency and peak of each latent over a stream of codes: (n_latents,) numbers however long the stream.
+
+    Latents fire where acts != 0, so codes that keep negative values are counted as non-zero, and their peak is the largest
+    positive one.
+    """
+
+    def __init__(self, n_latents: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
+        self.n_samples = 0
+        self.fired = torch.zeros(n_latents, dtype=torch.int64, device=device)
+        self.largest = torch.zeros(n_latents, dtype=dtype, device=device)
+
+    def update(self, acts: Float[Tensor, "n n_latents"]) -> FiringCounter:
+        """Add the codes of n samples."""
+        acts = acts.detach()
+        self.n_samples += len(acts)
+        self.fired += torch.count_nonzero(acts, dim=0)
+        if len(acts):
+            torch.maximum(self.largest, acts.amax(0).to(self.largest.dtype), out=self.largest)
+        return self
+
+    def firing(self, threshold: Tensor | None = None) -> Firing:
+        """What has been seen. `threshold` (n_latents,) is subtracted from the peaks. Raises ValueError before any sample."""
+        if not self.n_samples:
+            raise ValueError("no samples were counted, so there is no firing frequency: call update first")
+        peak = self.largest if threshold is None else (self.largest - threshold).clamp_min(0)
+        return Firing(self.fired.double() / self.n_samples, torch.where(self.fired > 0, peak, 0.0))
+
+    def reset(self) -> None:
+        """Forget everything."""
+        self.n_samples = 0
+        self.fired.zero_()
+        self.largest.zero_()
+
+
+class BiasState:
+    """State of a base method (as attributes: step, loss, ridge, optimizer, ...) and what bias adaptation adds to it."""
+
+    def __init__(self, base: Any, targets: Tensor, group: Tensor, counter: FiringCounter, scale: float) -> None:
+        self.base = base
+        """TrainState or PAMState."""
+        self.targets = targets
+        """Target frequency of each latent, shape (n_latents,), float64."""
+        self.group = group
+        """Index of each latent's group, shape (n_latents,)."""
+        self.counter = counter
+        """Firing since the last bias update."""
+        self.scale = scale
+        """Rms norm of the centred training samples, which the bounds multiply."""
+        self.frequency: Tensor | None = None
+        """Frequencies that the last bias update was made from (None before the first)."""
+
+    def __getattr__(self, name: str) -> Any:
+        if name.startswith("__") or "base" not in self.__dict__:  # while it is being copied or unpickled
+            raise AttributeError(name)
+        return getattr(self.base, name)
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue, without the data."""
+        counter = {"n_samples": self.counter.n_samples, "fired": self.counter.fired, "largest": self.counter.largest}
+        return {"base": self.base.state_dict(), "counter": counter, "scale": self.scale, "frequency": self.frequency}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.base.load_state_dict(saved["base"])
+        self.counter.n_samples = saved["counter"]["n_samples"]
+        self.counter.fired.copy_(saved["counter"]["fired"])
+        self.counter.largest.copy_(saved["counter"]["largest"])
+        self.scale = saved["scale"]
+        self.frequency = None if saved["frequency"] is None else saved["frequency"].to(self.targets.device)
+
+
+@dataclass(frozen=True, kw_only=True)
+class BiasAdaptation:
+    """Bias adaptation around a gradient method (arXiv 2506.14002): works inside SGD and PAMSGD.
+
+    The base moves everything but the bias; every `every` steps the bias moves towards each latent's target frequency. Latents
+    are cut into groups of neighbours with targets in geometric progression. The columns of W_enc are rescaled to unit norm
+    after each step, as the bounds on the bias assume; give a tied decoder `tie_scale`, and the encoder an input centre
+    (`b_pre`), as the paper does. The bias is b_enc, or minus the threshold of a JumpReLU, whose b_enc stays 0.
+
+    rule="step", as published: a latent that fires too often has its bias lowered by gamma_down times its peak, a silent one has
+    it raised by gamma_up times the mean peak of its group's firing latents (of all, where the group is silent). There is
+    no step up for a latent that fires too seldom but fires, so frequencies settle at or below their targets.
+    rule="quantile", this package's own: the bias is the exact quantile of the latent's scores over the training samples, so that it
+    fires on round(target N) of them, and at least on one; needs ReLU or JumpReLU. One product x W_enc, as many bytes of scores at
+    a time as 64 MiB hold.
+
+    Options:
+        base: SGD(...) or PAMSGD(...). lr: shorthand for the base's; None leaves it.
+        target_frequencies: one for each group, or one for each latent (that many groups), in (0, 1]; None takes `groups` of them
+            from `highest` to `lowest`. A sequence or a single number.
+        gamma_up, gamma_down: fractions of a peak. The published 0.01 moves biases by a few tenths in 3,000 steps.
+        every: steps between bias updates. eps: a latent below this frequency is silent.
+        bounds: of the bias, in units of the rms norm of the centred training samples.
+        quantile_samples: most samples that the quantile rule looks at, evenly spaced; None takes all.
+
+    Raises:
+        ValueError: an option out of range, or one that would change nothing.
+    """
+
+    base: SGD | PAMSGD = field(default_factory=SGD)
+    lr: float | None = None
+    target_frequencies: float | tuple[float, ...] | None = None
+    groups: int = 10
+    highest: float = 0.5
+    lowest: float = 1e-3
+    gamma_up: float = 0.01
+    gamma_down: float = 0.01
+    every: int = 50
+    eps: float = 1e-6
+    bounds: tuple[float, float] = (-1.0, 0.0)
+    rule: str = "step"
+    quantile_samples: int | None = None
+
+    def __post_init__(self) -> None:
+        if not isinstance(self.base, GradientOptions):
+            raise TypeError(f"base is a {type(self.base).__name__}: pass SGD(...) or PAMSGD(...)")
+        if self.lr is not None:
+            object.__setattr__(self, "base", replace(self.base, lr=self.lr))
+            object.__setattr__(self, "lr", None)
+        one_of("rule", self.rule, RULES)
+        at_least("every", self.every, 1)
+        for name in ("gamma_up", "gamma_down", "eps"):
+            at_least(name, getattr(self, name), 0.0)
+        low, high = self.bounds
+        if not -math.inf < low < high <= 0:
+            raise ValueError(
+                f"bounds={self.bounds} must be finite, low < high <= 0: a positive bias fires on nothing in particular"
+            )
+        if self.base.l0:
+            raise ValueError(f"base.l0={self.base.l0} acts on thresholds, which bias adaptation moves: set l0=0")
+        self._check_targets()
+        self._check_rule()
+
+    def _check_targets(self) -> None:
+        at_least("groups", self.groups, 1)
+        given = self.target_frequencies
+        if given is None:
+            if not 0 < self.lowest <= self.highest <= 1:
+                raise ValueError(
+                    f"frequencies need 0 < lowest <= highest <= 1, got lowest={self.lowest}, highest={self.highest}"
+                )
+            return
+        values = (float(given),) if isinstance(given, int | float) else tuple(float(p) for p in given)
+        if not values or not all(0 < p <= 1 for p in values):
+            raise ValueError(f"target_frequencies={given} must be at least one number, all in (0, 1]")
+        fields = BiasAdaptation.__dataclass_fields__
+        for name in ("groups", "highest", "lowest"):
+            if getattr(self, name) != fields[name].default:
+                raise ValueError(f"{name}={getattr(self, name)} changes nothing beside target_frequencies: drop one of them")
+        object.__setattr__(self, "target_frequencies", values)
+
+    def _check_rule(self) -> None:
+        fields = BiasAdaptation.__dataclass_fields__
+        if self.rule == "quantile":
+            for name in ("gamma_up", "gamma_down", "eps"):
+                if getattr(self, name) != fields[name].default:
+                    raise ValueError(f"{name}={getattr(self, name)} changes nothing with rule='quantile': leave it out")
+            if self.quantile_samples is not None:
+                at_least("quantile_samples", self.quantile_samples, 1)
+        elif self.quantile_samples is not None:
+            raise ValueError(f"quantile_samples={self.quantile_samples} changes nothing with rule='step': leave it out")
+
+    def group_targets(self) -> list[float]:
+        """Target frequency of each group, highest first unless given otherwise."""
+        if isinstance(self.target_frequencies, tuple):
+            return list(self.target_frequencies)
+        if self.groups == 1:
+            return [self.highest]
+        ratio = (self.lowest / self.highest) ** (1 / (self.groups - 1))
+        return [self.highest * ratio**g for g in range(self.groups)]
+
+    def loss(self, sae: SAELike, x: Tensor) -> Tensor:
+        """The base's loss of a batch (n, d_in)."""
+        return self.base.loss(sae, x)
+
+    def init(self, sae: SAELike, x: ArrayLike, total_steps: int | None = None) -> BiasState:
+        """Start training on x (N, d_in); the bias is moved inside its bounds, W_enc to unit columns.
+
+        Raises TypeError, ValueError: a module, base or data that does not fit, more groups than latents.
+        """
+        n_latents = sae.W_enc.shape[1]
+        targets = self.group_targets()
+        if len(targets) > n_latents:
+            raise ValueError(f"{len(targets)} groups for n_latents={n_latents}: choose at most one for each latent")
+        self._check_module(sae)
+        device = sae.W_enc.device
+        group = torch.arange(n_latents, device=device) * len(targets) // n_latents
+        state = BiasState(
+            self.base.init(sae, x, total_steps), torch.tensor(targets, dtype=torch.float64, device=device)[group], group,
+            FiringCounter(n_latents, sae.W_enc.dtype, device), 1.0,
+        )  # fmt: skip
+        state.scale = _rms_norm(sae, state.data)
+        state.base.observer = state.counter.update
+        self._normalise(sae)
+        with torch.no_grad():
+            if isinstance(activation_of(sae), JumpReLU):
+                sae.b_enc.zero_()
+            self._set_bias(sae, state, bias_of(sae))
+        if self.rule == "quantile":
+            self.adapt(sae, state)
+        return state
+
+    def _check_module(self, sae: SAELike) -> None:
+        activation = activation_of(sae)
+        if isinstance(activation, AbsTopK):
+            raise ValueError(
+                "AbsTopK fires more often with a negative sign as its bias falls: bias adaptation needs codes >= 0"
+            )
+        if self.rule == "quantile" and not isinstance(activation, ReLU | JumpReLU):
+            name = type(sae if activation is None else activation).__name__
+            raise ValueError(f"rule='quantile' needs ReLU or JumpReLU, whose latents fire by their own scores, not {name}")
+        if not sharing(sae, sae.W_enc):
+            raise TypeError(f"bias adaptation rescales W_enc, which {type(sae).__name__} computes: make it a parameter")
+        if not isinstance(sae, SAE) and not held(sae):
+            raise TypeError(f"bias adaptation holds b_enc still, which {type(sae).__name__} computes or shares with W_enc")
+
+    def step(self, sae: SAELike, state: BiasState, x: Tensor) -> None:
+        """The base's step on a batch (n, d_in) with the bias held, and after every `every`-th a bias update."""
+        with without_gradient(held(sae)):
+            self.base.step(sae, state.base, x)
+        self._normalise(sae)
+        if state.base.step % self.every == 0:
+            self.adapt(sae, state)
+
+    encoder_step = step
+
+    def end_epoch(self, sae: SAELike, state: BiasState, batches: Iterable[Tensor]) -> None:
+        """The base's: for PAMSGD the exact decoder solve, where one is due."""
+        self.base.end_epoch(sae, state.base, batches)
+
+    @torch.no_grad()
+    def adapt(self, sae: SAELike, state: BiasState) -> None:
+        """Move the bias once. By "step" the counter must have seen samples (ValueError); it is reset."""
+        if self.rule == "quantile":
+            bias = _quantile_bias(sae, state, self.quantile_samples)
+        else:
+            bias = self._stepped(sae, state)
+        if state.counter.n_samples:
+            state.frequency = state.counter.firing().frequency
+            state.counter.reset()
+        self._set_bias(sae, state, bias)
+
+    def _stepped(self, sae: SAELike, state: BiasState) -> Tensor:
+        activation = activation_of(sae)
+        firing = state.counter.firing(activation.threshold if isinstance(activation, JumpReLU) else None)
+        bias, peak, n_groups = bias_of(sae), firing.peak, int(state.group[-1]) + 1
+        positive = (peak > 0).to(peak.dtype)
+        totals = torch.zeros(2, n_groups, dtype=peak.dtype, device=peak.device)
+        totals.index_add_(1, state.group, torch.stack([peak, positive]))
+        overall = peak.sum() / positive.sum().clamp_min(1)
+        mean_peak = torch.where(totals[1] > 0, totals[0] / totals[1].clamp_min(1), overall)[state.group]
+        lower = bias - self.gamma_down * peak
+        raised = bias + self.gamma_up * mean_peak
+        bias = torch.where(firing.frequency > state.targets, lower, bias)
+        return torch.where(firing.frequency < self.eps, raised, bias)
+
+    def _set_bias(self, sae: SAELike, state: BiasState, bias: Tensor) -> None:
+        low, high = (bound * state.scale for bound in self.bounds)
+        bias = bias.clamp(low, high)
+        activation = activation_of(sae)
+        if isinstance(activation, JumpReLU):  # a threshold is positive: at a bias of 0 it is the smallest number there is
+            activation.log_threshold.copy_((-bias).clamp_min(torch.finfo(bias.dtype).tiny).log())
+        else:
+            sae.b_enc.copy_(bias)
+
+    @torch.no_grad()
+    def _normalise(self, sae: SAELike) -> None:
+        W = sae.W_enc
+        W /= W.norm(dim=0, keepdim=True).clamp_min(torch.finfo(W.dtype).tiny)
+
+
+def activation_of(sae: SAELike) -> Activation | None:
+    """The activation, where the module says what it is."""
+    return sae.activation if isinstance(sae, SAE) else None
+
+
+def held(sae: SAELike) -> list[nn.Parameter]:
+    """The parameters that no gradient may move: b_enc, a JumpReLU's thresholds, and b_pre, which would shift every bias."""
+    activation, weights = activation_of(sae), {id(p) for p in sharing(sae, sae.W_enc)}
+    parameters = [p for p in sharing(sae, sae.b_enc) if id(p) not in weights]
+    if isinstance(activation, JumpReLU):
+        parameters.append(activation.log_threshold)
+    center = getattr(sae, "b_pre", None)
+    return [*parameters, center] if isinstance(center, nn.Parameter) else parameters
+
+
+@contextmanager
+def without_gradient(parameters: list[nn.Parameter]) -> Iterator[None]:
+    """No gradients for these parameters inside, so that optimizers pass over them."""
+    before = [p.requires_grad for p in parameters]
+    try:
+        for p in parameters:
+            p.requires_grad_(False)
+            p.grad = None
+        yield
+    finally:
+        for p, flag in zip(parameters, before, strict=True):
+            p.requires_grad_(flag)
+
+
+def bias_of(sae: SAELike) -> Tensor:
+    """The bias that is adapted, shape (n_latents,): b_enc, or minus a JumpReLU's threshold."""
+    activation = activation_of(sae)
+    return (-activation.threshold if isinstance(activation, JumpReLU) else sae.b_enc).detach().clone()
+
+
+def _scores(sae: SAELike, x: Tensor, columns: slice) -> Tensor:
+    """x W_enc without the bias, centred by b_pre where there is one; of some latents."""
+    center = getattr(sae, "b_pre", None)
+    W = sae.W_enc[:, columns]
+    offset = torch.zeros(W.shape[1], dtype=W.dtype, device=W.device) if center is None else -(center @ W)
+    return torch.addmm(offset, x, W)
+
+
+def _quantile_bias(sae: SAELike, state: BiasState, most: int | None) -> Tensor:
+    """Minus the score of rank c + 1 of each latent, c = round(target N) >= 1: exactly c samples lie above it, barring ties."""
+    data, W = state.data, sae.W_enc
+    if most is not None and most < len(data):
+        data = data[torch.arange(most, device=data.device) * len(data) // most]
+    n, bias = len(data), torch.empty(W.shape[1], dtype=W.dtype, device=W.device)
+    above = (state.targets * n).round().long().clamp(1, n)
+    width = max(1, SCORE_BYTES // (n * W.element_size()))
+    rows = max(1, SCORE_BYTES // (data.shape[1] * W.element_size()))
+    for start in range(0, W.shape[1], width):
+        columns = slice(start, start + width)
+        parts = [_scores(sae, part.to(device=W.device, dtype=W.dtype), columns).T for part in data.split(rows)]
+        scores = torch.cat(parts, dim=1)  # (latents, n)
+        bias[columns] = -_order_statistics(scores, above[columns])
+    return bias
+
+
+def _order_statistics(scores: Tensor, above: Tensor) -> Tensor:
+    """For each row the largest value that at least `above` others exceed, counted with ties; -inf where there is none."""
+    found = torch.full((len(scores),), -math.inf, dtype=scores.dtype, device=scores.device)
+    for count in above.unique().tolist():
+        if count < scores.shape[1]:
+            rows = above == count
+            found[rows] = scores[rows].kthvalue(scores.shape[1] - count, dim=1).values
+    return found
+
+
+def _rms_norm(sae: SAELike, data: Tensor) -> float:
+    """Root mean square of |x - b_pre| over the training samples. Raises ValueError if it is 0."""
+    center = getattr(sae, "b_pre", None)
+    center = torch.zeros(data.shape[1]) if center is None else center.detach().to(device=data.device)
+    total = sum(float((part.double() - center.double().to(part.device)).square().sum()) for part in data.split(2**14))
+    if total == 0:
+        raise ValueError("every centred sample is 0, so the bounds of the bias have no scale: pass data that varies")
+    return math.sqrt(total / len(data))
