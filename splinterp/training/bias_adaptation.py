@@ -129,7 +129,7 @@ class BiasAdaptation:
     Options:
         base: SGD(...) or PAMSGD(...). lr: shorthand for the base's; None leaves it.
         target_frequencies: one for each group, or one for each latent (that many groups), in (0, 1]; None takes `groups` of them
-            from `highest` to `lowest`. A sequence or a single number.
+            from `highest` to `lowest` (one group: `highest`). A sequence or a single number.
         gamma_up, gamma_down: fractions of a peak. The published 0.01 moves biases by a few tenths in 3,000 steps.
         every: steps between bias updates. eps: a latent below this frequency is silent.
         bounds: of the bias, in units of the rms norm of the centred training samples.
@@ -177,10 +177,9 @@ class BiasAdaptation:
         at_least("groups", self.groups, 1)
         given = self.target_frequencies
         if given is None:
-            if not 0 < self.lowest <= self.highest <= 1:
-                raise ValueError(
-                    f"frequencies need 0 < lowest <= highest <= 1, got lowest={self.lowest}, highest={self.highest}"
-                )
+            lowest = self.lowest if self.groups > 1 else self.highest  # one group has one target
+            if not 0 < lowest <= self.highest <= 1:
+                raise ValueError(f"frequencies need 0 < lowest <= highest <= 1, got lowest={lowest}, highest={self.highest}")
             return
         values = (float(given),) if isinstance(given, int | float) else tuple(float(p) for p in given)
         if not values or not all(0 < p <= 1 for p in values):
