@@ -17,11 +17,12 @@ CONTROLLED = ("mnist-controlled.json", "python -m experiments mnist --data-dir F
 BASELINES = ("baselines-mnist.json", "python -m experiments baselines --data mnist --data-dir FOLDER --jobs 2")
 BRIDGE = ("bridge.json", "python -m experiments bridge")
 GEOMETRY = ("geometry-mnist.json", "python -m experiments geometry --data-dir FOLDER --jobs 2")
+RECOVERY = ("recovery.json", "python -m experiments recovery --jobs 2")
 PAPER = ("mnist-paper.json", "python -m experiments mnist --preset paper --data-dir FOLDER --jobs 2")
 
 
 def _figures() -> dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, str]]]:
-    from paper_figures import bridge, curves, prices, slices
+    from paper_figures import bridge, curves, prices, recovery, slices
 
     published = "with the published settings (AbsTopK), on"
     settings = curves.settings
@@ -42,6 +43,8 @@ def _figures() -> dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, st
         "bridge": (bridge.bridge, BRIDGE),
         "price": (prices.price, BASELINES),
         "baselines": (prices.baselines, BASELINES),
+        "recovery": (recovery.recovery, RECOVERY),
+        "resonance": (recovery.resonance, RECOVERY),
         "slices": (slices.slices, GEOMETRY),
         "slice_errors": (slices.slice_errors, GEOMETRY),
         "region_growth": (slices.region_growth, GEOMETRY),

@@ -1,8 +1,9 @@
 """Training: one loop, and methods that say which block moves how."""
 
 from splinterp.training.base import DivergenceError, GradientOptions, TrainState
-from splinterp.training.bias_adaptation import BiasAdaptation, BiasState, FiringCounter
+from splinterp.training.bias_adaptation import BiasAdaptation, BiasState
 from splinterp.training.blocks import SAELike
+from splinterp.training.firing import FiringCounter
 from splinterp.training.fit import FitResult, fit
 from splinterp.training.pam import PAMSGD, PAMState
 from splinterp.training.sgd import SGD

@@ -7,70 +7,23 @@ is its BA, several are its group bias adaptation, GBA.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Iterable, Sequence
 from dataclasses import dataclass, field, replace
-from typing import Any, NamedTuple
+from typing import Any
 
 import torch
-from torch import nn
 
 from splinterp._checks import at_least, one_of
-from splinterp._typing import ArrayLike, Float, Tensor
-from splinterp.activations import AbsTopK, Activation, JumpReLU, ReLU
+from splinterp._typing import ArrayLike, Tensor
+from splinterp.activations import AbsTopK, JumpReLU, ReLU
 from splinterp.sae import SAE
 from splinterp.training.base import GradientOptions
+from splinterp.training.bias_block import activation_of, bias_of, held, quantile_bias, rms_norm, without_gradient
 from splinterp.training.blocks import SAELike, sharing
-from splinterp.training.pam import PAMSGD
+from splinterp.training.firing import FiringCounter
 from splinterp.training.sgd import SGD
 
 RULES = ("step", "quantile")
-SCORE_BYTES = 2**26
-"""Of scores held at a time by the quantile rule."""
-
-
-class Firing(NamedTuple):
-    """How a latent fired over the samples since the last bias update."""
-
-    frequency: Float[Tensor, " n_latents"]
-    """Share of samples on which the latent was non-zero, float64."""
-    peak: Float[Tensor, " n_latents"]
-    """Largest pre-activation, threshold subtracted; 0 where it never fired. In units of `pre_acts`."""
-
-
-class FiringCounter:
-    """Firing frequency and peak of each latent over a stream of codes: (n_latents,) numbers however long the stream.
-
-    Latents fire where acts != 0, so codes that keep negative values are counted as non-zero, and their peak is the largest
-    positive one.
-    """
-
-    def __init__(self, n_latents: int, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu") -> None:
-        self.n_samples = 0
-        self.fired = torch.zeros(n_latents, dtype=torch.int64, device=device)
-        self.largest = torch.zeros(n_latents, dtype=dtype, device=device)
-
-    def update(self, acts: Float[Tensor, "n n_latents"]) -> FiringCounter:
-        """Add the codes of n samples."""
-        acts = acts.detach()
-        self.n_samples += len(acts)
-        self.fired += torch.count_nonzero(acts, dim=0)
-        if len(acts):
-            torch.maximum(self.largest, acts.amax(0).to(self.largest.dtype), out=self.largest)
-        return self
-
-    def firing(self, threshold: Tensor | None = None) -> Firing:
-        """What has been seen. `threshold` (n_latents,) is subtracted from the peaks. Raises ValueError before any sample."""
-        if not self.n_samples:
-            raise ValueError("no samples were counted, so there is no firing frequency: call update first")
-        peak = self.largest if threshold is None else (self.largest - threshold).clamp_min(0)
-        return Firing(self.fired.double() / self.n_samples, torch.where(self.fired > 0, peak, 0.0))
-
-    def reset(self) -> None:
-        """Forget everything."""
-        self.n_samples = 0
-        self.fired.zero_()
-        self.largest.zero_()
 
 
 class BiasState:
@@ -114,10 +67,12 @@ class BiasState:
 class BiasAdaptation:
     """Bias adaptation around a gradient method (arXiv 2506.14002): works inside SGD and PAMSGD.
 
-    The base moves everything but the bias; every `every` steps the bias moves towards each latent's target frequency. Latents
+    The base moves everything but the bias and `b_pre`, which shifts all of them; every `every` steps the bias moves towards
+    each latent's target frequency, from counts that are streamed (`FiringCounter`). Latents
     are cut into groups of neighbours with targets in geometric progression. The columns of W_enc are rescaled to unit norm
     after each step, as the bounds on the bias assume; give a tied decoder `tie_scale`, and the encoder an input centre
-    (`b_pre`), as the paper does. The bias is b_enc, or minus the threshold of a JumpReLU, whose b_enc stays 0.
+    (`b_pre`), as the paper does. The bias is b_enc, or minus the threshold of a JumpReLU, whose b_enc stays 0. With TopK and
+    BatchTopK a latent fires where it is kept, and targets are met as far as k lets them; AbsTopK is refused.
 
     rule="step", as published: a latent that fires too often has its bias lowered by gamma_down times its peak, a silent one has
     it raised by gamma_up times the mean peak of its group's firing latents (of all, where the group is silent). There is
@@ -136,12 +91,13 @@ class BiasAdaptation:
         quantile_samples: most samples that the quantile rule looks at, evenly spaced; None takes all.
 
     Raises:
+        TypeError: another base.
         ValueError: an option out of range, or one that would change nothing.
     """
 
-    base: SGD | PAMSGD = field(default_factory=SGD)
+    base: Any = field(default_factory=SGD)
     lr: float | None = None
-    target_frequencies: float | tuple[float, ...] | None = None
+    target_frequencies: float | Sequence[float] | None = None
     groups: int = 10
     highest: float = 0.5
     lowest: float = 1e-3
@@ -230,7 +186,7 @@ class BiasAdaptation:
             self.base.init(sae, x, total_steps), torch.tensor(targets, dtype=torch.float64, device=device)[group], group,
             FiringCounter(n_latents, sae.W_enc.dtype, device), 1.0,
         )  # fmt: skip
-        state.scale = _rms_norm(sae, state.data)
+        state.scale = rms_norm(sae, state.data)
         state.base.observer = state.counter.update
         self._normalise(sae)
         with torch.no_grad():
@@ -273,7 +229,7 @@ class BiasAdaptation:
     def adapt(self, sae: SAELike, state: BiasState) -> None:
         """Move the bias once. By "step" the counter must have seen samples (ValueError); it is reset."""
         if self.rule == "quantile":
-            bias = _quantile_bias(sae, state, self.quantile_samples)
+            bias = quantile_bias(sae, state.data, state.targets, self.quantile_samples)
         else:
             bias = self._stepped(sae, state)
         if state.counter.n_samples:
@@ -308,83 +264,3 @@ class BiasAdaptation:
     def _normalise(self, sae: SAELike) -> None:
         W = sae.W_enc
         W /= W.norm(dim=0, keepdim=True).clamp_min(torch.finfo(W.dtype).tiny)
-
-
-def activation_of(sae: SAELike) -> Activation | None:
-    """The activation, where the module says what it is."""
-    return sae.activation if isinstance(sae, SAE) else None
-
-
-def held(sae: SAELike) -> list[nn.Parameter]:
-    """The parameters that no gradient may move: b_enc, a JumpReLU's thresholds, and b_pre, which would shift every bias."""
-    activation, weights = activation_of(sae), {id(p) for p in sharing(sae, sae.W_enc)}
-    parameters = [p for p in sharing(sae, sae.b_enc) if id(p) not in weights]
-    if isinstance(activation, JumpReLU):
-        parameters.append(activation.log_threshold)
-    center = getattr(sae, "b_pre", None)
-    return [*parameters, center] if isinstance(center, nn.Parameter) else parameters
-
-
-@contextmanager
-def without_gradient(parameters: list[nn.Parameter]) -> Iterator[None]:
-    """No gradients for these parameters inside, so that optimizers pass over them."""
-    before = [p.requires_grad for p in parameters]
-    try:
-        for p in parameters:
-            p.requires_grad_(False)
-            p.grad = None
-        yield
-    finally:
-        for p, flag in zip(parameters, before, strict=True):
-            p.requires_grad_(flag)
-
-
-def bias_of(sae: SAELike) -> Tensor:
-    """The bias that is adapted, shape (n_latents,): b_enc, or minus a JumpReLU's threshold."""
-    activation = activation_of(sae)
-    return (-activation.threshold if isinstance(activation, JumpReLU) else sae.b_enc).detach().clone()
-
-
-def _scores(sae: SAELike, x: Tensor, columns: slice) -> Tensor:
-    """x W_enc without the bias, centred by b_pre where there is one; of some latents."""
-    center = getattr(sae, "b_pre", None)
-    W = sae.W_enc[:, columns]
-    offset = torch.zeros(W.shape[1], dtype=W.dtype, device=W.device) if center is None else -(center @ W)
-    return torch.addmm(offset, x, W)
-
-
-def _quantile_bias(sae: SAELike, state: BiasState, most: int | None) -> Tensor:
-    """Minus the score of rank c + 1 of each latent, c = round(target N) >= 1: exactly c samples lie above it, barring ties."""
-    data, W = state.data, sae.W_enc
-    if most is not None and most < len(data):
-        data = data[torch.arange(most, device=data.device) * len(data) // most]
-    n, bias = len(data), torch.empty(W.shape[1], dtype=W.dtype, device=W.device)
-    above = (state.targets * n).round().long().clamp(1, n)
-    width = max(1, SCORE_BYTES // (n * W.element_size()))
-    rows = max(1, SCORE_BYTES // (data.shape[1] * W.element_size()))
-    for start in range(0, W.shape[1], width):
-        columns = slice(start, start + width)
-        parts = [_scores(sae, part.to(device=W.device, dtype=W.dtype), columns).T for part in data.split(rows)]
-        scores = torch.cat(parts, dim=1)  # (latents, n)
-        bias[columns] = -_order_statistics(scores, above[columns])
-    return bias
-
-
-def _order_statistics(scores: Tensor, above: Tensor) -> Tensor:
-    """For each row the largest value that at least `above` others exceed, counted with ties; -inf where there is none."""
-    found = torch.full((len(scores),), -math.inf, dtype=scores.dtype, device=scores.device)
-    for count in above.unique().tolist():
-        if count < scores.shape[1]:
-            rows = above == count
-            found[rows] = scores[rows].kthvalue(scores.shape[1] - count, dim=1).values
-    return found
-
-
-def _rms_norm(sae: SAELike, data: Tensor) -> float:
-    """Root mean square of |x - b_pre| over the training samples. Raises ValueError if it is 0."""
-    center = getattr(sae, "b_pre", None)
-    center = torch.zeros(data.shape[1]) if center is None else center.detach().to(device=data.device)
-    total = sum(float((part.double() - center.double().to(part.device)).square().sum()) for part in data.split(2**14))
-    if total == 0:
-        raise ValueError("every centred sample is 0, so the bounds of the bias have no scale: pass data that varies")
-    return math.sqrt(total / len(data))
