@@ -78,9 +78,8 @@ def as_samples(
     return x
 
 
-def warn_outliers(x: Tensor, name: str = "x") -> None:
-    """Warn if a sample's norm is over 100 times the median norm: it would dominate every squared error."""
-    norms = x.norm(dim=1)
+def warn_outliers(norms: Tensor, name: str = "x") -> None:
+    """Warn if a sample's norm, of the norms (n,), is over 100 times their median: it would dominate every squared error."""
     median = float(norms.median())
     worst = int(norms.argmax())
     if median > 0 and float(norms[worst]) > OUTLIER_RATIO * median:

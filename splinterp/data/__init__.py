@@ -1,7 +1,16 @@
-"""Data sets and their normalisation."""
+"""Data sets, their normalisation, and activations of language models."""
 
+from splinterp.data.extract import Activations, extract_activations
 from splinterp.data.images import Images, load_digits, load_mnist
+from splinterp.data.language_model import LanguageModel
 from splinterp.data.standardizer import Standardizer
+from splinterp.data.store import ActivationStore, CorruptStoreError
+from splinterp.data.store_writer import StoreWriter
 from splinterp.data.synthetic import SparseFeatures, SyntheticSamples
+from splinterp.data.text import TokenSequences, pack_tokens, python_documentation, text_from_datasets, text_from_files
 
-__all__ = ["Images", "SparseFeatures", "Standardizer", "SyntheticSamples", "load_digits", "load_mnist"]
+__all__ = [
+    "ActivationStore", "Activations", "CorruptStoreError", "Images", "LanguageModel", "SparseFeatures", "Standardizer", "StoreWriter",
+    "SyntheticSamples", "TokenSequences", "extract_activations", "load_digits", "load_mnist", "pack_tokens", "python_documentation",
+    "text_from_datasets", "text_from_files",
+]  # fmt: skip

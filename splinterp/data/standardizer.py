@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 from splinterp._atomic import replace_file
 from splinterp._checks import as_samples, one_of
 from splinterp._typing import ArrayLike, Tensor
+from splinterp.data.store import ActivationStore
 
 MODES = ("none", "global", "per_feature", "unit_norm")
 
@@ -35,24 +36,25 @@ class Standardizer:
         self.mean: Tensor | None = None
         self.scale: Tensor | None = None
 
-    def fit(self, x: ArrayLike) -> Standardizer:
-        """Take the statistics of x (n, d_in). Returns self.
+    def fit(self, x: ArrayLike | ActivationStore) -> Standardizer:
+        """Take the statistics of x (n, d_in), or of a store in one pass. Returns self.
 
         Raises TypeError, ValueError for bad input, fewer than 2 samples, or data constant as a whole in mode "global".
         """
-        x = as_samples(x).double()
+        if not isinstance(x, ActivationStore):
+            x = as_samples(x).double()
         if len(x) < 2:
             raise ValueError(f"fitting needs at least 2 samples, got {len(x)}")
         width = x.shape[1]
         mean, scale = torch.zeros(width, dtype=torch.float64), torch.ones(width, dtype=torch.float64)
         if self.mode == "global":
-            std = x.std(correction=0)
-            if x.amax() == x.amin():
+            center, std, smallest, largest = _overall(x)
+            if largest == smallest:
                 raise ValueError("the data is constant: there is no scale to standardise by")
-            mean, scale = x.mean().expand(width).clone(), std.expand(width).clone()
+            mean, scale = center.expand(width).clone(), std.expand(width).clone()
         elif self.mode == "per_feature":
-            mean, scale = x.mean(0), x.std(0, correction=0)
-            constant = x.amax(0) == x.amin(0)
+            mean, scale, smallest, largest = _by_column(x)
+            constant = largest == smallest
             if constant.any():
                 warnings.warn(
                     f"{int(constant.sum())} of {width} columns are constant on the training part: centred, divided by 1",
@@ -104,3 +106,20 @@ class Standardizer:
         tensors = load_file(Path(folder) / "standardizer.safetensors")
         standardizer.mean, standardizer.scale = tensors["mean"], tensors["scale"]
         return standardizer
+
+
+def _by_column(x: Tensor | ActivationStore) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """Mean, standard deviation, smallest and largest entry of each column."""
+    if isinstance(x, ActivationStore):
+        found = x.statistics()
+        return found["mean"], found["std"], found["min"], found["max"]
+    return x.mean(0), x.std(0, correction=0), x.amin(0), x.amax(0)
+
+
+def _overall(x: Tensor | ActivationStore) -> tuple[Tensor, Tensor, Tensor, Tensor]:
+    """The same of all entries together."""
+    if isinstance(x, Tensor):
+        return x.mean(), x.std(correction=0), x.amin(), x.amax()
+    mean, std, smallest, largest = _by_column(x)
+    overall = (std.square() + (mean - mean.mean()).square()).mean().sqrt()
+    return mean.mean(), overall, smallest.amin(), largest.amax()

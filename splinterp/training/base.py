@@ -19,6 +19,7 @@ from torch.nn import functional as F
 from splinterp._checks import as_samples, at_least, one_of
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.activations import JumpReLU
+from splinterp.data.store import ActivationStore
 from splinterp.sae import SAE
 from splinterp.training.blocks import SAELike, sharing
 
@@ -52,7 +53,7 @@ class TrainState:
     """What moves besides the parameters. `step` counts batches, `loss` is the last batch's (None before the first)."""
 
     optimizer: torch.optim.Optimizer
-    data: Tensor
+    data: Tensor | ActivationStore
     total_steps: int | None
     step: int = 0
     loss: Tensor | None = None
@@ -201,9 +202,17 @@ class GradientOptions:
         """Add the gradients of penalties on parameters, or drop those of frozen blocks."""
 
 
-def training_data(sae: SAELike, x: ArrayLike) -> Tensor:
-    """Training samples (N, d_in) as a tensor, checked. Raises TypeError, ValueError; N must be at least 2."""
-    data = as_samples(x, sae.W_enc.shape[0], name="x")
+def training_data(sae: SAELike, x: ArrayLike | ActivationStore) -> Tensor | ActivationStore:
+    """Training samples (N, d_in) as a tensor or a store, checked. Raises TypeError, ValueError; N must be at least 2.
+
+    The rows of a store are not read here.
+    """
+    if isinstance(x, ActivationStore):
+        if x.d_in != sae.W_enc.shape[0]:
+            raise ValueError(f"the store in {x.folder} has d_in={x.d_in} but {sae.W_enc.shape[0]} are expected: check d_in")
+        data: Tensor | ActivationStore = x
+    else:
+        data = as_samples(x, sae.W_enc.shape[0], name="x")
     if len(data) < 2:
         raise ValueError(f"training needs at least 2 samples, got {len(data)}")
     return data

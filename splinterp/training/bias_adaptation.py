@@ -16,6 +16,7 @@ import torch
 from splinterp._checks import at_least, one_of
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.activations import AbsTopK, JumpReLU, ReLU
+from splinterp.data.store import ActivationStore
 from splinterp.sae import SAE
 from splinterp.training.base import GradientOptions
 from splinterp.training.bias_block import activation_of, bias_of, held, quantile_bias, rms_norm, without_gradient
@@ -170,8 +171,8 @@ class BiasAdaptation:
         """The base's loss of a batch (n, d_in)."""
         return self.base.loss(sae, x)
 
-    def init(self, sae: SAELike, x: ArrayLike, total_steps: int | None = None) -> BiasState:
-        """Start training on x (N, d_in); the bias is moved inside its bounds, W_enc to unit columns.
+    def init(self, sae: SAELike, x: ArrayLike | ActivationStore, total_steps: int | None = None) -> BiasState:
+        """Start training on x (N, d_in) or a store; the bias is moved inside its bounds, W_enc to unit columns.
 
         Raises TypeError, ValueError: a module, base or data that does not fit, more groups than latents.
         """

@@ -11,6 +11,7 @@ from torch import nn
 
 from splinterp._typing import Tensor
 from splinterp.activations import Activation, JumpReLU
+from splinterp.data.store import ActivationStore
 from splinterp.sae import SAE
 from splinterp.training.blocks import SAELike, sharing
 
@@ -61,11 +62,12 @@ def _scores(sae: SAELike, x: Tensor, columns: slice) -> Tensor:
     return torch.addmm(offset, x, W)
 
 
-def quantile_bias(sae: SAELike, data: Tensor, targets: Tensor, most: int | None) -> Tensor:
+def quantile_bias(sae: SAELike, data: Tensor | ActivationStore, targets: Tensor, most: int | None) -> Tensor:
     """Minus a level that exactly c = round(target N) >= 1 scores of the latent exceed, barring ties."""
     W = sae.W_enc
     if most is not None and most < len(data):
-        data = data[torch.arange(most, device=data.device) * len(data) // most]
+        where = data.device if isinstance(data, Tensor) else "cpu"
+        data = data[torch.arange(most, device=where) * len(data) // most]
     n, bias = len(data), torch.empty(W.shape[1], dtype=W.dtype, device=W.device)
     above = (targets * n).round().long().clamp(1, n)
     width = max(1, SCORE_BYTES // (n * W.element_size()))
@@ -93,11 +95,11 @@ def _levels(scores: Tensor, above: Tensor) -> Tensor:
     return found
 
 
-def rms_norm(sae: SAELike, data: Tensor) -> float:
+def rms_norm(sae: SAELike, data: Tensor | ActivationStore) -> float:
     """Root mean square of |x - b_pre| over the training samples. Raises ValueError if it is 0."""
     center = getattr(sae, "b_pre", None)
-    center = torch.zeros(data.shape[1]) if center is None else center.detach().to(device=data.device)
-    total = sum(float((part.double() - center.double().to(part.device)).square().sum()) for part in data.split(2**14))
+    center = torch.zeros(data.shape[1]) if center is None else center.detach()
+    total = sum(float((part.double() - center.to(part).double()).square().sum()) for part in data.split(2**14))
     if total == 0:
         raise ValueError("every centred sample is 0, so the bounds of the bias have no scale: pass data that varies")
     return math.sqrt(total / len(data))

@@ -14,8 +14,9 @@ import torch
 from tqdm.auto import tqdm
 
 from splinterp._atomic import replace_file
-from splinterp._checks import as_samples, at_least, warn_outliers
+from splinterp._checks import as_samples, at_least, check_finite, warn_outliers
 from splinterp._typing import ArrayLike, Tensor
+from splinterp.data.store import ActivationStore
 from splinterp.metrics import evaluate
 from splinterp.training.base import DivergenceError, training_data
 from splinterp.training.blocks import SAELike
@@ -44,7 +45,7 @@ class Batches:
     The last partial batch is used; a batch size above the number of rows gives one batch.
     """
 
-    def __init__(self, x: Tensor, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
+    def __init__(self, x: Tensor | ActivationStore, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
         self.x, self.batch_size, self.device, self.dtype = x, min(batch_size, len(x)), device, dtype
 
     def __len__(self) -> int:
@@ -57,6 +58,10 @@ class Batches:
 
     def shuffled(self, generator: torch.Generator) -> Iterator[Tensor]:
         """In an order drawn from a CPU generator, the same for every device."""
+        if isinstance(self.x, ActivationStore):
+            for part in self.x.shuffled(self.batch_size, generator):
+                yield part.to(device=self.device, dtype=self.dtype)
+            return
         order = torch.randperm(len(self.x), generator=generator).to(self.x.device)
         for rows in order.split(self.batch_size):
             yield self.x[rows].to(device=self.device, dtype=self.dtype)
@@ -64,7 +69,7 @@ class Batches:
 
 def fit(
     sae: SAELike,
-    x: ArrayLike,
+    x: ArrayLike | ActivationStore,
     method: Method,
     *,
     epochs: int = 20,
@@ -81,6 +86,8 @@ def fit(
     progress: bool = False,
 ) -> FitResult:
     """Train `sae` in place on x (N, d_in) with `method` (SGD, PAMSGD, ...).
+
+    x may be an `ActivationStore`: it is read by memory map and shuffled within its memory budget, so it may be larger than memory.
 
     b_dec (and b_pre, where there is one) starts at the training mean, for every method. Batches are moved to the SAE's
     device and dtype. The same generator seed gives the same weights, bit for bit, on the CPU.
@@ -111,7 +118,7 @@ def fit(
     if resume and checkpoint is None:
         raise ValueError("resume=True needs checkpoint=PATH")
     data = training_data(sae, x)
-    warn_outliers(data)
+    warn_outliers(_norms(data))
     x_val = None if x_val is None else _validation_data(x_val, data)
     batches = Batches(data, batch_size, sae.W_enc.device, sae.W_enc.dtype)
     run = _Run(sae, method, generator if generator is not None else torch.Generator().manual_seed(0), keep_best)
@@ -149,16 +156,26 @@ def _check_options(epochs: int, batch_size: int, log_every: int, checkpoint_ever
     at_least("train_eval_samples", train_eval_samples, 2)
 
 
-def _validation_data(x_val: ArrayLike, data: Tensor) -> Tensor:
+def _validation_data(x_val: ArrayLike, data: Tensor | ActivationStore) -> Tensor:
     x_val = as_samples(x_val, data.shape[1], name="x_val")
     if len(x_val) < 2:
         raise ValueError(f"x_val has {len(x_val)} samples, and fvu needs at least 2")
     return x_val
 
 
+def _norms(data: Tensor | ActivationStore) -> Tensor:
+    if isinstance(data, Tensor):
+        return data.norm(dim=1)
+    norms = []
+    for part in data.split(4096):
+        check_finite(part, f"the store in {data.folder}")
+        norms.append(part.norm(dim=1))
+    return torch.cat(norms)
+
+
 @torch.no_grad()
-def _start_at_mean(sae: SAELike, data: Tensor) -> None:
-    mean = data.mean(0, dtype=torch.float64)
+def _start_at_mean(sae: SAELike, data: Tensor | ActivationStore) -> None:
+    mean = data.mean(0, dtype=torch.float64) if isinstance(data, Tensor) else data.statistics()["mean"]
     sae.b_dec.copy_(mean)
     center = getattr(sae, "b_pre", None)
     if isinstance(center, torch.Tensor):
@@ -176,11 +193,11 @@ class _Run:
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] | None = None
 
-    def describe(self, data: Tensor, batch_size: int, epochs: int) -> list[Any]:
+    def describe(self, data: Tensor | ActivationStore, batch_size: int, epochs: int) -> list[Any]:
         """What must be equal for a checkpoint to belong to this run: method, module, options, data, data order."""
         shapes = [f"{name} {tuple(value.shape)}" for name, value in self.sae.state_dict().items()]
         order = hashlib.sha256(self.generator.get_state().numpy().tobytes()).hexdigest()
-        total = float(data.sum(dtype=torch.float64))
+        total = float(data.sum(dtype=torch.float64)) if isinstance(data, Tensor) else data.fingerprint()
         return [str(self.method), str(self.sae), shapes, self.keep_best, len(data), total, batch_size, epochs, order]
 
     def train_epoch(self, batches: Batches, bar: Any) -> None:

@@ -15,6 +15,7 @@ import torch
 
 from splinterp._checks import at_least, one_of
 from splinterp._typing import ArrayLike, Tensor
+from splinterp.data.store import ActivationStore
 from splinterp.decoder import (
     DecoderSolution,
     DecoderStats,
@@ -155,8 +156,8 @@ class PAMSGD(GradientOptions):
         }  # fmt: skip
         return cls(**{**defaults, **options})
 
-    def init(self, sae: SAELike, x: ArrayLike, total_steps: int | None = None) -> PAMState:
-        """Start training on x (N, d_in). `total_steps` (batches) sets the schedule's length; None: constant step size.
+    def init(self, sae: SAELike, x: ArrayLike | ActivationStore, total_steps: int | None = None) -> PAMState:
+        """Start training on x (N, d_in) or a store. `total_steps` (batches) sets the schedule's length; None: constant step size.
 
         Raises TypeError, ValueError: a module or data that does not fit.
         """

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from splinterp._typing import ArrayLike, Tensor
+from splinterp.data.store import ActivationStore
 from splinterp.sae import SAE
 from splinterp.training.base import GradientOptions, TrainState, training_data
 from splinterp.training.blocks import SAELike, sharing
@@ -26,8 +27,8 @@ class SGD(GradientOptions):
     unit_norm_decoder: bool = False
     """Rescale the decoder rows to unit norm after each update (for a tied decoder, the encoder columns); zero rows stay."""
 
-    def init(self, sae: SAELike, x: ArrayLike, total_steps: int | None = None) -> TrainState:
-        """Start training on x (N, d_in). `total_steps` (batches) sets the schedule's length; None: constant step size.
+    def init(self, sae: SAELike, x: ArrayLike | ActivationStore, total_steps: int | None = None) -> TrainState:
+        """Start training on x (N, d_in) or a store. `total_steps` (batches) sets the schedule's length; None: constant step size.
 
         Raises TypeError, ValueError: a module or data that does not fit.
         """

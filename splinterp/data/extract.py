@@ -1,0 +1,185 @@
+"""Activations of a transformer on text, to memory or to a store on disk."""
+
+from __future__ import annotations
+
+import hashlib
+from collections.abc import Iterator, Sequence
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+from tqdm.auto import tqdm
+
+from splinterp._checks import at_least, one_of
+from splinterp._typing import Float, Int, Tensor
+from splinterp.data.language_model import LanguageModel
+from splinterp.data.store import DTYPES, ActivationStore
+from splinterp.data.store_writer import StoreWriter
+from splinterp.data.text import TokenSequences, pack_tokens
+
+WORKING_BYTES = 2**28
+"""Of one forward pass, roughly: what `batch_tokens=None` allows."""
+BATCHES_A_SHARD = 64
+
+
+class Activations(NamedTuple):
+    """Activations and what they are of, row by row."""
+
+    x: Float[Tensor, "n d_in"]
+    tokens: Int[Tensor, "n 3"]
+    """(token id, document, index of the sequence)."""
+
+
+def extract_activations(
+    model: LanguageModel | str,
+    text: Sequence[str] | TokenSequences,
+    layer: int,
+    site: str = "residual",
+    tokens: str = "all",
+    *,
+    context: int = 128,
+    keep_special: bool = False,
+    max_tokens: int | None = None,
+    batch_tokens: int | None = None,
+    dtype: torch.dtype = torch.float32,
+    folder: str | Path | None = None,
+    progress: bool = False,
+) -> Activations | ActivationStore:
+    """Activations at a site of a layer (see `LanguageModel`), in the order of the text.
+
+    The forward pass stops at the site. Sequences of like length are run together; padding is left out always, special tokens by
+    default.
+
+    Args:
+        model: or what `LanguageModel.load` takes.
+        text: documents, packed to `context` tokens without crossing from one into the next; or sequences from `pack_tokens`.
+        tokens: "all", or "last": the last token of each sequence (that is not special, by default).
+        keep_special: keep the tokenizer's special tokens too.
+        max_tokens: stop at so many rows; None takes all.
+        batch_tokens: tokens a forward pass, padding included; None fits 256 MiB of intermediate values.
+        dtype: of the result: float32, float16 or bfloat16.
+        folder: write a store there and return it. An interrupted extraction is continued after its last shard, and ends in the
+            same bytes as an undisturbed one.
+        progress: bar with tokens a second, on stderr.
+
+    Raises:
+        TypeError, ValueError: bad options, text without tokens, a folder of other activations.
+        CorruptStoreError: a shard written before is missing or cut short.
+    """
+    one_of("tokens", tokens, ("all", "last"))
+    one_of("dtype", dtype, DTYPES.values())
+    if max_tokens is not None:
+        at_least("max_tokens", max_tokens, 1)
+    if not isinstance(model, LanguageModel):
+        model = LanguageModel.load(model)
+    model.module(layer, site)
+    sequences = text if isinstance(text, TokenSequences) else pack_tokens(model.tokenizer, text, context)
+    if not len(sequences):
+        raise ValueError("the text has no tokens: pass documents that are not empty")
+    if batch_tokens is None:
+        batch_tokens = _fitting_batch(model, max(map(len, sequences.ids)))
+    at_least("batch_tokens", batch_tokens, 1)
+    plan = _Plan(model, sequences, layer, site, tokens, keep_special, batch_tokens, dtype, max_tokens)
+    total = min(sequences.n_tokens, max_tokens or sequences.n_tokens) if tokens == "all" and not keep_special else max_tokens
+    with tqdm(total=total, unit="token", unit_scale=True, disable=not progress) as bar:
+        if folder is not None:
+            return _to_store(plan, Path(folder), bar)
+        parts = []
+        for part in plan.shards(0, 0):
+            parts.append(part)
+            bar.update(len(part.x))
+    return Activations(torch.cat([p.x for p in parts]), torch.cat([p.tokens for p in parts]))
+
+
+def _to_store(plan: _Plan, folder: Path, bar: Any) -> ActivationStore:
+    name = str(plan.dtype).removeprefix("torch.")
+    writer = StoreWriter(folder, plan.width(), name, plan.describe())
+    if writer.complete:
+        return ActivationStore(folder)
+    done = sum(shard["rows"] for shard in writer.manifest["shards"])
+    bar.update(done)
+    for part in plan.shards(writer.n_shards, done):
+        writer.append(part.x, part.tokens)
+        bar.update(len(part.x))
+    return writer.finish()
+
+
+class _Plan:
+    """Which sequences go together in a shard and in a forward pass: the same however often it is interrupted."""
+
+    def __init__(
+        self, model: LanguageModel, sequences: TokenSequences, layer: int, site: str, tokens: str, keep_special: bool, batch_tokens: int,
+        dtype: torch.dtype, max_tokens: int | None,
+    ) -> None:  # fmt: skip
+        self.model, self.sequences, self.layer, self.site, self.tokens = model, sequences, layer, site, tokens
+        self.keep_special, self.batch_tokens, self.dtype, self.max_tokens = keep_special, batch_tokens, dtype, max_tokens
+        longest = max(map(len, sequences.ids))
+        self.per_shard = BATCHES_A_SHARD * max(1, batch_tokens // longest)
+
+    def describe(self) -> dict[str, Any]:
+        """What a store is of, and what a folder must have been written about to be continued."""
+        content = hashlib.sha256(repr(self.sequences.ids).encode()).hexdigest()
+        return {
+            "model": self.model.name, "layer": self.layer, "site": self.site, "tokens": self.tokens, "keep_special": self.keep_special,
+            "max_tokens": self.max_tokens, "batch_tokens": self.batch_tokens, "n_sequences": len(self.sequences), "text_sha256": content,
+        }  # fmt: skip
+
+    def width(self) -> int:
+        """Columns of the activations, from a forward pass of one token."""
+        ids = torch.tensor([self.sequences.ids[0][:1]])
+        return int(self.model.hidden(ids, torch.ones_like(ids), self.layer, self.site).shape[-1])
+
+    def shards(self, first: int, rows: int) -> Iterator[Activations]:
+        """The shards from number `first` on, `rows` having been made before."""
+        for start in range(first * self.per_shard, len(self.sequences), self.per_shard):
+            left = None if self.max_tokens is None else self.max_tokens - rows
+            if left == 0:
+                return
+            part = self._shard(start, left)
+            rows += len(part.x)
+            yield part
+
+    def _shard(self, start: int, left: int | None) -> Activations:
+        rows = self.sequences.take(start, start + self.per_shard)
+        kept = [self._kept(special) for special in rows.special]
+        if left is not None:  # what lies beyond the limit need not run
+            counts = torch.tensor([len(k) for k in kept]).cumsum(0)
+            needed = int(torch.searchsorted(counts, left)) + 1
+            rows, kept = rows.take(0, needed), kept[:needed]
+        found: list[Tensor] = [torch.empty(0)] * len(rows)
+        for batch in self._batches([len(row) for row in rows.ids]):
+            for i, hidden in zip(batch, self._forward([rows.ids[i] for i in batch]), strict=True):
+                found[i] = hidden[kept[i]].to(device="cpu", dtype=self.dtype)
+        x = torch.cat(found)
+        about = [(row[j], rows.documents[i][j], start + i) for i, row in enumerate(rows.ids) for j in kept[i]]
+        return Activations(x[:left], torch.tensor(about, dtype=torch.int64).reshape(-1, 3)[:left])
+
+    def _kept(self, special: list[int]) -> list[int]:
+        places = [j for j, flag in enumerate(special) if self.keep_special or not flag]
+        return places[-1:] if self.tokens == "last" else places
+
+    def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
+        """Sequences of like length together, longest first, at most `batch_tokens` with padding."""
+        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
+        while order:
+            n = max(1, self.batch_tokens // lengths[order[0]])
+            yield order[:n]
+            order = order[n:]
+
+    def _forward(self, ids: list[list[int]]) -> Tensor:
+        longest = max(map(len, ids))
+        padded = torch.zeros(len(ids), longest, dtype=torch.int64)
+        mask = torch.zeros(len(ids), longest, dtype=torch.int64)
+        for i, row in enumerate(ids):
+            padded[i, : len(row)] = torch.tensor(row)
+            mask[i, : len(row)] = 1
+        return self.model.hidden(padded, mask, self.layer, self.site)
+
+
+def _fitting_batch(model: LanguageModel, longest: int) -> int:
+    """Tokens a forward pass whose widest values (a hidden layer of the MLP, a row of attention for each head) fit WORKING_BYTES."""
+    config = model.model.config
+    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * model.d_model
+    heads = getattr(config, "num_attention_heads", 1)
+    size = torch.finfo(next(model.model.parameters()).dtype).bits // 8
+    return max(longest, WORKING_BYTES // (size * (2 * inner + 4 * model.d_model + 2 * heads * longest)))

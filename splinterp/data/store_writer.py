@@ -1,0 +1,107 @@
+"""Writing activations to disk, so that an interruption loses at most the shard in hand."""
+
+from __future__ import annotations
+
+import hashlib
+import json
+import os
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from splinterp._atomic import replace_file
+from splinterp._checks import at_least, one_of
+from splinterp._typing import Float, Int, Tensor
+from splinterp.data.store import DTYPES, FORMAT, ActivationStore, check_sizes
+
+
+class StoreWriter:
+    """Appends shards to a folder. Each is written under a temporary name, then named in the manifest, which is replaced whole.
+
+    A folder of an interrupted writer is continued after its last complete shard: `n_shards` says how many there are.
+
+    Args:
+        folder: created if it is not there.
+        d_in: width of the activations.
+        dtype: "float32", "float16" or "bfloat16".
+        about: what the activations are of (model, layer, text, ...), JSON; a folder written about something else is refused.
+
+    Raises:
+        ValueError: an unknown dtype, a folder of other activations, or one that was finished.
+        CorruptStoreError: a shard that the manifest names is missing or has another size.
+    """
+
+    def __init__(self, folder: str | Path, d_in: int, dtype: str = "float32", about: dict[str, Any] | None = None) -> None:
+        at_least("d_in", d_in, 1)
+        one_of("dtype", dtype, DTYPES)
+        self.folder = Path(folder)
+        self.folder.mkdir(parents=True, exist_ok=True)
+        fresh = {"format": FORMAT, "d_in": d_in, "dtype": dtype, "about": about or {}, "complete": False, "shards": []}
+        path = self.folder / "manifest.json"
+        for leftover in self.folder.glob(".*.tmp"):  # of a writer that was killed
+            leftover.unlink()
+        if not path.exists():
+            self.manifest: dict[str, Any] = fresh
+            self._write_manifest()
+            return
+        self.manifest = json.loads(path.read_text())
+        for key in ("format", "d_in", "dtype", "about"):
+            if self.manifest.get(key) != json.loads(json.dumps(fresh[key])):
+                raise ValueError(
+                    f"{folder} holds other activations: its {key} is {self.manifest.get(key)!r}, not {fresh[key]!r}"
+                )
+        for shard in self.manifest["shards"]:
+            check_sizes(self.folder, shard, self.manifest)
+
+    @property
+    def n_shards(self) -> int:
+        """Complete shards."""
+        return len(self.manifest["shards"])
+
+    @property
+    def complete(self) -> bool:
+        """Whether `finish` was called."""
+        return bool(self.manifest["complete"])
+
+    def append(self, activations: Float[Tensor, "n d_in"], tokens: Int[Tensor, "n 3"]) -> None:
+        """Write one shard: activations, and (token id, document, index of the sequence) of each row.
+
+        Raises ValueError: rows or widths that do not fit, a finished store.
+        """
+        if self.complete:
+            raise ValueError(f"{self.folder} is finished: write to another folder")
+        if activations.shape[1] != self.manifest["d_in"] or tokens.shape != (len(activations), 3):
+            raise ValueError(f"activations {tuple(activations.shape)} and tokens {tuple(tokens.shape)} do not fit a store of "
+                             f"d_in={self.manifest['d_in']} and 3 columns of tokens")  # fmt: skip
+        name = f"shard-{self.n_shards:05d}"
+        shard: dict[str, Any] = {"rows": len(activations)}
+        values = activations.detach().cpu().to(DTYPES[self.manifest["dtype"]]).contiguous()
+        raw = values.view(torch.uint16).numpy() if values.dtype == torch.bfloat16 else values.numpy()
+        for key, array in (("activations", raw), ("tokens", tokens.cpu().to(torch.int32).contiguous().numpy())):
+            content = array.tobytes()
+            file = f"{name}.{key}"
+            shard[key] = {"file": file, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+            _write_synced(self.folder / file, content)
+        self.manifest["shards"].append(shard)
+        self._write_manifest()
+
+    def finish(self) -> ActivationStore:
+        """Mark the store as complete and open it."""
+        self.manifest["complete"] = True
+        self._write_manifest()
+        return ActivationStore(self.folder)
+
+    def _write_manifest(self) -> None:
+        text = json.dumps(self.manifest, indent=1) + "\n"
+        replace_file(self.folder / "manifest.json", lambda path: path.write_text(text))
+
+
+def _write_synced(path: Path, content: bytes) -> None:
+    def write(temporary: Path) -> None:
+        with open(temporary, "wb") as file:
+            file.write(content)
+            file.flush()
+            os.fsync(file.fileno())
+
+    replace_file(path, write)

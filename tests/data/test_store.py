@@ -1,0 +1,204 @@
+"""Stores: bytes and rows against plain tensors, shuffling, corruption, and training on one."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+
+from splinterp import PAMSGD, SAE, SGD, BiasAdaptation, ReLU, TopK, fit
+from splinterp.data import ActivationStore, CorruptStoreError, Standardizer, StoreWriter
+from tests.helpers import rng
+
+SIZES = (300, 1, 700, 123)
+
+
+def rows(d=6, seed=0):
+    return torch.randn(sum(SIZES), d, generator=rng(seed)) + torch.arange(d)
+
+
+def write(folder, x, dtype="float32", sizes=SIZES, finish=True):
+    writer = StoreWriter(folder, x.shape[1], dtype, {"model": "none"})
+    start = sum(sizes[: writer.n_shards])
+    for size in sizes[writer.n_shards :]:
+        part = x[start : start + size]
+        writer.append(part, torch.arange(start, start + size)[:, None].expand(-1, 3))
+        start += size
+    return writer.finish() if finish else writer
+
+
+def test_rows_are_those_that_were_written(tmp_path):
+    x = rows()
+    store = write(tmp_path, x)
+    assert (store.shape, len(store), store.numel(), store.about) == ((1124, 6), 1124, 6744, {"model": "none"})
+    assert torch.equal(store[:], x)
+    assert torch.equal(store[290:1010], x[290:1010])
+    assert torch.equal(torch.cat(list(store.split(97))), x)
+    index = torch.randint(len(x), (50,), generator=rng(1))
+    assert torch.equal(store[index], x[index])
+    assert store[5:5].shape == (0, 6)
+    assert torch.equal(store.tokens(299, 303)[:, 0], torch.arange(299, 303))
+    store.verify()
+    with pytest.raises(IndexError, match="0 to 1123"):
+        store[torch.tensor([1124])]
+    with pytest.raises(ValueError, match="step=2"):
+        store[0:10:2]
+
+
+@pytest.mark.parametrize("dtype", ["float16", "bfloat16"])
+def test_half_precision_is_kept_as_it_is_and_read_as_float32(tmp_path, dtype):
+    x = rows()
+    store = write(tmp_path, x, dtype)
+    assert torch.equal(store[:], x.to(getattr(torch, dtype)).float())
+    assert (tmp_path / "shard-00000.activations").stat().st_size == 2 * 300 * 6
+
+
+@pytest.mark.parametrize("memory", [2**16, 2**28])
+@pytest.mark.parametrize("batch_size", [1, 64, 5_000])
+def test_shuffling_gives_every_row_once(tmp_path, memory, batch_size):
+    x = torch.arange(9_000.0).reshape(-1, 3)
+    write(tmp_path, x, sizes=(1_700, 1_300))
+    store = ActivationStore(tmp_path, memory=memory)
+    batches = list(store.shuffled(batch_size, rng(3)))
+    seen = torch.cat(batches)
+    assert not torch.equal(seen, x)
+    assert torch.equal(seen[seen[:, 0].argsort()], x)
+    assert all(len(b) == min(batch_size, 3_000) for b in batches[:-1])
+    assert torch.equal(seen, torch.cat(list(store.shuffled(batch_size, rng(3)))))
+    assert not torch.equal(seen, torch.cat(list(store.shuffled(batch_size, rng(4)))))
+
+
+def test_a_small_budget_still_mixes_far_rows(tmp_path):
+    x = torch.arange(40_000.0)[:, None].expand(-1, 4).contiguous()
+    write(tmp_path, x, sizes=(20_000, 20_000))
+    first = next(iter(ActivationStore(tmp_path, memory=2**17).shuffled(512, rng(0))))
+    assert float(first.max() - first.min()) > 20_000
+
+
+def test_statistics_and_standardizers_equal_those_of_the_tensor(tmp_path):
+    x = rows()
+    x[:, 2] = 7.0
+    store = write(tmp_path, x)
+    found = store.statistics()
+    y = x.double()
+    for name, value in {
+        "mean": y.mean(0),
+        "std": y.std(0, correction=0),
+        "norm": y.norm(dim=1).mean(),
+        "min": y.amin(0),
+    }.items():
+        torch.testing.assert_close(found[name], value, rtol=1e-10, atol=1e-12)
+    for mode in ("none", "global", "unit_norm"):
+        ours, theirs = Standardizer(mode).fit(store), Standardizer(mode).fit(x)
+        torch.testing.assert_close((ours.mean, ours.scale), (theirs.mean, theirs.scale), rtol=1e-10, atol=1e-12)
+    with pytest.warns(UserWarning, match="1 of 6 columns are constant"):
+        ours = Standardizer("per_feature").fit(store)
+    with pytest.warns(UserWarning, match="1 of 6"):
+        theirs = Standardizer("per_feature").fit(x)
+    torch.testing.assert_close((ours.mean, ours.scale), (theirs.mean, theirs.scale), rtol=1e-10, atol=1e-12)
+    seen = ActivationStore(tmp_path, standardizer=ours)
+    torch.testing.assert_close(seen[10:20], ours.transform(x[10:20]))
+    assert seen.fingerprint() != store.fingerprint()
+
+
+def test_an_interrupted_writer_is_continued_to_the_same_bytes(tmp_path):
+    x = rows()
+    write(tmp_path / "whole", x)
+    writer = StoreWriter(tmp_path / "cut", 6, about={"model": "none"})
+    writer.append(x[:300], torch.arange(300)[:, None].expand(-1, 3))
+    (tmp_path / "cut" / ".shard-00001.activations.abc.tmp").write_bytes(b"half a shard")
+    (tmp_path / "cut" / "shard-00001.activations").write_bytes(b"written, but not in the manifest")
+    with pytest.raises(ValueError, match="not finished"):
+        ActivationStore(tmp_path / "cut")
+    assert len(ActivationStore(tmp_path / "cut", allow_incomplete=True)) == 300
+    write(tmp_path / "cut", x)
+    names = sorted(p.name for p in (tmp_path / "whole").iterdir())
+    assert sorted(p.name for p in (tmp_path / "cut").iterdir()) == names
+    assert all((tmp_path / "cut" / n).read_bytes() == (tmp_path / "whole" / n).read_bytes() for n in names)
+
+
+def test_corruption_is_named(tmp_path):
+    store = write(tmp_path, rows())
+    path = tmp_path / "shard-00002.activations"
+    content = bytearray(path.read_bytes())
+    content[100] ^= 1
+    path.write_bytes(content)
+    with pytest.raises(CorruptStoreError, match="shard-00002.activations"):
+        store.verify()
+    path.write_bytes(content[:-1])
+    with pytest.raises(CorruptStoreError, match=r"shard-00002.activations has \d+ bytes"):
+        ActivationStore(tmp_path)
+    path.unlink()
+    with pytest.raises(CorruptStoreError, match="shard-00002.activations is missing"):
+        ActivationStore(tmp_path)
+
+
+def test_what_does_not_fit_is_refused(tmp_path):
+    writer = write(tmp_path, rows(), finish=False)
+    with pytest.raises(ValueError, match="d_in=6"):
+        writer.append(torch.zeros(3, 5), torch.zeros(3, 3, dtype=torch.int64))
+    writer.finish()
+    with pytest.raises(ValueError, match="is finished"):
+        writer.append(torch.zeros(3, 6), torch.zeros(3, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="its about is"):
+        StoreWriter(tmp_path, 6, about={"model": "another"})
+    with pytest.raises(ValueError, match="dtype='int8'"):
+        StoreWriter(tmp_path / "new", 6, "int8")
+    with pytest.raises(ValueError, match="memory=10"):
+        ActivationStore(tmp_path, memory=10)
+    manifest = json.loads((tmp_path / "manifest.json").read_text())
+    (tmp_path / "manifest.json").write_text(json.dumps({**manifest, "format": "other"}))
+    with pytest.raises(ValueError, match="not of the format"):
+        ActivationStore(tmp_path)
+    with pytest.raises(FileNotFoundError):
+        ActivationStore(tmp_path / "nowhere")
+
+
+METHODS = {
+    "SGD": SGD(lr=0.01), "PAM": PAMSGD(lr=0.01, solve_gap=1),
+    "GBA": BiasAdaptation(base=PAMSGD(lr=0.01), groups=2, every=7, rule="quantile", quantile_samples=200),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_fit_takes_a_store(tmp_path, method):
+    x = rows()
+    store = write(tmp_path / "store", x)
+    sae = SAE(6, 10, ReLU(), "tied_residual", b_pre=True, generator=rng(1))
+    result = fit(sae, store, METHODS[method], epochs=6, batch_size=50, x_val=x[:100], generator=rng(2))
+    assert result.history[-1]["train_fvu"] < result.history[0]["train_fvu"]
+    again = SAE(6, 10, ReLU(), "tied_residual", b_pre=True, generator=rng(1))
+    kept = tmp_path / "checkpoint"
+    for _ in range(2):  # the second call finds the run done and repeats nothing
+        fit(
+            again,
+            store,
+            METHODS[method],
+            epochs=6,
+            batch_size=50,
+            x_val=x[:100],
+            generator=rng(2),
+            checkpoint=kept,
+            resume=True,
+        )
+    assert torch.equal(again.W_dec, sae.W_dec)
+    changed = ActivationStore(tmp_path / "store", standardizer=Standardizer("global").fit(store))
+    with pytest.raises(ValueError, match="another run"):
+        fit(again, changed, METHODS[method], epochs=6, batch_size=50, checkpoint=kept, resume=True)
+
+
+def test_fit_on_a_store_starts_at_the_mean_and_checks_rows(tmp_path):
+    x = rows()
+    store = write(tmp_path / "a", x)
+    sae = SAE(6, 10, TopK(2), b_pre=True, generator=rng(1))
+    fit(sae, store, SGD(lr=1e-12), epochs=1)
+    torch.testing.assert_close(sae.b_dec.detach(), x.mean(0), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="d_in=6 but 7"):
+        fit(SAE(7, 10, TopK(2)), store, SGD(), epochs=1)
+    x[5, 3] = torch.nan
+    with pytest.raises(ValueError, match="1 non-finite entries"):
+        fit(sae, write(tmp_path / "b", x), SGD(), epochs=1)
+    x[5] = 1e6
+    with pytest.warns(UserWarning, match=r"x\[5\]"):
+        fit(sae, write(tmp_path / "c", x), SGD(lr=1e-12), epochs=1)
