@@ -3,7 +3,9 @@
 The published check: n = 128 Gaussian features in d = 42, half of the samples made of 3 and half of 20 of them; recovery rate = share of
 the features that some decoder row matches with a cosine above tau. Every row takes its step size from the same grid at the
 shorter length and then the better of two lengths, both by the mean best cosine with the truth at one seed that is not
-reported. All rows start from the same unit directions at the same small output gain, and see the same samples.
+reported. All rows start from the same unit directions at the same small output gain, and see the same samples. k, the L1 weights and the
+target frequencies are what the rows differ in. GBA's range (2 % to 0.1 %), its gamma (0.1) and the gain (0.05, for all rows) were
+found by trying, by recovery on this same model at one other seed; TopK and L1 had no such search beyond the rows shown.
 
 Then: data whose features have random signs (TopK, AbsTopK, GBA); the resonance of a single group's target frequency with the
 features' own, for d above and below sqrt(n); the likeness of dictionaries from three starts on the same samples.
@@ -33,7 +35,7 @@ PUBLISHED: dict[str, tuple[float, float]] = {
 }
 """Recovery at tau 0.8 and 0.9. Which wrong frequencies were published is not known: both of ours stand beside the same numbers."""
 SIGNED = ("TopK, k = 20", "AbsTopK, k = 20", "GBA")
-CONSISTENT = ("TopK, k = 20", "TopK, k = 50", "TopK, k = 20, PAM", "ReLU, L1 1e-3", "BA", "GBA", "GBA, PAM")
+CONSISTENT = ("TopK, k = 20", "TopK, k = 50", "TopK, k = 20, PAM", "ReLU, L1 3e-3", "BA", "GBA", "GBA, PAM")
 
 
 @dataclass(frozen=True)
@@ -45,7 +47,7 @@ class Config:
     sparsity: tuple[int, ...] = (3, 20)
     n_samples: int = 40_000
     n_latents: int = 2_048
-    grid: tuple[float, ...] = (1e-3, 3e-3, 1e-2, 3e-2, 9e-2)
+    grid: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2, 9e-2, 2.7e-1)
     lengths: tuple[int, int] = (3_000, 6_000)
     """Gradient steps."""
     rows: tuple[str, ...] = tuple(name for name in ROWS if name != "AbsTopK, k = 20")
@@ -114,10 +116,12 @@ class Experiment:
             about["recovery"] = {str(t): [r["recovery"][str(t)] for r in records] for t in THRESHOLDS}
             names = ("mean_cosine", "one_to_one", "fvu", "l0", "frac_dead", "median_frequency", "matched_frequency", "seconds")
             about |= {name: [r.get(name, math.nan) for r in records] for name in names}
-            about["true_l0"] = records[0].get("true_l0", math.nan)
+            about["true_l0"] = sum(tasks[0].sparsity) / len(tasks[0].sparsity)
+            about["edge"] = tasks[0].lr in (min(c.grid), max(c.grid))
             for name in ("groups", "poles"):
-                if name in records[0]:
-                    about[name] = [r[name] for r in records]
+                found = [r[name] for r in records if name in r]  # a diverged run has none
+                if found:
+                    about[name] = found
             rows.append(about)
         return rows
 
@@ -169,17 +173,18 @@ def render(results: dict[str, Any], markdown: bool = False) -> str:
         for r in (r for r in results["rows"] if r["signed"] is signed):
             published = PUBLISHED.get(r["row"]) if not signed else None
             lines.append([
-                r["row"], f"{r['lr']:g}, {r['steps']:,}", _share(r["recovery"]["0.8"]), _share(r["recovery"]["0.9"]),
+                r["row"], f"{r['lr']:g}{'*' if r['edge'] else ''}, {r['steps']:,}", _share(r["recovery"]["0.8"]), _share(r["recovery"]["0.9"]),
                 "" if published is None else f"{100 * published[0]:.1f}, {100 * published[1]:.1f}", _share(r["one_to_one"]),
-                with_interval(r["l0"], 1), with_interval(r["fvu"]), with_interval(r["frac_dead"], 2), _mean(r["matched_frequency"]),
+                with_interval(r["l0"], 1), with_interval(r["fvu"]), with_interval(r["frac_dead"], 2), _mean([f for f in r["matched_frequency"] if not math.isnan(f)]),
             ])  # fmt: skip
         parts.append(f"{title}: recovery in %\n\n{table(header, lines, markdown)}")
+    parts.append("* the lowest or highest step size tried")
     parts.append(f"frequencies: target and median reached (matched features)\n\n{_group_lines(results, markdown)}")
     parts.append(f"both poles of random signs\n\n{_pole_lines(results, markdown)}")
     lines = [[str(r["d_in"]), f"{r['ratio']:g}", f"{r['target']:.4f}", _mean(r["reached"]), _share(r["recovery"]),
               with_interval(r["l0"], 1)] for r in results["resonance"]]  # fmt: skip
     parts.append("resonance\n\n" + table(["d", "target / f", "target", "reached", "tau 0.9", "l0"], lines, markdown))
-    lines = [[r["row"], with_interval(r["consistency"]), f"{r['untrained']:.3f}", f"{sum(r['live']) / len(r['live']):.0f}"]
+    lines = [[r["row"], with_interval(r["consistency"]), with_interval(r["untrained"]), f"{sum(r['live']) / len(r['live']):.0f}"]
              for r in results["consistency"]]  # fmt: skip
     parts.append("likeness of dictionaries from three starts (mean best cosine of live latents)\n\n"
                  + table(["method", "trained", "untrained", "live latents"], lines, markdown))  # fmt: skip
@@ -191,7 +196,7 @@ def _share(values: list[float]) -> str:
 
 
 def _mean(values: list[float]) -> str:
-    return f"{sum(values) / len(values):.4f}"
+    return f"{sum(values) / len(values):.4f}" if values else ""
 
 
 def _group_lines(results: dict[str, Any], markdown: bool) -> str:

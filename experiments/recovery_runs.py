@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import hashlib
+import itertools
 import json
 import math
 from collections.abc import Callable
@@ -18,7 +19,7 @@ from splinterp.data import SparseFeatures
 from splinterp.metrics import anti_parallel_share, bipolarity, evaluate, match_features, mean_max_cosine
 
 GAIN = 0.05
-"""Output gain at the start, of every method: with 2,048 unit rows a gain of 1 overshoots tenfold, and latents die of it."""
+"""Output gain at the start, of every method: at 1, 2,048 unit rows overshoot, and latents die of it."""
 THRESHOLDS = (0.8, 0.9, 0.95)
 N_HELD_OUT = 5_000
 GAMMAS: dict[str, Any] = {"gamma_up": 0.1, "gamma_down": 0.1}
@@ -69,6 +70,7 @@ ROWS: dict[str, Row] = {
     "ReLU, L1 3e-4": Row(ReLU, "free", partial(SGD, unit_norm_decoder=True, l1=3e-4)),
     "ReLU, L1 1e-3": Row(ReLU, "free", partial(SGD, unit_norm_decoder=True, l1=1e-3)),
     "ReLU, L1 3e-3": Row(ReLU, "free", partial(SGD, unit_norm_decoder=True, l1=3e-3)),
+    "ReLU, L1 1e-2": Row(ReLU, "free", partial(SGD, unit_norm_decoder=True, l1=1e-2)),
     "BA": _adapted(groups=1, highest=0.02, **GAMMAS),
     "GBA": _adapted(**TARGETS, **GAMMAS),
     "GBA, ReLU": _adapted(ReLU, **TARGETS, **GAMMAS),
@@ -170,22 +172,29 @@ def measure(task: Recovery, data_dir: str | None = None, device: str = "cpu") ->
             return record | _consistency(task, x, held_out, device)
         sae, state, seconds = trained(task, x.to(device), task.seed, device)
     except DivergenceError as error:
-        return record | {"diverged_at": error.step, "mean_cosine": 0.0, "recovery": dict.fromkeys(map(str, THRESHOLDS), 0.0)}
+        nothing = {"consistency": [math.nan] * 3, "untrained": [math.nan] * 3, "live": [0] * 3}
+        return record | nothing | {
+            "diverged_at": error.step, "mean_cosine": 0.0, "recovery": dict.fromkeys(map(str, THRESHOLDS), 0.0),
+        }  # fmt: skip
     measured = evaluate(sae, held_out)
     match = match_features(sae.W_dec.detach(), model.features, signed=not task.signs)
     live = measured.frequencies > 0
     record |= {
         "seconds": round(seconds, 2), "mean_cosine": float(match.cosine.mean()),
         "recovery": {str(t): match.recovery(t) for t in THRESHOLDS}, "one_to_one": match.recovery(0.9, one_to_one=True),
-        "fvu": measured.fvu, "l0": measured.l0, "frac_dead": measured.frac_dead, "true_l0": sum(task.sparsity) / len(task.sparsity),
-        "median_frequency": float(measured.frequencies[live].median()) if live.any() else 0.0,
-        "matched_frequency": float(measured.frequencies[match.nearest].median()),
+        "fvu": measured.fvu, "l0": measured.l0, "frac_dead": measured.frac_dead,
+        "median_frequency": _median(measured.frequencies[live]),
+        "matched_frequency": _median(measured.frequencies[match.nearest[match.cosine > 0.9]]),
     }  # fmt: skip
     if hasattr(state, "group"):
         record["groups"] = _groups(state, measured.frequencies, match.nearest[match.cosine > 0.9])
     if task.signs:
         record["poles"] = _poles(sae, model, held_out, live)
     return record
+
+
+def _median(values: torch.Tensor) -> float:
+    return float(values.median()) if len(values) else math.nan
 
 
 def _groups(state: Any, frequencies: torch.Tensor, matched: torch.Tensor) -> list[dict[str, float]]:
@@ -218,10 +227,16 @@ def _consistency(task: Recovery, x: torch.Tensor, held_out: torch.Tensor, device
     for init_seed in range(3):
         sae, _, _ = trained(task, x.to(device), 1_000 + init_seed, device)
         dictionaries.append(sae.W_dec.detach().cpu()[evaluate(sae, held_out).frequencies > 0])
-    pairs = [(0, 1), (0, 2), (1, 2)]
-    one, other = (start(task, 1_000 + i).W_dec.detach() for i in range(2))
+    untrained = [start(task, 1_000 + i).W_dec.detach()[: len(d)] for i, d in enumerate(dictionaries)]
     return {
-        "consistency": [(mean_max_cosine(dictionaries[i], dictionaries[j]) + mean_max_cosine(dictionaries[j], dictionaries[i])) / 2
-                        for i, j in pairs],
-        "untrained": mean_max_cosine(one, other), "live": [len(d) for d in dictionaries],
+        "consistency": _likeness(dictionaries), "untrained": _likeness(untrained), "live": [len(d) for d in dictionaries],
     }  # fmt: skip
+
+
+def _likeness(dictionaries: list[torch.Tensor]) -> list[float]:
+    """Mean best cosine, both directions averaged, of each pair; NaN beside a dictionary without rows."""
+    found = []
+    for one, other in itertools.combinations(dictionaries, 2):
+        both = len(one) and len(other)
+        found.append((mean_max_cosine(one, other) + mean_max_cosine(other, one)) / 2 if both else math.nan)
+    return found

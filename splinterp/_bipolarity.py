@@ -1,7 +1,7 @@
 """Bipolarity: do the latents of a signed dictionary serve one pole or two?
 
 Arises with AbsTopK (arXiv 2510.00404). That a latent ever fires with both signs says little; how often it does is what is
-counted here. An untrained dictionary has minority shares near one half, by symmetry.
+counted here. On data symmetric about the encoder's centre an untrained dictionary has minority shares near one half.
 """
 
 from __future__ import annotations

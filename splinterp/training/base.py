@@ -42,7 +42,7 @@ class DivergenceError(RuntimeError):
     def __reduce__(self) -> tuple[Any, ...]:  # so that it survives a process pool
         return type(self), (self.step, self.state)
 
-    def __init__(self, step: int, state: TrainState) -> None:
+    def __init__(self, step: int, state: Any) -> None:
         super().__init__(f"the loss is not finite at step {step}: lower lr, set clip, or look for outliers in the data")
         self.step = step
         self.state = state
@@ -187,7 +187,7 @@ class GradientOptions:
             group["lr"] = self.rate(state)
         for p in sae.parameters():
             p.grad = None
-        loss = self.loss(sae, x, state.observer)
+        loss = self.loss(sae, x) if state.observer is None else self.loss(sae, x, state.observer)
         state.loss = loss.detach()
         if not x.is_cuda or state.step % GPU_CHECK_EVERY == 0:
             state.check_finite()

@@ -18,10 +18,11 @@ from splinterp._typing import ArrayLike, Tensor
 from splinterp.activations import AbsTopK, JumpReLU, ReLU
 from splinterp.data.store import ActivationStore
 from splinterp.sae import SAE
-from splinterp.training.base import GradientOptions
+from splinterp.training.base import DivergenceError, GradientOptions, training_data
 from splinterp.training.bias_block import activation_of, bias_of, held, quantile_bias, rms_norm, without_gradient
 from splinterp.training.blocks import SAELike, sharing
 from splinterp.training.firing import FiringCounter
+from splinterp.training.pam import PAMSGD
 from splinterp.training.sgd import SGD
 
 RULES = ("step", "quantile")
@@ -40,7 +41,7 @@ class BiasState:
         self.counter = counter
         """Firing since the last bias update."""
         self.scale = scale
-        """Rms norm of the centred training samples, which the bounds multiply."""
+        """Rms norm of the training samples, less b_pre where there is one: what the bounds multiply."""
         self.frequency: Tensor | None = None
         """Frequencies that the last bias update was made from (None before the first)."""
 
@@ -48,6 +49,13 @@ class BiasState:
         if name.startswith("__") or "base" not in self.__dict__:  # while it is being copied or unpickled
             raise AttributeError(name)
         return getattr(self.base, name)
+
+    def check_finite(self) -> None:
+        """Raise DivergenceError if the last loss is not finite (waits for a GPU)."""
+        try:
+            self.base.check_finite()
+        except DivergenceError as error:
+            raise DivergenceError(error.step, self) from None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue, without the data."""
@@ -68,19 +76,23 @@ class BiasState:
 class BiasAdaptation:
     """Bias adaptation around a gradient method (arXiv 2506.14002): works inside SGD and PAMSGD.
 
-    The base moves everything but the bias and `b_pre`, which shifts all of them; every `every` steps the bias moves towards
-    each latent's target frequency, from counts that are streamed (`FiringCounter`). Latents
-    are cut into groups of neighbours with targets in geometric progression. The columns of W_enc are rescaled to unit norm
-    after each step, as the bounds on the bias assume; give a tied decoder `tie_scale`, and the encoder an input centre
-    (`b_pre`), as the paper does. The bias is b_enc, or minus the threshold of a JumpReLU, whose b_enc stays 0. With TopK and
-    BatchTopK a latent fires where it is kept, and targets are met as far as k lets them; AbsTopK is refused.
+    The base moves everything but the bias; every `every` steps the bias moves towards each latent's target frequency, from counts
+    that are streamed (`FiringCounter`). Latents are cut into groups of neighbours with targets in geometric progression. The
+    columns of W_enc are rescaled to unit norm after each step, as the bounds on the bias assume; give a tied decoder `tie_scale`.
+    The bias is b_enc, or minus the threshold of a JumpReLU, whose b_enc stays 0. With TopK and BatchTopK a latent fires where it
+    is kept, and targets are met as far as k lets them; AbsTopK is refused.
 
     rule="step", as published: a latent that fires too often has its bias lowered by gamma_down times its peak, a silent one has
-    it raised by gamma_up times the mean peak of its group's firing latents (of all, where the group is silent). There is
-    no step up for a latent that fires too seldom but fires, so frequencies settle at or below their targets.
-    rule="quantile", this package's own: the bias is the exact quantile of the latent's scores over the training samples, so that it
-    fires on round(target N) of them, and at least on one; needs ReLU or JumpReLU. One product x W_enc, as many bytes of scores at
-    a time as 64 MiB hold.
+    it raised by gamma_up times the mean peak of its group's firing latents. There is no step up for a latent that fires too seldom
+    but fires, so frequencies settle at or below their targets. Let `every` batches hold many more samples than 1 / lowest:
+    a count of one in fewer is already too frequent, and none is silent.
+    rule="quantile", this package's own: the bias is such that the latent fires on round(target N) of the training samples, and
+    on at least one; ties give the nearest count to that, and no bias above its upper bound lets scores below 0 fire. It needs ReLU
+    or JumpReLU. One product x W_enc, as many bytes of scores at a time as 64 MiB hold.
+
+    Where it differs from the paper: `b_pre`, if the SAE has one, stays where it starts (the training mean, in `fit`), because moving it
+    by gradients would move every bias, and b_dec is a parameter of its own; where a whole group is silent the mean peak is that of
+    all latents, and where all are, the rms norm of the samples; the peak of a TopK latent is over the samples that keep it.
 
     Options:
         base: SGD(...) or PAMSGD(...). lr: shorthand for the base's; None leaves it.
@@ -88,7 +100,7 @@ class BiasAdaptation:
             from `highest` to `lowest` (one group: `highest`). A sequence or a single number.
         gamma_up, gamma_down: fractions of a peak. The published 0.01 moves biases by a few tenths in 3,000 steps.
         every: steps between bias updates. eps: a latent below this frequency is silent.
-        bounds: of the bias, in units of the rms norm of the centred training samples.
+        bounds: of the bias, in units of the rms norm of the training samples, less b_pre where there is one.
         quantile_samples: most samples that the quantile rule looks at, evenly spaced; None takes all.
 
     Raises:
@@ -125,6 +137,8 @@ class BiasAdaptation:
             raise ValueError(
                 f"bounds={self.bounds} must be finite, low < high <= 0: a positive bias fires on nothing in particular"
             )
+        if isinstance(self.base, PAMSGD) and self.base.decoder_every is not None:
+            raise ValueError("base.decoder_every solves before the columns of W_enc are rescaled: use solve_gap instead")
         if self.base.l0:
             raise ValueError(f"base.l0={self.base.l0} acts on thresholds, which bias adaptation moves: set l0=0")
         self._check_targets()
@@ -134,7 +148,9 @@ class BiasAdaptation:
         at_least("groups", self.groups, 1)
         given = self.target_frequencies
         if given is None:
-            lowest = self.lowest if self.groups > 1 else self.highest  # one group has one target
+            if self.groups == 1 and self.lowest != BiasAdaptation.__dataclass_fields__["lowest"].default:
+                raise ValueError(f"lowest={self.lowest} changes nothing with one group, whose target is highest: leave it out")
+            lowest = self.lowest if self.groups > 1 else self.highest
             if not 0 < lowest <= self.highest <= 1:
                 raise ValueError(f"frequencies need 0 < lowest <= highest <= 1, got lowest={lowest}, highest={self.highest}")
             return
@@ -177,23 +193,23 @@ class BiasAdaptation:
         Raises TypeError, ValueError: a module, base or data that does not fit, more groups than latents.
         """
         n_latents = sae.W_enc.shape[1]
-        targets = self.group_targets()
-        if len(targets) > n_latents:
-            raise ValueError(f"{len(targets)} groups for n_latents={n_latents}: choose at most one for each latent")
+        frequencies = self.group_targets()
+        if len(frequencies) > n_latents:
+            raise ValueError(f"{len(frequencies)} groups for n_latents={n_latents}: choose at most one for each latent")
         self._check_module(sae)
-        device = sae.W_enc.device
-        group = torch.arange(n_latents, device=device) * len(targets) // n_latents
-        state = BiasState(
-            self.base.init(sae, x, total_steps), torch.tensor(targets, dtype=torch.float64, device=device)[group], group,
-            FiringCounter(n_latents, sae.W_enc.dtype, device), 1.0,
-        )  # fmt: skip
-        state.scale = rms_norm(sae, state.data)
-        state.base.observer = state.counter.update
-        self._normalise(sae)
+        data = training_data(sae, x)
+        scale = rms_norm(sae, data)
         with torch.no_grad():
+            self._normalise(sae)
             if isinstance(activation_of(sae), JumpReLU):
                 sae.b_enc.zero_()
-            self._set_bias(sae, state, bias_of(sae))
+            self._set_bias(sae, scale, bias_of(sae))
+        device = sae.W_enc.device
+        group = torch.arange(n_latents, device=device) * len(frequencies) // n_latents
+        targets = torch.tensor(frequencies, dtype=torch.float64, device=device)[group]
+        counter = FiringCounter(n_latents, sae.W_enc.dtype, device)
+        state = BiasState(self.base.init(sae, data, total_steps), targets, group, counter, scale)
+        state.base.observer = counter.update
         if self.rule == "quantile":
             self.adapt(sae, state)
         return state
@@ -214,8 +230,11 @@ class BiasAdaptation:
 
     def step(self, sae: SAELike, state: BiasState, x: Tensor) -> None:
         """The base's step on a batch (n, d_in) with the bias held, and after every `every`-th a bias update."""
-        with without_gradient(held(sae)):
-            self.base.step(sae, state.base, x)
+        try:
+            with without_gradient(held(sae)):
+                self.base.step(sae, state.base, x)
+        except DivergenceError as error:
+            raise DivergenceError(error.step, state) from None
         self._normalise(sae)
         if state.base.step % self.every == 0:
             self.adapt(sae, state)
@@ -236,7 +255,7 @@ class BiasAdaptation:
         if state.counter.n_samples:
             state.frequency = state.counter.firing().frequency
             state.counter.reset()
-        self._set_bias(sae, state, bias)
+        self._set_bias(sae, state.scale, bias)
 
     def _stepped(self, sae: SAELike, state: BiasState) -> Tensor:
         activation = activation_of(sae)
@@ -245,15 +264,15 @@ class BiasAdaptation:
         positive = (peak > 0).to(peak.dtype)
         totals = torch.zeros(2, n_groups, dtype=peak.dtype, device=peak.device)
         totals.index_add_(1, state.group, torch.stack([peak, positive]))
-        overall = peak.sum() / positive.sum().clamp_min(1)
+        overall = peak.sum() / positive.sum() if positive.any() else peak.new_tensor(state.scale)
         mean_peak = torch.where(totals[1] > 0, totals[0] / totals[1].clamp_min(1), overall)[state.group]
         lower = bias - self.gamma_down * peak
         raised = bias + self.gamma_up * mean_peak
         bias = torch.where(firing.frequency > state.targets, lower, bias)
         return torch.where(firing.frequency < self.eps, raised, bias)
 
-    def _set_bias(self, sae: SAELike, state: BiasState, bias: Tensor) -> None:
-        low, high = (bound * state.scale for bound in self.bounds)
+    def _set_bias(self, sae: SAELike, scale: float, bias: Tensor) -> None:
+        low, high = (bound * scale for bound in self.bounds)
         bias = bias.clamp(low, high)
         activation = activation_of(sae)
         if isinstance(activation, JumpReLU):  # a threshold is positive: at a bias of 0 it is the smallest number there is

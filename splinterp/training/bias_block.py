@@ -57,13 +57,11 @@ def bias_of(sae: SAELike) -> Tensor:
 def _scores(sae: SAELike, x: Tensor, columns: slice) -> Tensor:
     """x W_enc without the bias, centred by b_pre where there is one; of some latents."""
     center = getattr(sae, "b_pre", None)
-    W = sae.W_enc[:, columns]
-    offset = torch.zeros(W.shape[1], dtype=W.dtype, device=W.device) if center is None else -(center @ W)
-    return torch.addmm(offset, x, W)
+    return (x if center is None else x - center) @ sae.W_enc[:, columns]
 
 
 def quantile_bias(sae: SAELike, data: Tensor | ActivationStore, targets: Tensor, most: int | None) -> Tensor:
-    """Minus a level that exactly c = round(target N) >= 1 scores of the latent exceed, barring ties."""
+    """Minus a level that exactly c = round(target N) >= 1 scores of the latent exceed; with ties, nearly so."""
     W = sae.W_enc
     if most is not None and most < len(data):
         where = data.device if isinstance(data, Tensor) else "cpu"
@@ -81,18 +79,30 @@ def quantile_bias(sae: SAELike, data: Tensor | ActivationStore, targets: Tensor,
 
 
 def _levels(scores: Tensor, above: Tensor) -> Tensor:
-    """For each row the middle between its values of ranks `above` and `above` + 1, largest first; -inf where all are above.
+    """For each row a level that `above` of its values exceed; where values tie, the nearest count to it that is not 0.
 
-    The middle, so that rounding lets neither of them change sides.
+    The level lies half-way between two different values, so that rounding lets neither of them change sides; it is -inf where
+    the row's smallest value must exceed it.
     """
     found = torch.full((len(scores),), -math.inf, dtype=scores.dtype, device=scores.device)
     for count in above.unique().tolist():
-        if count < scores.shape[1]:
-            rows = above == count
-            next_value = scores[rows].kthvalue(scores.shape[1] - count, dim=1).values
-            higher = torch.where(scores[rows] > next_value[:, None], scores[rows], math.inf).amin(1)
-            found[rows] = torch.where(higher.isfinite(), (higher + next_value) / 2, next_value)
+        if count == scores.shape[1]:
+            continue
+        rows = above == count
+        values = scores[rows]
+        pivot = values.kthvalue(scores.shape[1] - count, dim=1, keepdim=True).values
+        fewer, more = (values > pivot).sum(1), (values >= pivot).sum(1)  # the two counts that a level here can give
+        higher = torch.where(values > pivot, values, math.inf).amin(1)
+        lower = torch.where(values < pivot, values, -math.inf).amax(1)
+        pivot = pivot[:, 0]
+        up = (fewer > 0) & (count - fewer <= more - count)
+        found[rows] = torch.where(up, _between(pivot, higher), _between(lower, pivot))
     return found
+
+
+def _between(low: Tensor, high: Tensor) -> Tensor:
+    middle = (low + high) / 2
+    return torch.where(middle < high, middle, low)  # neighbouring floats have nothing between them
 
 
 def rms_norm(sae: SAELike, data: Tensor | ActivationStore) -> float:
