@@ -173,9 +173,10 @@ def render(results: dict[str, Any], markdown: bool = False) -> str:
         for r in (r for r in results["rows"] if r["signed"] is signed):
             published = PUBLISHED.get(r["row"]) if not signed else None
             lines.append([
-                r["row"], f"{r['lr']:g}{'*' if r['edge'] else ''}, {r['steps']:,}", _share(r["recovery"]["0.8"]), _share(r["recovery"]["0.9"]),
-                "" if published is None else f"{100 * published[0]:.1f}, {100 * published[1]:.1f}", _share(r["one_to_one"]),
-                with_interval(r["l0"], 1), with_interval(r["fvu"]), with_interval(r["frac_dead"], 2), _mean([f for f in r["matched_frequency"] if not math.isnan(f)]),
+                r["row"], f"{r['lr']:g}{'*' if r['edge'] else ''}, {r['steps']:,}", _share(r["recovery"]["0.8"]),
+                _share(r["recovery"]["0.9"]), "" if published is None else f"{100 * published[0]:.1f}, {100 * published[1]:.1f}",
+                _share(r["one_to_one"]), with_interval(r["l0"], 1), with_interval(r["fvu"]), with_interval(r["frac_dead"], 2),
+                _mean(r["matched_frequency"]),
             ])  # fmt: skip
         parts.append(f"{title}: recovery in %\n\n{table(header, lines, markdown)}")
     parts.append("* the lowest or highest step size tried")
@@ -196,6 +197,7 @@ def _share(values: list[float]) -> str:
 
 
 def _mean(values: list[float]) -> str:
+    values = [v for v in values if not math.isnan(v)]
     return f"{sum(values) / len(values):.4f}" if values else ""
 
 

@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from splinterp import PAMSGD, SAE, SGD, BatchTopK, BiasAdaptation, JumpReLU, ReLU, TopK
 from splinterp.metrics import firing_frequencies
 from splinterp.training import FiringCounter
-from splinterp.training.bias_block import bias_of, held
+from splinterp.training.bias_block import bias_of
 from tests.helpers import rng
 
 ADAPTED = {"ReLU": ReLU(), "JumpReLU": JumpReLU(0.1)}
@@ -44,7 +44,8 @@ def settled(method, sae, seed, n=10_000, updates=120):
 @pytest.mark.parametrize("groups", [1, 3])
 def test_step_rule_meets_every_target_with_frozen_weights(kind, groups):
     n, gamma, sae = 10_000, 0.02, normal_sae(ADAPTED[kind])
-    method = BiasAdaptation(groups=groups, highest=0.2, lowest=0.01, gamma_down=gamma, gamma_up=gamma)
+    frequencies = (0.2, 0.05, 0.01)[-groups:]
+    method = BiasAdaptation(target_frequencies=frequencies, gamma_down=gamma, gamma_up=gamma)
     state = settled(method, sae, seed=3, n=n)
     bias, target = bias_of(sae), state.targets
     error = (target * (1 - target) / n).sqrt()
@@ -57,14 +58,41 @@ def test_step_rule_meets_every_target_with_frozen_weights(kind, groups):
 @given(st.integers(1, 12), st.integers(2, 300), st.sampled_from(list(ADAPTED)), st.integers(0, 10_000), st.booleans())
 def test_quantile_rule_meets_every_reachable_target_exactly(m, n, kind, seed, center):
     sae = normal_sae(ADAPTED[kind], 5, m, seed, b_pre=center)
+    offset = torch.zeros(5, dtype=torch.float64)
+    if center:
+        offset = normal(1, 5, seed + 2)[0]
+        with torch.no_grad():
+            sae.b_pre.copy_(offset)
     x = normal(n, 5, seed + 1)
     target = float(torch.rand((), generator=rng(seed)))
     method = BiasAdaptation(target_frequencies=max(target, 1e-3), rule="quantile", bounds=(-100.0, 0.0))
     method.init(sae, x)
     wanted = min(max(round(max(target, 1e-3) * n), 1), n)
-    positive = (x @ sae.W_enc > 0).sum(0)
+    positive = ((x - offset) @ sae.W_enc > 0).sum(0)
     counted = (sae.encode(x) != 0).sum(0)
     assert torch.equal(counted, positive.clamp_max(wanted))  # a bias of at most 0 cannot let negative scores fire
+
+
+@given(st.integers(0, 10_000), st.integers(1, 6), st.integers(1, 5), st.integers(1, 40))
+def test_quantile_rule_with_ties_takes_the_nearest_count_that_is_not_zero(seed, distinct, repeats, wanted):
+    g = rng(seed)
+    values = torch.randn(distinct, 4, generator=g, dtype=torch.float64)
+    x = values[torch.randint(distinct, (distinct * repeats,), generator=g)]
+    x = torch.cat([values, x])
+    n = len(x)
+    wanted = min(wanted, n)
+    sae = normal_sae(ReLU(), 4, 5, seed)
+    BiasAdaptation(target_frequencies=wanted / n, rule="quantile", bounds=(-100.0, 0.0)).init(sae, x)
+    counted = (sae.encode(x) != 0).sum(0)
+    scores = x @ sae.W_enc.detach()
+    for latent in range(5):
+        positive = [v for v in scores[:, latent].unique() if v > 0]
+        possible = [int((scores[:, latent] >= v - 1e-9).sum()) for v in positive]
+        nearest = min((abs(c - wanted) for c in possible), default=0)
+        if max(possible, default=0) < wanted:  # every positive score fires, or a level among the negative ones was nearer
+            assert int(counted[latent]) == max(possible, default=0)
+        else:
+            assert abs(int(counted[latent]) - wanted) == nearest
 
 
 def test_quantile_frequencies_hold_on_new_samples():
@@ -107,24 +135,29 @@ def test_gradients_never_move_the_bias(base, activation):
         sae = SAE(6, 8, activation, "tied_residual", b_pre=True, generator=rng(1))
         x = torch.randn(64, 6, generator=rng(2)) + 1
         state = method.init(sae, x)
-        before = [p.detach().clone() for p in held(sae)]
+        bias = {"b_enc": sae.b_enc, "b_pre": sae.b_pre}
+        if isinstance(activation, JumpReLU):
+            bias["threshold"] = sae.activation.log_threshold
+        before = {name: p.detach().clone() for name, p in bias.items()}
         weights = sae.W_enc.detach().clone()
         for part in x.split(16):
             method.step(sae, state, part)
         method.end_epoch(sae, state, x.split(16))
         assert not torch.equal(weights, sae.W_enc)
         assert all(p.requires_grad for p in sae.parameters())
-        return [not torch.equal(p, q) for p, q in zip(before, held(sae), strict=True)]
+        return {name for name, p in bias.items() if not torch.equal(before[name], p)}
 
-    assert not any(moved(BiasAdaptation(base=BASES[base], every=1_000, groups=2)))
-    assert any(moved(BASES[base]))  # the base alone does
+    assert moved(BiasAdaptation(base=BASES[base], every=1_000, groups=2)) == set()
+    alone = moved(BASES[base])
+    assert alone >= {"b_enc", "b_pre"}  # the base alone moves them
+    assert ("threshold" in alone) == isinstance(activation, JumpReLU)
 
 
 @given(st.integers(0, 10_000), st.integers(2, 12), st.integers(1, 4))
 def test_groups_and_order_do_not_matter(seed, m, groups):
     """Latents changing places inside their group carry their biases along; the order of samples changes nothing."""
     groups = min(groups, m)
-    method = BiasAdaptation(groups=groups, highest=0.3, lowest=0.05, gamma_up=0.1, gamma_down=0.1)
+    method = BiasAdaptation(target_frequencies=(0.3, 0.2, 0.1, 0.05)[:groups], gamma_up=0.1, gamma_down=0.1)
     g = rng(seed)
     x = torch.randn(200, 6, generator=g, dtype=torch.float64)
     sae, other = normal_sae(ReLU(), 6, m, seed), normal_sae(ReLU(), 6, m, seed)

@@ -13,7 +13,7 @@ from torch import nn
 from splinterp import PAMSGD, SAE, SGD, AbsTopK, BiasAdaptation, DivergenceError, JumpReLU, ReLU, TopK, fit
 from splinterp.data import SparseFeatures
 from splinterp.metrics import evaluate, match_features
-from splinterp.training import FiringCounter
+from splinterp.training import BiasState, FiringCounter
 from splinterp.training.bias_block import bias_of
 from tests.helpers import make_sae, rng, samples
 
@@ -62,6 +62,19 @@ def test_silent_group_is_raised_by_the_mean_peak_of_all():
     state.counter.update(torch.tensor([[1.0, 3.0, 0.0, 0.0]]).repeat(2, 1) * torch.tensor([[1.0], [0.0]]))
     method.adapt(sae, state)
     torch.testing.assert_close(sae.b_enc.detach(), torch.tensor([-0.5, -0.5, -0.1, -0.1]))
+
+
+@pytest.mark.parametrize("activation", [ReLU(), JumpReLU(50.0)], ids=["ReLU", "JumpReLU"])
+def test_a_silent_dictionary_comes_back(activation):
+    sae, x = tied(activation), samples()
+    with torch.no_grad():
+        sae.b_enc.fill_(-50.0 if isinstance(activation, ReLU) else 0.0)
+    method = BiasAdaptation(groups=1, highest=0.2, gamma_up=0.1, gamma_down=0.1, every=2, bounds=(-4.0, 0.0))
+    state = method.init(sae, x)
+    assert not bool((sae.encode(x) != 0).any())
+    fit(sae, x, method, epochs=10, batch_size=25, generator=rng(3))
+    assert bool((sae.encode(x) != 0).any())
+    assert float(bias_of(sae).amax()) > -2 * state.scale
 
 
 def test_jumprelu_moves_its_threshold_and_keeps_b_enc_at_zero():
@@ -144,6 +157,8 @@ def test_lr_is_shorthand_for_the_bases():
     ({"quantile_samples": 10}, "changes nothing with rule='step'"),
     ({"base": SGD(l0=0.1)}, "l0=0.1"),
     ({"lr": 0.0}, "lr=0.0"),
+    ({"groups": 1, "lowest": 0.3}, "lowest=0.3 changes nothing with one group"),
+    ({"base": PAMSGD(decoder_every=5)}, "use solve_gap"),
 ])  # fmt: skip
 def test_bad_options_are_named(options, message):
     with pytest.raises(ValueError, match=message):
@@ -198,7 +213,16 @@ def test_state_passes_for_the_bases_and_can_be_copied():
 def test_divergence_is_reported_with_the_state():
     with pytest.raises(DivergenceError) as caught:
         trained(BiasAdaptation(base=SGD(lr=1e30, optimizer="sgd")), epochs=30)
-    assert caught.value.step >= 0
+    assert isinstance(caught.value.state, BiasState)
+    assert caught.value.step == caught.value.state.step > 0
+
+
+def test_prox_pulls_to_the_rescaled_encoder():
+    sae = tied()
+    with torch.no_grad():
+        sae.W_enc.mul_(20.0)
+    state = BiasAdaptation(base=PAMSGD(prox_enc=1.0)).init(sae, samples())
+    torch.testing.assert_close(state.anchor[0].norm(dim=0), torch.ones(12))
 
 
 class Mine(nn.Module):
