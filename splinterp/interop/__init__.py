@@ -1,0 +1,5 @@
+"""Trained SAEs out to the formats of other tools, and back."""
+
+from splinterp.interop.saelens import load_saelens, save_saelens, to_nonnegative
+
+__all__ = ["load_saelens", "save_saelens", "to_nonnegative"]

@@ -1,0 +1,175 @@
+"""SAELens folders: `cfg.json` and `sae_weights.safetensors`, as sae-lens 6 writes and reads them.
+
+There z = act((x - b_dec * apply_b_dec_to_input) @ W_enc + b_enc) and x_hat = z @ W_dec + b_dec, on activations as the model gives
+them. What this package keeps apart (an input centre, a standardizer, a tied decoder) is folded into those four tensors, exactly.
+"""
+
+from __future__ import annotations
+
+import json
+from pathlib import Path
+from typing import Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from splinterp._atomic import replace_file
+from splinterp._checks import one_of
+from splinterp._typing import Tensor
+from splinterp.activations import AbsTopK, Activation, BatchTopK, JumpReLU, ReLU, TopK
+from splinterp.data.standardizer import Standardizer
+from splinterp.sae import SAE
+
+VERSION = "6.54.0"
+"""Of sae-lens, whose format this is; without a version of at least 6.0.0 its loader converts from an older one."""
+ARCHITECTURES = ("standard", "topk", "abstopk", "jumprelu")
+
+
+def save_saelens(
+    sae: SAE,
+    folder: str | Path,
+    *,
+    standardizer: Standardizer | None = None,
+    nonnegative: bool = False,
+    model_name: str = "",
+    hook_name: str = "",
+    context_size: int | None = None,
+    prepend_bos: bool = False,
+) -> Path:
+    """Write `sae` as a SAELens folder that takes activations as the model gives them. Returns the folder.
+
+    Args:
+        standardizer: what the SAE's input was normalised by; folded in.
+        nonnegative: write an AbsTopK as a TopK of twice as many latents (see `to_nonnegative`), for tools that assume z >= 0.
+        model_name, hook_name, context_size, prepend_bos: metadata that dashboards and benchmarks read.
+
+    BatchTopK becomes a JumpReLU at its threshold, as SAELens itself saves it.
+
+    Raises:
+        ValueError: a standardizer of mode "unit_norm", which no affine map replaces; `nonnegative` for another activation than AbsTopK.
+        RuntimeError: a BatchTopK that has no threshold yet.
+    """
+    folder = Path(folder)
+    if nonnegative:
+        sae = to_nonnegative(sae)
+    architecture, extra, options = _described(sae.activation, sae.n_latents)
+    tensors = {
+        name: value.detach().float().cpu().contiguous().clone()
+        for name, value in {**_folded(sae, standardizer), **extra}.items()
+    }
+    config = {
+        "architecture": architecture, "d_in": sae.d_in, "d_sae": sae.n_latents, "dtype": "float32", "device": "cpu",
+        "apply_b_dec_to_input": False, "normalize_activations": "none", "reshape_activations": "none", **options,
+        "metadata": {
+            "sae_lens_version": VERSION, "model_name": model_name, "hook_name": hook_name, "context_size": context_size,
+            "prepend_bos": prepend_bos,
+        },
+    }  # fmt: skip
+    replace_file(folder / "sae_weights.safetensors", lambda path: save_file(tensors, path))
+    replace_file(folder / "cfg.json", lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
+    return folder
+
+
+def _described(activation: Activation, n_latents: int) -> tuple[str, dict[str, Tensor], dict[str, Any]]:
+    """(architecture, tensors besides the four, entries of cfg.json) of an activation."""
+    if isinstance(activation, TopK | AbsTopK):
+        name = "topk" if isinstance(activation, TopK) else "abstopk"
+        return name, {}, {"k": activation.k, "rescale_acts_by_decoder_norm": False}
+    if isinstance(activation, ReLU):
+        return "standard", {}, {}
+    if isinstance(activation, BatchTopK):
+        if torch.isnan(activation.threshold):
+            raise RuntimeError("BatchTopK has no threshold yet: train it first")
+        return "jumprelu", {"threshold": activation.threshold.expand(n_latents)}, {}
+    if isinstance(activation, JumpReLU):
+        return "jumprelu", {"threshold": activation.threshold}, {}
+    raise ValueError(f"SAELens has no architecture for {type(activation).__name__}")
+
+
+@torch.no_grad()
+def _folded(sae: SAE, standardizer: Standardizer | None) -> dict[str, Tensor]:
+    """W_enc, b_enc, W_dec, b_dec of the same map on raw activations, computed in float64."""
+    W_enc, b_enc, W_dec, b_dec = (t.double().cpu() for t in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec))
+    if sae.b_pre is not None:
+        b_enc = b_enc - sae.b_pre.double().cpu() @ W_enc
+    if standardizer is not None:
+        if standardizer.mode == "unit_norm":
+            raise ValueError("a unit_norm standardizer divides each sample by its own norm, which no SAELens tensor can hold")
+        if standardizer.mean is None or standardizer.scale is None:
+            raise RuntimeError("this Standardizer has no statistics yet: call fit(x_train)")
+        mean, scale = standardizer.mean.double(), standardizer.scale.double()
+        b_enc = b_enc - (mean / scale) @ W_enc
+        W_enc = W_enc / scale[:, None]
+        W_dec, b_dec = W_dec * scale, b_dec * scale + mean
+    return {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+
+
+def load_saelens(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
+    """Read a SAELens folder as (SAE with a free decoder, in evaluation mode; its cfg.json).
+
+    `rescale_acts_by_decoder_norm` is folded into the weights; its codes are then those that SAELens selects by.
+
+    Raises:
+        FileNotFoundError: a file is missing.
+        ValueError: an architecture that is not of the form above (gated, transcoders), input normalisation, tensors that do not fit.
+    """
+    folder = Path(folder)
+    config = json.loads((folder / "cfg.json").read_text())
+    one_of("architecture", config.get("architecture"), ARCHITECTURES)
+    if config.get("normalize_activations") not in (None, "none"):
+        raise ValueError(f"normalize_activations={config['normalize_activations']!r} acts on each sample: it cannot be loaded")
+    tensors = load_file(folder / "sae_weights.safetensors")
+    expected = {"W_enc", "b_enc", "W_dec", "b_dec"} | ({"threshold"} if config["architecture"] == "jumprelu" else set())
+    if set(tensors) != expected:
+        raise ValueError(f"{folder} has the tensors {sorted(tensors)}, not {sorted(expected)}")
+    d_in, d_sae = config["d_in"], config["d_sae"]
+    shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,), "threshold": (d_sae,)}
+    for name, value in tensors.items():
+        if value.shape != shapes[name]:
+            raise ValueError(f"{name} in {folder} has shape {tuple(value.shape)}, cfg.json says {shapes[name]}")
+    centred = bool(config.get("apply_b_dec_to_input"))
+    sae = SAE(d_in, d_sae, _activation(config), b_pre=centred, dtype=tensors["W_enc"].dtype)
+    norms = tensors["W_dec"].norm(dim=1) if config.get("rescale_acts_by_decoder_norm") else torch.ones(d_sae)
+    with torch.no_grad():
+        for name, value in {
+            "W_enc": tensors["W_enc"] * norms, "b_enc": tensors["b_enc"] * norms, "W_dec": tensors["W_dec"] / norms[:, None],
+            "b_dec": tensors["b_dec"],
+        }.items():  # fmt: skip
+            getattr(sae, name).copy_(value)
+        if sae.b_pre is not None:
+            sae.b_pre.copy_(tensors["b_dec"])
+        if isinstance(sae.activation, JumpReLU):
+            smallest = torch.finfo(tensors["threshold"].dtype).tiny  # a threshold of 0 is a ReLU; ours are positive
+            sae.activation.log_threshold.copy_(tensors["threshold"].clamp_min(smallest).log())
+    return sae.eval(), config
+
+
+def _activation(config: dict[str, Any]) -> Activation:
+    name = config["architecture"]
+    if name in ("topk", "abstopk"):
+        return TopK(int(config["k"])) if name == "topk" else AbsTopK(int(config["k"]))
+    return ReLU() if name == "standard" else JumpReLU()
+
+
+@torch.no_grad()
+def to_nonnegative(sae: SAE) -> SAE:
+    """The same map as a TopK SAE of 2 n_latents latents: W_enc' = [W, -W], b_enc' = [b, -b], W_dec' = [D; -D], the same k.
+
+    Latent m of the result is latent m where it is positive, latent n_latents + m where it is negative: exact, because both are
+    never among the k largest positive scores (barring scores of 0).
+
+    Raises:
+        ValueError: another activation than AbsTopK.
+    """
+    if not isinstance(sae.activation, AbsTopK):
+        raise ValueError(f"only AbsTopK has negative codes, not {type(sae.activation).__name__}")
+    found = SAE(
+        sae.d_in, 2 * sae.n_latents, TopK(sae.activation.k), b_pre=sae.b_pre is not None, dtype=sae.W_enc.dtype, device=sae.W_enc.device
+    )  # fmt: skip
+    found.W_enc.copy_(torch.cat([sae.W_enc, -sae.W_enc], dim=1))
+    found.b_enc.copy_(torch.cat([sae.b_enc, -sae.b_enc]))
+    found.W_dec.copy_(torch.cat([sae.W_dec, -sae.W_dec]))
+    found.b_dec.copy_(sae.b_dec)
+    if found.b_pre is not None and sae.b_pre is not None:
+        found.b_pre.copy_(sae.b_pre)
+    return found.eval()

@@ -1,0 +1,128 @@
+"""SAELens folders: round trips, and the written tensors run by SAELens' own formula."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+import torch
+from safetensors.torch import load_file, save_file
+
+from splinterp import SAE, SGD, AbsTopK, BatchTopK, ReLU, fit
+from splinterp.data import Standardizer
+from splinterp.interop import load_saelens, save_saelens, to_nonnegative
+from tests.helpers import ACTIVATIONS, DECODERS, make_sae, rng, samples
+
+
+def moved(activation, decoder, **options):
+    """An SAE whose every parameter is away from its start."""
+    sae = make_sae(activation, decoder, **options)
+    fit(sae, samples(), SGD(lr=0.05), epochs=3, generator=rng(3))
+    return sae.eval()
+
+
+def by_the_formula(folder, x):
+    """What SAELens computes from the files."""
+    config, t = json.loads((folder / "cfg.json").read_text()), load_file(folder / "sae_weights.safetensors")
+    assert config["metadata"]["sae_lens_version"] >= "6.0.0"
+    assert config["dtype"] == "float32"
+    pre = (x - t["b_dec"] * config["apply_b_dec_to_input"]) @ t["W_enc"] + t["b_enc"]
+    kind = config["architecture"]
+    if kind == "jumprelu":
+        acts = pre.relu() * (pre > t["threshold"])
+    elif kind == "standard":
+        acts = pre.relu()
+    else:
+        chosen = (pre if kind == "topk" else pre.abs()).topk(config["k"], dim=1).indices
+        values = pre.gather(1, chosen)
+        acts = torch.zeros_like(pre).scatter(1, chosen, values.relu() if kind == "topk" else values)
+    return acts, acts @ t["W_dec"] + t["b_dec"]
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("center", [False, True])
+def test_the_written_map_is_the_same_map(tmp_path, activation, decoder, center):
+    sae, x = moved(activation, decoder, b_pre=center), samples(seed=5)
+    folder = save_saelens(sae, tmp_path)
+    acts, x_hat = by_the_formula(folder, x)
+    with torch.no_grad():
+        torch.testing.assert_close(acts, sae.encode(x), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(x_hat, sae(x).x_hat, rtol=1e-4, atol=1e-4)
+        back, config = load_saelens(folder)
+        torch.testing.assert_close(back(x).x_hat, sae(x).x_hat, rtol=1e-4, atol=1e-4)
+    assert not back.training
+    assert config["d_sae"] == 12
+
+
+@pytest.mark.parametrize("mode", ["none", "global", "per_feature"])
+def test_the_standardizer_is_folded_in(tmp_path, mode):
+    x = samples() * torch.arange(1.0, 9.0) + 3
+    standardizer = Standardizer(mode).fit(x)
+    sae = moved("AbsTopK", "tied_residual", b_pre=True)
+    save_saelens(sae, tmp_path, standardizer=standardizer)
+    with torch.no_grad():
+        expected = standardizer.inverse(sae(standardizer.transform(x)).x_hat)
+    torch.testing.assert_close(by_the_formula(tmp_path, x)[1], expected, rtol=1e-3, atol=1e-3)
+
+
+def test_abstopk_has_an_exact_nonnegative_form(tmp_path):
+    sae, x = moved("AbsTopK", "free", b_pre=True), samples(seed=6)
+    twin = to_nonnegative(sae)
+    with torch.no_grad():
+        acts, doubled = sae.encode(x), twin.encode(x)
+        assert (doubled >= 0).all()
+        torch.testing.assert_close(doubled[:, :12] - doubled[:, 12:], acts)
+        torch.testing.assert_close(twin(x).x_hat, sae(x).x_hat, rtol=1e-4, atol=1e-5)
+    save_saelens(sae, tmp_path, nonnegative=True)
+    assert json.loads((tmp_path / "cfg.json").read_text())["architecture"] == "topk"
+    torch.testing.assert_close(by_the_formula(tmp_path, x)[1], sae(x).x_hat.detach(), rtol=1e-4, atol=1e-4)
+    with pytest.raises(ValueError, match="not ReLU"):
+        to_nonnegative(make_sae("ReLU"))
+
+
+def test_centred_and_rescaled_folders_of_others_load_exactly(tmp_path):
+    g = rng(4)
+    t = {"W_enc": torch.randn(6, 10, generator=g), "b_enc": torch.randn(10, generator=g), "W_dec": 3 * torch.randn(10, 6, generator=g),
+         "b_dec": torch.randn(6, generator=g)}  # fmt: skip
+    config = {
+        "architecture": "topk", "d_in": 6, "d_sae": 10, "k": 3, "dtype": "float32", "apply_b_dec_to_input": True,
+        "rescale_acts_by_decoder_norm": True, "normalize_activations": "none", "metadata": {"sae_lens_version": "6.54.0"},
+    }  # fmt: skip
+    save_file(t, tmp_path / "sae_weights.safetensors")
+    (tmp_path / "cfg.json").write_text(json.dumps(config))
+    x = torch.randn(40, 6, generator=g)
+    norms = t["W_dec"].norm(dim=1)
+    pre = ((x - t["b_dec"]) @ t["W_enc"] + t["b_enc"]) * norms
+    top = pre.topk(3, dim=1)
+    acts = torch.zeros_like(pre).scatter(1, top.indices, top.values.relu())
+    sae, _ = load_saelens(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(sae.encode(x), acts, rtol=1e-4, atol=1e-5)
+        torch.testing.assert_close(sae(x).x_hat, (acts / norms) @ t["W_dec"] + t["b_dec"], rtol=1e-4, atol=1e-4)
+
+
+def test_metadata_is_kept(tmp_path):
+    save_saelens(
+        make_sae("TopK"), tmp_path, model_name="m", hook_name="blocks.3.hook_resid_post", context_size=128, prepend_bos=True
+    )
+    metadata = json.loads((tmp_path / "cfg.json").read_text())["metadata"]
+    assert (metadata["model_name"], metadata["hook_name"]) == ("m", "blocks.3.hook_resid_post")
+    assert (metadata["context_size"], metadata["prepend_bos"]) == (128, True)
+
+
+def test_what_cannot_be_written_or_read_is_named(tmp_path):
+    with pytest.raises(ValueError, match="unit_norm"):
+        save_saelens(make_sae("TopK"), tmp_path, standardizer=Standardizer("unit_norm").fit(samples()))
+    with pytest.raises(RuntimeError, match="no threshold"):
+        save_saelens(SAE(8, 12, BatchTopK(2)), tmp_path)
+    with pytest.raises(ValueError, match="not ReLU"):
+        save_saelens(SAE(8, 12, ReLU()), tmp_path, nonnegative=True)
+    save_saelens(SAE(8, 12, AbsTopK(2)), tmp_path)
+    path = tmp_path / "cfg.json"
+    config = json.loads(path.read_text())
+    for change, message in (({"architecture": "gated"}, "architecture='gated'"), ({"normalize_activations": "layer_norm"}, "layer_norm"),
+                            ({"d_sae": 13}, "W_enc"), ({"architecture": "jumprelu"}, "threshold")):  # fmt: skip
+        path.write_text(json.dumps({**config, **change}))
+        with pytest.raises((ValueError, RuntimeError), match=message):
+            load_saelens(tmp_path)
