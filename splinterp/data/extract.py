@@ -77,7 +77,7 @@ def extract_activations(
     if not len(sequences):
         raise ValueError("the text has no tokens: pass documents that are not empty")
     if batch_tokens is None:
-        batch_tokens = _fitting_batch(model, max(map(len, sequences.ids)))
+        batch_tokens = fitting_batch(model, max(map(len, sequences.ids)))
     at_least("batch_tokens", batch_tokens, 1)
     plan = _Plan(model, sequences, layer, site, tokens, keep_special, batch_tokens, dtype, max_tokens)
     total = min(sequences.n_tokens, max_tokens or sequences.n_tokens) if tokens == "all" and not keep_special else max_tokens
@@ -147,8 +147,9 @@ class _Plan:
             needed = int(torch.searchsorted(counts, left)) + 1
             rows, kept = rows.take(0, needed), kept[:needed]
         found: list[Tensor] = [torch.empty(0)] * len(rows)
-        for batch in self._batches([len(row) for row in rows.ids]):
-            for i, hidden in zip(batch, self._forward([rows.ids[i] for i in batch]), strict=True):
+        for batch in length_batches(rows.ids, self.batch_tokens):
+            ids, mask = padded([rows.ids[i] for i in batch])
+            for i, hidden in zip(batch, self.model.hidden(ids, mask, self.layer, self.site), strict=True):
                 found[i] = hidden[kept[i]].to(device="cpu", dtype=self.dtype)
         x = torch.cat(found)
         about = [(row[j], rows.documents[i][j], start + i) for i, row in enumerate(rows.ids) for j in kept[i]]
@@ -158,25 +159,28 @@ class _Plan:
         places = [j for j, flag in enumerate(special) if self.keep_special or not flag]
         return places[-1:] if self.tokens == "last" else places
 
-    def _batches(self, lengths: list[int]) -> Iterator[list[int]]:
-        """Sequences of like length together, longest first, at most `batch_tokens` with padding."""
-        order = sorted(range(len(lengths)), key=lambda i: -lengths[i])
-        while order:
-            n = max(1, self.batch_tokens // lengths[order[0]])
-            yield order[:n]
-            order = order[n:]
 
-    def _forward(self, ids: list[list[int]]) -> Tensor:
-        longest = max(map(len, ids))
-        padded = torch.zeros(len(ids), longest, dtype=torch.int64)
-        mask = torch.zeros(len(ids), longest, dtype=torch.int64)
-        for i, row in enumerate(ids):
-            padded[i, : len(row)] = torch.tensor(row)
-            mask[i, : len(row)] = 1
-        return self.model.hidden(padded, mask, self.layer, self.site)
+def length_batches(ids: list[list[int]], batch_tokens: int) -> Iterator[list[int]]:
+    """Indices of sequences of like length together, longest first, at most `batch_tokens` with padding (but one at least)."""
+    order = sorted(range(len(ids)), key=lambda i: -len(ids[i]))
+    while order:
+        n = max(1, batch_tokens // len(ids[order[0]]))
+        yield order[:n]
+        order = order[n:]
 
 
-def _fitting_batch(model: LanguageModel, longest: int) -> int:
+def padded(ids: list[list[int]]) -> tuple[Tensor, Tensor]:
+    """(token ids, attention mask), (n, longest); padded on the right with token 0, which the mask hides."""
+    longest = max(map(len, ids))
+    tokens = torch.zeros(len(ids), longest, dtype=torch.int64)
+    mask = torch.zeros(len(ids), longest, dtype=torch.int64)
+    for i, row in enumerate(ids):
+        tokens[i, : len(row)] = torch.tensor(row)
+        mask[i, : len(row)] = 1
+    return tokens, mask
+
+
+def fitting_batch(model: LanguageModel, longest: int) -> int:
     """Tokens a forward pass whose widest values (a hidden layer of the MLP, a row of attention for each head) fit WORKING_BYTES."""
     config = model.model.config
     inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * model.d_model

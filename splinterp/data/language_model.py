@@ -4,8 +4,8 @@ from __future__ import annotations
 
 import importlib.util
 import logging
-from collections.abc import Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterator
+from contextlib import contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
@@ -121,26 +121,49 @@ class LanguageModel:
         """Activations (n, length, width) of padded token ids (n, length); the forward pass stops at the site."""
         found: list[Tensor] = []
 
-        def keep(value: Any) -> None:
-            found.append(value[0] if isinstance(value, tuple) else value)
+        def keep(value: Tensor) -> None:
+            found.append(value)
             raise _Reached
 
-        module, takes_input = self.module(layer, site)
-        if takes_input:
-            handle = module.register_forward_pre_hook(
-                lambda _, args, kwargs: keep(args[0] if args else kwargs["hidden_states"]), with_kwargs=True
-            )
-        else:
-            handle = module.register_forward_hook(lambda _, args, output: keep(output))
-        try:
+        with suppress(_Reached), self.edited(layer, site, keep):
             self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device))
-        except _Reached:
-            pass
-        finally:
-            handle.remove()
         if not found:
             raise RuntimeError(f"the forward pass of {self.name} never came to {site} of layer {layer}")
         return found[0]
+
+    @contextmanager
+    def edited(self, layer: int, site: str, edit: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
+        """Inside, activations (n, length, width) at the site are replaced by `edit` of them (None leaves them)."""
+        module, takes_input = self.module(layer, site)
+
+        def on_input(
+            _: nn.Module, args: tuple[Any, ...], kwargs: dict[str, Any]
+        ) -> tuple[tuple[Any, ...], dict[str, Any]] | None:
+            edited = edit(args[0] if args else kwargs["hidden_states"])
+            if edited is None:
+                return None
+            return ((edited, *args[1:]), kwargs) if args else (args, {**kwargs, "hidden_states": edited})
+
+        def on_output(_: nn.Module, args: Any, output: Any) -> Any:
+            edited = edit(output[0] if isinstance(output, tuple) else output)
+            return edited if edited is None or not isinstance(output, tuple) else (edited, *output[1:])
+
+        if takes_input:
+            handle = module.register_forward_pre_hook(on_input, with_kwargs=True)
+        else:
+            handle = module.register_forward_hook(on_output)
+        try:
+            yield
+        finally:
+            handle.remove()
+
+    @torch.no_grad()
+    def logits(self, ids: Tensor, mask: Tensor) -> Tensor:
+        """Logits (n, length, vocabulary) of a causal model. Raises TypeError for a model without a language-modelling head."""
+        output = self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device))
+        if getattr(output, "logits", None) is None or output.logits.shape[:2] != ids.shape:
+            raise TypeError(f"{type(self.model).__name__} predicts no tokens: load it with causal=True")
+        return output.logits
 
 
 def _find_blocks(model: Any) -> nn.ModuleList:

@@ -4,9 +4,10 @@ from __future__ import annotations
 
 import re
 from collections.abc import Iterable, Sequence
+from dataclasses import dataclass
 from itertools import pairwise
 from pathlib import Path
-from typing import Any, NamedTuple
+from typing import Any
 
 from splinterp._checks import at_least
 
@@ -80,7 +81,8 @@ def text_from_datasets(
     return documents
 
 
-class TokenSequences(NamedTuple):
+@dataclass(frozen=True)
+class TokenSequences:
     """Sequences for a model, in the order of the text. Entries of the lists belong together."""
 
     ids: list[list[int]]
@@ -157,4 +159,5 @@ def _packed_across(tokenizer: Any, documents: Sequence[str], context: int, known
 def _kept(sequences: TokenSequences) -> TokenSequences:
     """Without the sequences that hold nothing but special tokens (of empty documents)."""
     some = [i for i, row in enumerate(sequences.special) if not all(row)]
-    return TokenSequences(*([part[i] for i in some] for part in sequences))
+    parts = (sequences.ids, sequences.special, sequences.documents)
+    return TokenSequences(*([part[i] for i in some] for part in parts))

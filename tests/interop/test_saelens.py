@@ -122,7 +122,23 @@ def test_what_cannot_be_written_or_read_is_named(tmp_path):
     path = tmp_path / "cfg.json"
     config = json.loads(path.read_text())
     for change, message in (({"architecture": "gated"}, "architecture='gated'"), ({"normalize_activations": "layer_norm"}, "layer_norm"),
-                            ({"d_sae": 13}, "W_enc"), ({"architecture": "jumprelu"}, "threshold")):  # fmt: skip
+                            ({"d_sae": 13}, "cfg.json says"), ({"architecture": "jumprelu"}, "threshold")):  # fmt: skip
         path.write_text(json.dumps({**config, **change}))
         with pytest.raises((ValueError, RuntimeError), match=message):
             load_saelens(tmp_path)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_sae_lens_itself_reads_and_writes_the_folder(tmp_path, activation):
+    sae_lens = pytest.importorskip("sae_lens", reason="sae-lens is not installed")
+    x = samples(seed=5)
+    standardizer = Standardizer("global").fit(x)
+    sae = moved(activation, "tied_residual", b_pre=True)
+    theirs = sae_lens.SAE.load_from_disk(save_saelens(sae, tmp_path / "ours", standardizer=standardizer))
+    with torch.no_grad():
+        seen = standardizer.transform(x)
+        torch.testing.assert_close(theirs.encode(x), sae.encode(seen), rtol=1e-4, atol=1e-4)
+        expected = standardizer.inverse(sae(seen).x_hat)
+        torch.testing.assert_close(theirs.decode(theirs.encode(x)), expected, rtol=1e-4, atol=1e-4)
+        theirs.save_model(tmp_path / "theirs")
+        torch.testing.assert_close(load_saelens(tmp_path / "theirs")[0](x).x_hat, expected, rtol=1e-4, atol=1e-4)

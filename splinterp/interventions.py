@@ -1,0 +1,195 @@
+"""An SAE inside its language model: what its reconstruction costs, and what one latent does.
+
+Cross-entropies are in nats a token, of predicting the next token, over all positions whose next token is in the same sequence and is
+no special token. The SAE acts on tokens that are not special; special tokens keep their activations, as they are left out of training.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+from typing import Any, NamedTuple
+
+import torch
+from torch.nn import functional as F
+
+from splinterp._checks import at_least
+from splinterp._typing import Float, Int, Tensor
+from splinterp.data.extract import fitting_batch, length_batches, padded
+from splinterp.data.language_model import LanguageModel
+from splinterp.data.standardizer import Standardizer
+from splinterp.data.text import TokenSequences
+
+Edit = Callable[[Tensor], Tensor]
+
+
+class LossRecovered(NamedTuple):
+    """Cross-entropy of the model, and with the activations at one site replaced."""
+
+    clean: float
+    """Of the model itself."""
+    patched: float
+    """With the SAE's reconstruction."""
+    zero: float
+    """With zeros."""
+    mean: float
+    """With the mean activation."""
+    kl: float
+    """Mean KL divergence of the patched next-token distribution from the clean one, nats."""
+    n_tokens: int
+    """Predictions averaged over."""
+
+    def loss_recovered(self, ablation: str = "zero") -> float:
+        """(ablated - patched) / (ablated - clean): 1 is a perfect reconstruction, 0 no better than the ablation ("zero" or "mean")."""
+        if ablation not in ("zero", "mean"):
+            raise ValueError(f"ablation={ablation!r} is unknown; known: 'zero', 'mean'")
+        ablated = self.zero if ablation == "zero" else self.mean
+        return (ablated - self.patched) / (ablated - self.clean)
+
+
+def measure_loss(
+    model: LanguageModel, sae: Any, sequences: TokenSequences, layer: int, site: str = "residual", *,
+    standardizer: Standardizer | None = None, mean: Float[Tensor, " d_in"] | None = None, batch_tokens: int | None = None,
+) -> LossRecovered:  # fmt: skip
+    """Cross-entropy and KL when the SAE's reconstruction replaces the activations at a site of a causal model.
+
+    Args:
+        model: with a language-modelling head (`LanguageModel.load(..., causal=True)`).
+        sequences: from `pack_tokens`.
+        standardizer: what the SAE's input is normalised by; its reconstruction is mapped back.
+        mean: activation of the mean ablation; None takes the mean over these sequences.
+        batch_tokens: tokens a forward pass; None fits the memory of `extract_activations`.
+
+    Raises:
+        TypeError: a model that predicts no tokens.
+        ValueError: sequences without a prediction, a site that is not there.
+    """
+    batches = list(_batches(model, sequences, batch_tokens))
+    if mean is None:
+        mean = _mean_activation(model, batches, layer, site)
+    edits: dict[str, Edit] = {
+        "patched": lambda x: _reconstructed(sae, x, standardizer), "zero": torch.zeros_like, "mean": lambda x: mean.to(x).expand_as(x),
+    }  # fmt: skip
+    totals = dict.fromkeys(("clean", "patched", "zero", "mean", "kl"), 0.0)
+    n_tokens = 0
+    for ids, mask, real in batches:
+        clean = model.logits(ids, mask)
+        scored = _scored(ids, real)
+        n_tokens += int(scored.sum())
+        totals["clean"] += _cross_entropy(clean, ids, scored)
+        for name, edit in edits.items():
+            with model.edited(layer, site, _at(real, edit)):
+                logits = model.logits(ids, mask)
+            totals[name] += _cross_entropy(logits, ids, scored)
+            if name == "patched":
+                totals["kl"] += _kl(clean, logits, scored)
+    if not n_tokens:
+        raise ValueError("no sequence has two tokens that follow each other, so there is nothing to predict")
+    return LossRecovered(**{name: total / n_tokens for name, total in totals.items()}, n_tokens=n_tokens)
+
+
+class LatentEffect(NamedTuple):
+    """What setting one latent does to the prediction of the token after the last one."""
+
+    before: Float[Tensor, " vocabulary"]
+    """Log probabilities of the model with the SAE's reconstruction plus its error, which is the model itself."""
+    after: Float[Tensor, " vocabulary"]
+    """The same with the latent set."""
+    kl: float
+    """KL(before, after), nats."""
+
+    def largest(self, n: int = 10) -> tuple[Int[Tensor, " n"], Int[Tensor, " n"]]:
+        """Token ids whose log probability rises most, and falls most."""
+        change = self.after - self.before
+        return change.topk(n).indices, (-change).topk(n).indices
+
+
+def latent_effect(
+    model: LanguageModel, sae: Any, ids: list[int], layer: int, latent: int, value: float = 0.0, site: str = "residual", *,
+    standardizer: Standardizer | None = None, special: list[int] | None = None,
+) -> LatentEffect:  # fmt: skip
+    """Effect on the next-token distribution of setting a latent to `value` at every position (0 ablates it).
+
+    The SAE's error is kept: only the latent's own contribution changes.
+
+    Args:
+        ids: token ids of one sequence. special: 1 where its activation is left alone; None leaves none.
+
+    Raises:
+        TypeError: a model that predicts no tokens.
+        ValueError: no tokens, a latent that is not there.
+    """
+    if not ids:
+        raise ValueError("ids is empty: pass the tokens of one sequence")
+    if not 0 <= latent < sae.W_enc.shape[1]:
+        raise ValueError(f"latent={latent} is not one of 0 to {sae.W_enc.shape[1] - 1}")
+    tokens, mask = padded([ids])
+    real = torch.ones_like(tokens, dtype=torch.bool) if special is None else ~torch.tensor([special], dtype=torch.bool)
+
+    def set_latent(x: Tensor) -> Tensor:
+        seen = x.to(sae.W_enc.dtype) if standardizer is None else standardizer.transform(x.to(sae.W_enc.dtype))
+        change = (value - sae.encode(seen)[:, latent : latent + 1]) * sae.W_dec[latent]
+        if standardizer is not None:  # a difference: the mean drops out
+            change = standardizer.inverse(change) - standardizer.inverse(torch.zeros_like(change))
+        return x + change.to(x)
+
+    before = F.log_softmax(model.logits(tokens, mask)[0, -1].float(), dim=0)
+    with model.edited(layer, site, _at(real, set_latent)):
+        after = F.log_softmax(model.logits(tokens, mask)[0, -1].float(), dim=0)
+    return LatentEffect(before, after, float((before.exp() * (before - after)).sum()))
+
+
+def _batches(
+    model: LanguageModel, sequences: TokenSequences, batch_tokens: int | None
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(ids, attention mask, real: neither padding nor special), each (n, length), on the model's device."""
+    if not len(sequences):
+        raise ValueError("there are no sequences: pack some text first")
+    batch_tokens = batch_tokens or fitting_batch(model, max(map(len, sequences.ids)))
+    at_least("batch_tokens", batch_tokens, 1)
+    for chosen in length_batches(sequences.ids, batch_tokens):
+        ids, mask = padded([sequences.ids[i] for i in chosen])
+        special, _ = padded([sequences.special[i] for i in chosen])
+        yield tuple(t.to(model.device) for t in (ids, mask, (mask == 1) & (special == 0)))  # type: ignore[misc]
+
+
+def _at(real: Tensor, edit: Edit) -> Edit:
+    """The edit at the real tokens only, as rows (n, width)."""
+
+    def apply(x: Tensor) -> Tensor:
+        chosen = real.to(x.device)
+        edited = x.clone()
+        edited[chosen] = edit(x[chosen]).to(x)
+        return edited
+
+    return apply
+
+
+@torch.no_grad()
+def _reconstructed(sae: Any, x: Tensor, standardizer: Standardizer | None) -> Tensor:
+    rows = x.to(device=sae.W_enc.device, dtype=sae.W_enc.dtype)
+    if standardizer is not None:
+        rows = standardizer.transform(rows)
+    x_hat = sae.encode(rows) @ sae.W_dec + sae.b_dec
+    return (x_hat if standardizer is None else standardizer.inverse(x_hat)).to(x)
+
+
+def _mean_activation(model: LanguageModel, batches: list[tuple[Tensor, Tensor, Tensor]], layer: int, site: str) -> Tensor:
+    total, n = torch.zeros((), dtype=torch.float64, device=model.device), 0
+    for ids, mask, real in batches:
+        total = total + model.hidden(ids, mask, layer, site)[real].double().sum(0)
+        n += int(real.sum())
+    return (total / n).float()
+
+
+def _scored(ids: Tensor, real: Tensor) -> Tensor:
+    """(n, length - 1): whether the token after this one is predicted: it is real, and this one is in the sequence."""
+    return real[:, 1:]
+
+
+def _cross_entropy(logits: Tensor, ids: Tensor, scored: Tensor) -> float:
+    return float(F.cross_entropy(logits[:, :-1][scored].float(), ids[:, 1:][scored], reduction="sum"))
+
+
+def _kl(clean: Tensor, other: Tensor, scored: Tensor) -> float:
+    p, q = (F.log_softmax(logits[:, :-1][scored].float(), dim=1) for logits in (clean, other))
+    return float(F.kl_div(q, p, log_target=True, reduction="sum"))
