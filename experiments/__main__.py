@@ -6,6 +6,7 @@ import importlib
 import sys
 
 EXPERIMENTS = {
+    "abstopk": "one latent for two poles: signs of the codes on a language model's activations",
     "baselines": "SAEs beside k-means, local PCA, PCA, ICA, NMF; the price of interpretability: --data digits | mnist",
     "bench": "speed, as ratios within one run: bench geometry",
     "bridge": "from k-means through SAEs to local PCA, in the plane",

@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments import baselines, bench, bridge, geometry, recovery
+from experiments import abstopk, baselines, bench, bridge, geometry, recovery
 from experiments.options import RESULTS
 from experiments.report import render, summary
 from experiments.store import read_results
@@ -40,6 +40,8 @@ def _renderer(results: dict[str, Any], short: bool) -> Callable[[dict[str, Any],
         return bridge.render
     if "resonance" in results:
         return recovery.render
+    if "signs" in results:
+        return abstopk.render
     if "fits" in results:
         return bench.render
     return summary if short else render

@@ -1,0 +1,203 @@
+"""One latent for two poles: TopK, AbsTopK and JumpReLU SAEs of the same number of active latents on a language model's activations.
+
+JumpReLU gets its sparsity by bias adaptation: every latent's threshold is the exact quantile that lets it fire on k / n_latents of
+the training tokens. Step sizes are chosen on validation tokens at one further seed. Reported on test tokens: FVU and l0; how
+often a latent fires with its rarer sign (minority share), plain and by magnitude, beside the untrained SAE; the share of live
+latents with an anti-parallel twin; the likeness of the dictionaries of different seeds.
+"""
+
+from __future__ import annotations
+
+import argparse
+import hashlib
+import itertools
+import json
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from experiments.activations import documents, tokens
+from experiments.options import add_common_options
+from experiments.report import table, with_interval
+from experiments.store import RecordStore
+from splinterp import SAE, SGD, AbsTopK, BiasAdaptation, DivergenceError, JumpReLU, TopK, fit
+from splinterp.activations import Activation
+from splinterp.metrics import anti_parallel_share, bipolarity, evaluate, mean_max_cosine
+
+ACTIVATIONS = ("TopK", "AbsTopK", "JumpReLU")
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is run."""
+
+    model: str = "minilm"
+    layers: tuple[int, ...] = (3,)
+    activations: tuple[str, ...] = ACTIVATIONS
+    k: int = 32
+    n_latents: int = 1_536
+    n_train: int = 36_000
+    epochs: int = 5
+    grid: tuple[float, ...] = (1e-3, 2e-3, 4e-3, 8e-3)
+    seeds: tuple[int, ...] = (0, 1, 2, 3, 4)
+    tuning_seed: int = 100
+
+
+@dataclass(frozen=True)
+class Run:
+    """One task. A reported one trains at every seed, because likeness needs all dictionaries at once."""
+
+    activation: str
+    layer: int
+    lr: float
+    seeds: tuple[int, ...]
+    config: Config
+
+    @property
+    def key(self) -> str:
+        """A hash of all fields."""
+        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+
+    @property
+    def cost(self) -> float:
+        """Grows with the number of seeds."""
+        return float(len(self.seeds))
+
+    def recipe(self) -> str:
+        """A hash of what the run means today, defaults included."""
+        return hashlib.sha256(f"{self.sae_activation()!r} {self.method()!r}".encode()).hexdigest()[:12]
+
+    def sae_activation(self) -> Activation:
+        """The activation of the SAE."""
+        return {"TopK": TopK(self.config.k), "AbsTopK": AbsTopK(self.config.k), "JumpReLU": JumpReLU(0.1)}[self.activation]
+
+    def method(self) -> SGD | BiasAdaptation:
+        """Plain SGD; JumpReLU's thresholds by quantiles."""
+        base = SGD(lr=self.lr)
+        if self.activation != "JumpReLU":
+            return base
+        target = self.config.k / self.config.n_latents
+        return BiasAdaptation(base=base, target_frequencies=target, rule="quantile", quantile_samples=8_192)
+
+    def start(self, seed: int, d_in: int, device: str) -> SAE:
+        """The untrained SAE of a seed."""
+        g = torch.Generator().manual_seed(10_000 + seed)
+        return SAE(d_in, self.config.n_latents, self.sae_activation(), "tied_residual", b_pre=True, generator=g, device=device)
+
+
+def run_from_record(record: dict[str, Any]) -> Run:
+    """The run that a record is of."""
+    fields = dict(record["run"])
+    config: dict[str, Any] = {k: tuple(v) if isinstance(v, list) else v for k, v in fields.pop("config").items()}
+    return Run(**{**fields, "seeds": tuple(fields["seeds"]), "config": Config(**config)})
+
+
+def measure(run: Run, data_dir: str | None = None, device: str = "cpu") -> dict[str, Any]:
+    """Train at every seed and measure. A diverged seed is a result: its errors are infinite."""
+    data = tokens(run.config.model, run.layer, run.config.n_train, data_dir)
+    record: dict[str, Any] = {"key": run.key, "run": asdict(run), "val_fvu": [], "test": []}
+    dictionaries = []
+    for seed in run.seeds:
+        sae = run.start(seed, data.x.shape[1], device)
+        g = torch.Generator().manual_seed(20_000 + seed)
+        try:
+            result = fit(sae, data.x.to(device), run.method(), epochs=run.config.epochs, batch_size=256, x_val=data.x_val,
+                         log_every=run.config.epochs, train_eval_samples=5_000, generator=g)  # fmt: skip
+        except DivergenceError:
+            record["val_fvu"].append(math.inf)
+            record["test"].append(None)
+            continue
+        record["val_fvu"].append(result.history[-1]["val_fvu"])
+        found = evaluate(sae, data.x_test)
+        live = found.frequencies > 0
+        rows = sae.W_dec.detach().cpu()
+        dictionaries.append(rows[live])
+        signs = bipolarity(sae, data.x_test)
+        record["test"].append({
+            "fvu": found.fvu, "l0": found.l0, "frac_dead": found.frac_dead, "twins": anti_parallel_share(rows, live),
+            "minority": signs.summary(), "minority_weighted": signs.summary(weighted=True),
+            "seconds": round(result.history[-1]["seconds"], 2),
+        })  # fmt: skip
+    untrained = run.start(run.seeds[0], data.x.shape[1], device)
+    with torch.no_grad():
+        for center in (untrained.b_pre, untrained.b_dec):
+            assert center is not None
+            center.copy_(data.x.mean(0))
+    record["untrained_minority"] = bipolarity(untrained, data.x_test).summary()
+    record["likeness"] = [
+        [
+            (mean_max_cosine(a, b, signed) + mean_max_cosine(b, a, signed)) / 2
+            for a, b in itertools.combinations(dictionaries, 2)
+        ]
+        for signed in (True, False)
+    ]
+    return record
+
+
+def render(results: dict[str, Any], markdown: bool = False) -> str:
+    """One row for each layer and activation."""
+    header = ["layer", "activation", "step size", "test FVU", "l0", "dead", "minority share: median", "above 0.10", "above 0.25",
+              "by magnitude: above 0.10", "untrained median", "twins, %", "likeness of seeds", "up to sign"]  # fmt: skip
+    lines = []
+    for r in results["signs"]:
+        tests = [t for t in r["test"] if t is not None]
+
+        def over(name: str, key: str, tests: list[Any] = tests) -> str:
+            return with_interval([t[name][key] for t in tests])
+
+        lines.append([
+            str(r["layer"]), r["activation"], f"{r['lr']:g}", with_interval([t["fvu"] for t in tests]),
+            with_interval([t["l0"] for t in tests], 1), with_interval([t["frac_dead"] for t in tests], 2), over("minority", "q50"),
+            over("minority", "above_10"), over("minority", "above_25"), over("minority_weighted", "above_10"),
+            f"{r['untrained_minority']['q50']:.3f}", with_interval([100 * t["twins"] for t in tests], 1),
+            *(f"{sum(v) / len(v):.3f}" if v else "" for v in r["likeness"]),
+        ])  # fmt: skip
+    return f"{results['text']}, {results['config']['model']}\n\n{table(header, lines, markdown)}"
+
+
+def main(
+    config: Config, out: Path, jobs: int = 1, device: str = "cpu", data_dir: str | None = None, name: str = "abstopk"
+) -> Path:
+    """Run what is missing, write `NAME.json`, print the table. Returns the results file."""
+    store = RecordStore(out, f"{name}-runs", run_from_record)
+    for layer in config.layers:  # extracted once, before several processes want it
+        tokens(config.model, layer, config.n_train, data_dir)
+    cells = [(layer, activation) for layer in config.layers for activation in config.activations]
+
+    def complete(runs: list[Run], label: str) -> None:
+        store.complete(runs, jobs=jobs, device=device, data_dir=data_dir, train=measure, label=label)
+
+    trials = {cell: [Run(cell[1], cell[0], lr, (config.tuning_seed,), config) for lr in config.grid] for cell in cells}
+    complete([run for runs in trials.values() for run in runs], "step sizes")
+    best = {cell: min(runs, key=lambda run: store.get(run)["val_fvu"][0]) for cell, runs in trials.items()}
+    reported = {cell: replace(run, seeds=config.seeds) for cell, run in best.items()}
+    complete(list(reported.values()), "reported")
+    names = ("test", "likeness", "untrained_minority")
+    rows = [
+        {"layer": run.layer, "activation": run.activation, "lr": run.lr, **{n: store.get(run)[n] for n in names}}
+        for run in reported.values()
+    ]
+    store.merge(asdict(config))
+    results = {"signs": rows, "config": asdict(config), "text": documents(data_dir)[2]}
+    path = store.write_results(name, results)
+    print(f"{render(results)}\n\nwritten: {path}")
+    return path
+
+
+def command(argv: list[str]) -> Path:
+    """`python -m experiments abstopk [--layers 1 3 5]`"""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments abstopk", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    add_common_options(parser)
+    parser.add_argument(
+        "--data-dir", help="folder with wikitext2/ (default: $SPLINTERP_DATA; without it, Python's documentation)"
+    )
+    parser.add_argument("--model", default=Config.model, help="minilm, a folder, or a name on the Hugging Face hub")
+    parser.add_argument("--layers", type=int, nargs="+", default=list(Config.layers), help="default: 3")
+    args = parser.parse_args(argv)
+    config = Config(model=args.model, layers=tuple(args.layers))
+    return main(config, args.out, args.jobs, args.device, args.data_dir)

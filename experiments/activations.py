@@ -1,0 +1,87 @@
+"""Activations of a language model on real text, extracted once into a cache on disk and split by text, never by token."""
+
+from __future__ import annotations
+
+import functools
+import hashlib
+import os
+from pathlib import Path
+from typing import NamedTuple
+
+import torch
+
+from splinterp.data import (
+    ActivationStore,
+    LanguageModel,
+    Standardizer,
+    extract_activations,
+    python_documentation,
+    text_from_files,
+)
+from splinterp.data.text import WIKITEXT_HEADING
+
+CONTEXT = 128
+N_VALIDATION, N_TEST = 5_000, 20_000
+PER_SHARD = 8_192
+
+
+class Tokens(NamedTuple):
+    """Standardised activations, one row a token. The validation rows are of other documents than the training rows."""
+
+    x: torch.Tensor
+    x_val: torch.Tensor
+    x_test: torch.Tensor
+
+
+def cache_folder() -> Path:
+    """`$SPLINTERP_CACHE`, or a folder under the user's cache."""
+    return Path(os.environ.get("SPLINTERP_CACHE") or Path.home() / ".cache" / "splinterp")
+
+
+def documents(data_dir: str | None) -> tuple[list[str], list[str], str]:
+    """(training documents, test documents, their name): WikiText-2's validation and test parts where `data_dir` (or
+    `$SPLINTERP_DATA`) has them, else Python's own documentation, every fourth topic for testing."""
+    folder = Path(data_dir or os.environ.get("SPLINTERP_DATA") or "") / "wikitext2"
+    if folder.is_dir():
+        parts = [text_from_files(folder / f"{part}.txt", heading=WIKITEXT_HEADING) for part in ("valid", "test")]
+        return parts[0], parts[1], "wikitext2"
+    topics = python_documentation()
+    return [t for i, t in enumerate(topics) if i % 4], topics[::4], "python documentation"
+
+
+def store(model: str, layer: int, texts: list[str], max_tokens: int) -> ActivationStore:
+    """The activations of the texts' first tokens, extracted if the cache does not have them."""
+    content = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
+    folder = cache_folder() / "activations" / f"{model.replace('/', '--')}-{layer}-{CONTEXT}-{max_tokens}-{content}"
+    if (folder / "manifest.json").exists():
+        earlier = ActivationStore(folder, allow_incomplete=True)
+        if earlier.manifest["complete"]:
+            return earlier
+    found = extract_activations(
+        _model(model), texts, layer, context=CONTEXT, max_tokens=max_tokens, folder=folder, batch_tokens=PER_SHARD
+    )
+    assert isinstance(found, ActivationStore)
+    return found
+
+
+@functools.lru_cache(maxsize=1)
+def _model(name: str) -> LanguageModel:
+    return LanguageModel.load(name)
+
+
+@functools.lru_cache(maxsize=2)
+def tokens(model: str, layer: int, n_train: int, data_dir: str | None) -> Tokens:
+    """Training rows from the first documents, validation rows from the last ones of the same part, test rows from the test part.
+
+    One mean and one standard deviation, of the training rows, standardise all.
+    """
+    train_documents, test_documents, _ = documents(data_dir)
+    held = max(1, len(train_documents) // 8)
+    x = store(model, layer, train_documents[:-held], n_train)[:]
+    if len(x) < n_train:
+        raise ValueError(f"the text has {len(x)} training tokens, fewer than n_train={n_train}: take fewer")
+    standardizer = Standardizer("global").fit(x)
+    held_out = (
+        store(model, layer, part, n)[:] for part, n in ((train_documents[-held:], N_VALIDATION), (test_documents, N_TEST))
+    )
+    return Tokens(standardizer.transform(x), *(standardizer.transform(part) for part in held_out))
