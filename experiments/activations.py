@@ -40,9 +40,11 @@ def cache_folder() -> Path:
 
 def documents(data_dir: str | None) -> tuple[list[str], list[str], str]:
     """(training documents, test documents, their name): WikiText-2's validation and test parts where `data_dir` (or
-    `$SPLINTERP_DATA`) has them, else Python's own documentation, every fourth topic for testing."""
-    folder = Path(data_dir or os.environ.get("SPLINTERP_DATA") or "") / "wikitext2"
-    if folder.is_dir():
+    `$SPLINTERP_DATA`) has them, else, and for an empty `data_dir`, Python's own documentation, every fourth topic for testing."""
+    if data_dir is None:
+        data_dir = os.environ.get("SPLINTERP_DATA", "")
+    folder = Path(data_dir) / "wikitext2"
+    if data_dir and folder.is_dir():
         parts = [text_from_files(folder / f"{part}.txt", heading=WIKITEXT_HEADING) for part in ("valid", "test")]
         return parts[0], parts[1], "wikitext2"
     topics = python_documentation()

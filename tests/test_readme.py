@@ -7,13 +7,19 @@ from pathlib import Path
 
 import torch
 
+from splinterp.data import LanguageModel
+
 README = Path(__file__).resolve().parent.parent / "README.md"
 
 
 def test_examples_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 5
+    assert len(blocks) == 7
+    try:
+        LanguageModel.load("minilm")
+    except ImportError:
+        blocks = [block for block in blocks if '"minilm"' not in block]
     names: dict[str, object] = {}
     before = torch.random.get_rng_state()
     for block in blocks:
@@ -31,6 +37,10 @@ def test_examples_run(tmp_path, monkeypatch, capsys):
     assert 1 <= n_regions <= 200
     assert (tmp_path / "my_sae" / "sae.safetensors").exists()
     assert names["W_dec"].shape == (256, 64)
+    assert 0 < float(names["frequencies"].min()) < float(names["frequencies"].max()) < 0.5
+    if "store" in names:
+        assert names["store"].shape == (2_000, 384)
+        assert names["minilm_sae"].W_dec.shape == (768, 384)
 
 
 def test_commands_exist():
