@@ -19,14 +19,18 @@ from typing import Any
 
 import torch
 
-from experiments.activations import documents, tokens
+from experiments.activations import CONTEXT, SMALL_GPT2, Tokens, language_model, texts_for, tokens
 from experiments.options import add_common_options
 from experiments.report import table, with_interval
 from experiments.store import RecordStore
 from splinterp import SAE, SGD, AbsTopK, BiasAdaptation, DivergenceError, JumpReLU, TopK, fit
 from splinterp.activations import Activation
+from splinterp.data import pack_tokens
+from splinterp.interventions import measure_loss
 from splinterp.metrics import anti_parallel_share, bipolarity, evaluate, mean_max_cosine
 
+N_SEQUENCES = 64
+"""Test sequences that cross-entropies are taken over."""
 ACTIVATIONS = ("TopK", "AbsTopK", "JumpReLU")
 
 
@@ -35,6 +39,8 @@ class Config:
     """What is run."""
 
     model: str = "minilm"
+    causal: bool = False
+    """The model predicts the next token: the cross-entropy under the SAE's reconstruction is measured too."""
     layers: tuple[int, ...] = (3,)
     activations: tuple[str, ...] = ACTIVATIONS
     k: int = 32
@@ -120,6 +126,7 @@ def measure(run: Run, data_dir: str | None = None, device: str = "cpu") -> dict[
             "fvu": found.fvu, "l0": found.l0, "frac_dead": found.frac_dead, "twins": anti_parallel_share(rows, live),
             "minority": signs.summary(), "minority_weighted": signs.summary(weighted=True),
             "seconds": round(result.history[-1]["seconds"], 2),
+            "loss": _loss(run, sae, data, data_dir) if run.config.causal and len(run.seeds) > 1 else None,
         })  # fmt: skip
     untrained = run.start(run.seeds[0], data.x.shape[1], device)
     with torch.no_grad():
@@ -137,10 +144,22 @@ def measure(run: Run, data_dir: str | None = None, device: str = "cpu") -> dict[
     return record
 
 
+def _loss(run: Run, sae: SAE, data: Tokens, data_dir: str | None) -> dict[str, float]:
+    """Cross-entropies on the first test sequences; the mean ablation is of the training tokens."""
+    model = language_model(run.config.model, causal=True)
+    sequences = pack_tokens(model.tokenizer, texts_for(run.config.model, data_dir)[1], CONTEXT).take(0, N_SEQUENCES)
+    mean = data.standardizer.inverse(data.x.mean(0, keepdim=True))[0]
+    found = measure_loss(model, sae, sequences, run.layer, standardizer=data.standardizer, mean=mean)
+    recovered = {f"recovered_{ablation}": found.loss_recovered(ablation) for ablation in ("zero", "mean")}
+    return {**found._asdict(), **recovered}
+
+
 def render(results: dict[str, Any], markdown: bool = False) -> str:
     """One row for each layer and activation."""
-    header = ["layer", "activation", "step size", "test FVU", "l0", "dead", "minority share: median", "above 0.10", "above 0.25",
-              "by magnitude: above 0.10", "untrained median", "twins, %", "likeness of seeds", "up to sign"]  # fmt: skip
+    header = [
+        "layer", "activation", "step size", "test FVU", "l0", "dead", "minority share: median", "above 0.10", "above 0.25",
+        "by magnitude: above 0.10", "untrained median", "twins, %", "likeness of seeds", "up to sign", "loss recovered: zero, mean",
+    ]  # fmt: skip
     lines = []
     for r in results["signs"]:
         tests = [t for t in r["test"] if t is not None]
@@ -153,9 +172,15 @@ def render(results: dict[str, Any], markdown: bool = False) -> str:
             with_interval([t["l0"] for t in tests], 1), with_interval([t["frac_dead"] for t in tests], 2), over("minority", "q50"),
             over("minority", "above_10"), over("minority", "above_25"), over("minority_weighted", "above_10"),
             f"{r['untrained_minority']['q50']:.3f}", with_interval([100 * t["twins"] for t in tests], 1),
-            *(f"{sum(v) / len(v):.3f}" if v else "" for v in r["likeness"]),
+            *(f"{sum(v) / len(v):.3f}" if v else "" for v in r["likeness"]), ", ".join(_recovered(tests)),
         ])  # fmt: skip
     return f"{results['text']}, {results['config']['model']}\n\n{table(header, lines, markdown)}"
+
+
+def _recovered(tests: list[dict[str, Any]]) -> list[str]:
+    if not tests or tests[0]["loss"] is None:
+        return []
+    return [with_interval([t["loss"][f"recovered_{ablation}"] for t in tests]) for ablation in ("zero", "mean")]
 
 
 def main(
@@ -181,7 +206,7 @@ def main(
         for run in reported.values()
     ]
     store.merge(asdict(config))
-    results = {"signs": rows, "config": asdict(config), "text": documents(data_dir)[2]}
+    results = {"signs": rows, "config": asdict(config), "text": texts_for(config.model, data_dir)[2]}
     path = store.write_results(name, results)
     print(f"{render(results)}\n\nwritten: {path}")
     return path
@@ -196,8 +221,11 @@ def command(argv: list[str]) -> Path:
     parser.add_argument(
         "--data-dir", help="folder with wikitext2/ (default: $SPLINTERP_DATA; without it, Python's documentation)"
     )
-    parser.add_argument("--model", default=Config.model, help="minilm, a folder, or a name on the Hugging Face hub")
+    parser.add_argument("--model", default=Config.model, help="minilm, small-gpt2, a folder, or a hub name")
+    parser.add_argument("--causal", action="store_true", help="the model predicts tokens: measure the loss recovered too")
     parser.add_argument("--layers", type=int, nargs="+", default=list(Config.layers), help="default: 3")
     args = parser.parse_args(argv)
-    config = Config(model=args.model, layers=tuple(args.layers))
-    return main(config, args.out, args.jobs, args.device, args.data_dir)
+    causal = args.causal or args.model == SMALL_GPT2
+    config = Config(model=args.model, causal=causal, layers=tuple(args.layers))
+    name = "abstopk" if args.model == Config.model else f"abstopk-{args.model.replace('/', '--')}"
+    return main(config, args.out, args.jobs, args.device, args.data_dir, name)

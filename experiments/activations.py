@@ -31,11 +31,16 @@ class Tokens(NamedTuple):
     x: torch.Tensor
     x_val: torch.Tensor
     x_test: torch.Tensor
+    standardizer: Standardizer
 
 
 def cache_folder() -> Path:
     """`$SPLINTERP_CACHE`, or a folder under the user's cache."""
     return Path(os.environ.get("SPLINTERP_CACHE") or Path.home() / ".cache" / "splinterp")
+
+
+SMALL_GPT2 = "small-gpt2"
+"""The model of `experiments.small_gpt2`, which reads Python's documentation only."""
 
 
 def documents(data_dir: str | None) -> tuple[list[str], list[str], str]:
@@ -60,15 +65,25 @@ def store(model: str, layer: int, texts: list[str], max_tokens: int) -> Activati
         if earlier.manifest["complete"]:
             return earlier
     found = extract_activations(
-        _model(model), texts, layer, context=CONTEXT, max_tokens=max_tokens, folder=folder, batch_tokens=PER_SHARD
+        language_model(model), texts, layer, context=CONTEXT, max_tokens=max_tokens, folder=folder, batch_tokens=PER_SHARD
     )
     assert isinstance(found, ActivationStore)
     return found
 
 
 @functools.lru_cache(maxsize=1)
-def _model(name: str) -> LanguageModel:
-    return LanguageModel.load(name)
+def language_model(name: str, causal: bool = False) -> LanguageModel:
+    """The model of a name, with its head if it is `causal`."""
+    if name == SMALL_GPT2:
+        from experiments import small_gpt2
+
+        return small_gpt2.load()
+    return LanguageModel.load(name, causal=causal)
+
+
+def texts_for(model: str, data_dir: str | None) -> tuple[list[str], list[str], str]:
+    """`documents` that the model was trained on or for."""
+    return documents("" if model == SMALL_GPT2 else data_dir)
 
 
 @functools.lru_cache(maxsize=2)
@@ -77,7 +92,7 @@ def tokens(model: str, layer: int, n_train: int, data_dir: str | None) -> Tokens
 
     One mean and one standard deviation, of the training rows, standardise all.
     """
-    train_documents, test_documents, _ = documents(data_dir)
+    train_documents, test_documents, _ = texts_for(model, data_dir)
     held = max(1, len(train_documents) // 8)
     x = store(model, layer, train_documents[:-held], n_train)[:]
     if len(x) < n_train:
@@ -86,4 +101,5 @@ def tokens(model: str, layer: int, n_train: int, data_dir: str | None) -> Tokens
     held_out = (
         store(model, layer, part, n)[:] for part, n in ((train_documents[-held:], N_VALIDATION), (test_documents, N_TEST))
     )
-    return Tokens(standardizer.transform(x), *(standardizer.transform(part) for part in held_out))
+    x_val, x_test = (standardizer.transform(part) for part in held_out)
+    return Tokens(standardizer.transform(x), x_val, x_test, standardizer)

@@ -16,10 +16,8 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from experiments.activations import cache_folder, documents
+from experiments.activations import SMALL_GPT2, cache_folder, documents
 from splinterp.data import LanguageModel, pack_tokens
-
-NAME = "small-gpt2"
 
 
 @dataclass(frozen=True)
@@ -74,7 +72,7 @@ def train(config: Config, texts: list[str], folder: Path) -> None:
     optimizer = torch.optim.AdamW(model.parameters(), lr=config.lr, betas=(0.9, 0.98), weight_decay=0.1)
     schedule = torch.optim.lr_scheduler.OneCycleLR(optimizer, config.lr, total_steps=config.steps, pct_start=0.05)
     model.train()
-    for _ in tqdm(range(config.steps), desc=NAME, unit="step", mininterval=5):
+    for _ in tqdm(range(config.steps), desc=SMALL_GPT2, unit="step", mininterval=5):
         batch = ids[torch.randint(len(ids), (config.batch_size,), generator=g)]
         loss = model(input_ids=batch, labels=batch).loss
         optimizer.zero_grad()
@@ -98,9 +96,9 @@ def load(config: Config | None = None) -> LanguageModel:
     config = config or Config()
     texts = documents("")[0]
     recipe = hashlib.sha256(f"{asdict(config)} {chr(0).join(texts)}".encode()).hexdigest()[:12]
-    folder = cache_folder() / f"{NAME}-{recipe}"
+    folder = cache_folder() / f"{SMALL_GPT2}-{recipe}"
     if not folder.exists():
         train(config, texts, folder)
     model = LanguageModel.load(folder, causal=True)
-    model.name = f"{NAME}-{recipe}"
+    model.name = f"{SMALL_GPT2}-{recipe}"
     return model

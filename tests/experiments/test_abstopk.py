@@ -7,7 +7,7 @@ import pytest
 pytest.importorskip("transformers", reason="needs transformers: pip install -e '.[llm]'")
 
 from experiments import __main__ as command_line
-from experiments import abstopk, activations
+from experiments import abstopk, activations, small_gpt2
 from experiments.store import read_results
 from splinterp.data import LanguageModel
 
@@ -27,12 +27,12 @@ def small(tmp_path_factory):
         patch.delenv("SPLINTERP_DATA", raising=False)
         activations.tokens.cache_clear()
         out = tmp_path_factory.mktemp("abstopk")
-        yield abstopk.main(SMALL, out), out, patch
+        yield abstopk.main(SMALL, out), out
         activations.tokens.cache_clear()
 
 
-def test_table_is_complete(small, capsys):
-    path, out, patch = small
+def test_table_is_complete(small, capsys, monkeypatch):
+    path, out = small
     results = read_results(path)
     assert [r["activation"] for r in results["signs"]] == list(abstopk.ACTIVATIONS)
     assert results["text"] == "python documentation"
@@ -48,7 +48,7 @@ def test_table_is_complete(small, capsys):
         assert all(abs(t["l0"] - SMALL.k) <= allowed for t in r["test"])
     assert command_line.main(["tables", str(path)]) == 0
     assert "minority share" in capsys.readouterr().out
-    patch.setattr(abstopk, "measure", None)  # a rerun has nothing to do
+    monkeypatch.setattr(abstopk, "measure", None)  # a rerun has nothing to do
     abstopk.main(SMALL, out)
 
 
@@ -56,8 +56,38 @@ def test_splits_are_of_different_documents(small):
     train, test, _ = activations.documents(None)
     assert not set(train) & set(test)
     data = activations.tokens("minilm", 3, 1_500, None)
-    assert [len(part) for part in data] == [1_500, 400, 600]
+    assert [len(part) for part in data[:3]] == [1_500, 400, 600]
     assert float(data.x.mean()) == pytest.approx(0.0, abs=1e-4)
     assert float(data.x.std()) == pytest.approx(1.0, abs=1e-3)
     with pytest.raises(ValueError, match="fewer than n_train"):
         activations.tokens("minilm", 3, 10**7, None)
+
+
+def test_a_causal_model_has_its_loss_measured(tmp_path, monkeypatch):
+    """The small GPT-2, hardly trained: the numbers are those of `measure_loss`, whatever they are."""
+    monkeypatch.setenv("SPLINTERP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.setattr(activations, "N_VALIDATION", 200)
+    monkeypatch.setattr(activations, "N_TEST", 300)
+    monkeypatch.setattr(abstopk, "N_SEQUENCES", 3)
+    tiny = small_gpt2.Config(n_layer=2, n_embd=16, n_head=2, context=64, vocabulary=400, steps=5, batch_size=2)
+    load = small_gpt2.load
+    monkeypatch.setattr(small_gpt2, "load", lambda: load(tiny))
+    for cached in (activations.tokens, activations.language_model):
+        cached.cache_clear()
+    monkeypatch.setattr(activations, "CONTEXT", 64)
+    monkeypatch.setattr(abstopk, "CONTEXT", 64)
+    config = abstopk.Config(
+        model="small-gpt2", causal=True, layers=(1,), activations=("TopK",), k=4, n_latents=32, n_train=1_000, epochs=1, grid=(1e-3,),
+        seeds=(0, 1),
+    )  # fmt: skip
+    results = read_results(abstopk.main(config, tmp_path))
+    for test in results["signs"][0]["test"]:
+        loss = test["loss"]
+        assert loss["n_tokens"] > 100
+        assert loss["recovered_mean"] == pytest.approx(
+            (loss["mean"] - loss["patched"]) / (loss["mean"] - loss["clean"]), rel=1e-2
+        )
+    assert len(list((tmp_path / "cache").glob("small-gpt2-*"))) == 1
+    assert load(tiny).n_layers == 2  # from the cache
+    for cached in (activations.tokens, activations.language_model):
+        cached.cache_clear()
