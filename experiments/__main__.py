@@ -10,6 +10,7 @@ EXPERIMENTS = {
     "baselines": "SAEs beside k-means, local PCA, PCA, ICA, NMF; the price of interpretability: --data digits | mnist",
     "bench": "speed, as ratios within one run: bench geometry",
     "bridge": "from k-means through SAEs to local PCA, in the plane",
+    "llm": "sample efficiency on a language model's activations (MiniLM by default)",
     "digits": "sample efficiency on scikit-learn's digits, under a minute, no download",
     "tables": "print the tables of a results file: tables mnist-controlled [--markdown] [--summary]",
     "geometry": "regions and slices of SAEs trained on MNIST by SGD and PAM-SGD",

@@ -87,19 +87,21 @@ def texts_for(model: str, data_dir: str | None) -> tuple[list[str], list[str], s
 
 
 @functools.lru_cache(maxsize=2)
-def tokens(model: str, layer: int, n_train: int, data_dir: str | None) -> Tokens:
-    """Training rows from the first documents, validation rows from the last ones of the same part, test rows from the test part.
-
-    One mean and one standard deviation, of the training rows, standardise all.
-    """
+def raw_tokens(model: str, layer: int, n_train: int, data_dir: str | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Training rows from the first documents, validation rows from the last ones of the same part, test rows from the test part,
+    as the model gives them."""
     train_documents, test_documents, _ = texts_for(model, data_dir)
     held = max(1, len(train_documents) // 8)
     x = store(model, layer, train_documents[:-held], n_train)[:]
     if len(x) < n_train:
         raise ValueError(f"the text has {len(x)} training tokens, fewer than n_train={n_train}: take fewer")
-    standardizer = Standardizer("global").fit(x)
-    held_out = (
-        store(model, layer, part, n)[:] for part, n in ((train_documents[-held:], N_VALIDATION), (test_documents, N_TEST))
-    )
-    x_val, x_test = (standardizer.transform(part) for part in held_out)
-    return Tokens(standardizer.transform(x), x_val, x_test, standardizer)
+    x_val = store(model, layer, train_documents[-held:], N_VALIDATION)[:]
+    return x, x_val, store(model, layer, test_documents, N_TEST)[:]
+
+
+def tokens(model: str, layer: int, n_train: int, data_dir: str | None) -> Tokens:
+    """`raw_tokens` under one mean and one standard deviation, those of the training rows."""
+    parts = raw_tokens(model, layer, n_train, data_dir)
+    standardizer = Standardizer("global").fit(parts[0])
+    x, x_val, x_test = (standardizer.transform(part) for part in parts)
+    return Tokens(x, x_val, x_test, standardizer)

@@ -49,6 +49,7 @@ class Config:
     """Of the training pool (the training images less the validation images)."""
     full_from: float = 1.0
     """From this share on: `seeds_full`, and two step sizes around the choice at the share before."""
+    batch_size: int = 128
     early_epochs: int = 10
     long_steps: int = 2_000
     grid: tuple[float, ...] = (2e-3, 4e-3, 8e-3, 1.6e-2)
@@ -71,7 +72,7 @@ class Config:
         n_train = round(share * pool_size(self.data))
         run = Run(
             data=self.data, method="", activation=activation, k=self.k, n_latents=self.n_latents, n_train=n_train,
-            epochs=self.early_epochs, lr=0.0, seed=0, **fields,
+            epochs=self.early_epochs, lr=0.0, seed=0, batch_size=self.batch_size, **fields,
         )  # fmt: skip
         if budget != "early":
             run = replace(run, epochs=max(run.epochs, math.ceil(self.long_steps / run.steps_per_epoch)))

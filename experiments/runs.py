@@ -14,12 +14,15 @@ from typing import Any, NamedTuple
 import torch
 
 import splinterp
+from experiments.activations import raw_tokens
 from splinterp import PAMSGD, SAE, SGD, DivergenceError, FitResult, fit
 from splinterp.data import Standardizer, load_digits, load_mnist
 from splinterp.metrics import evaluate
 
 VALIDATION = {"mnist": 5_000, "digits": 237}
 WIDTHS = {"mnist": 784, "digits": 64}
+TOKEN_POOL = 110_000
+"""Training tokens of a language model that subsets are drawn from."""
 SPLIT_SEED = 2025
 LOGGED_ROWS = 20
 
@@ -53,7 +56,7 @@ class Run:
     """One training run; equal runs have equal keys, and a key that has a record is not run again."""
 
     data: str
-    """"mnist" or "digits"."""
+    """"mnist", "digits", or MODEL-LAYER of a language model ("minilm-3")."""
     method: str
     """A row of METHODS."""
     activation: str
@@ -62,7 +65,7 @@ class Run:
     """Active latents a sample (ignored by ReLU)."""
     n_latents: int
     n_train: int
-    """Training images, drawn from the pool by `seed`."""
+    """Training images or tokens, drawn from the pool by `seed`."""
     epochs: int
     lr: float
     seed: int
@@ -92,7 +95,7 @@ class Run:
 
     def recipe(self) -> str:
         """A hash of what the run's method means today, defaults included."""
-        make, options, sae_options = _split(self, WIDTHS[self.data])
+        make, options, sae_options = _split(self, WIDTHS.get(self.data, 0))
         return hashlib.sha256(f"{make(lr=self.lr, **options)} {sae_options}".encode()).hexdigest()[:12]
 
 
@@ -105,8 +108,18 @@ def _images(data: str, data_dir: str | None) -> tuple[torch.Tensor, torch.Tensor
     return images.x_train[order[held_out:]], images.x_train[order[:held_out]], images.x_test
 
 
+def _samples(data: str, data_dir: str | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(pool, validation, test) of images, or of a language model's activations."""
+    if data in VALIDATION:
+        return _images(data, data_dir)
+    model, layer = data.rsplit("-", 1)
+    return raw_tokens(model, int(layer), TOKEN_POOL, data_dir)
+
+
 def pool_size(data: str) -> int:
-    """Images that training subsets are drawn from."""
+    """Images or tokens that training subsets are drawn from."""
+    if data not in VALIDATION:
+        return TOKEN_POOL
     return {"mnist": 60_000, "digits": 1_437}[data] - VALIDATION[data]
 
 
@@ -152,8 +165,8 @@ class Split(NamedTuple):
 
 
 def split(run: Run, data_dir: str | None = None, device: str = "cpu") -> Split:
-    """The training subset that a run draws, the validation and the test images."""
-    pool, x_val, x_test = _images(run.data, data_dir)
+    """The training subset that a run draws, the validation and the test samples."""
+    pool, x_val, x_test = _samples(run.data, data_dir)
     subset = torch.randperm(len(pool), generator=torch.Generator().manual_seed(run.seed))[: run.n_train]
     x = pool[subset]
     standardizer = Standardizer("global").fit(x)

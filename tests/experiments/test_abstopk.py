@@ -25,10 +25,10 @@ def small(tmp_path_factory):
         patch.setattr(activations, "N_VALIDATION", 400)
         patch.setattr(activations, "N_TEST", 600)
         patch.delenv("SPLINTERP_DATA", raising=False)
-        activations.tokens.cache_clear()
+        activations.raw_tokens.cache_clear()
         out = tmp_path_factory.mktemp("abstopk")
         yield abstopk.main(SMALL, out), out
-        activations.tokens.cache_clear()
+        activations.raw_tokens.cache_clear()
 
 
 def test_table_is_complete(small, capsys, monkeypatch):
@@ -72,7 +72,7 @@ def test_a_causal_model_has_its_loss_measured(tmp_path, monkeypatch):
     tiny = small_gpt2.Config(n_layer=2, n_embd=16, n_head=2, context=64, vocabulary=400, steps=5, batch_size=2)
     load = small_gpt2.load
     monkeypatch.setattr(small_gpt2, "load", lambda: load(tiny))
-    for cached in (activations.tokens, activations.language_model):
+    for cached in (activations.raw_tokens, activations.language_model):
         cached.cache_clear()
     monkeypatch.setattr(activations, "CONTEXT", 64)
     monkeypatch.setattr(abstopk, "CONTEXT", 64)
@@ -89,5 +89,5 @@ def test_a_causal_model_has_its_loss_measured(tmp_path, monkeypatch):
         )
     assert len(list((tmp_path / "cache").glob("small-gpt2-*"))) == 1
     assert load(tiny).n_layers == 2  # from the cache
-    for cached in (activations.tokens, activations.language_model):
+    for cached in (activations.raw_tokens, activations.language_model):
         cached.cache_clear()

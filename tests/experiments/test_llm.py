@@ -1,0 +1,55 @@
+"""The sample-efficiency grid on a language model's activations, small."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import pytest
+import torch
+
+pytest.importorskip("transformers", reason="needs transformers: pip install -e '.[llm]'")
+
+from experiments import activations, llm, mnist, runs
+from experiments.store import read_results
+from splinterp.data import LanguageModel
+
+SMALL = dataclasses.replace(
+    llm.CONFIG, k=4, n_latents=32, activations=("TopK",), shares=(0.2, 0.5), full_from=2.0, early_epochs=1, long_steps=3, seeds=(0, 1),
+    grid=(1e-3, 2e-3),
+)  # fmt: skip
+
+
+@pytest.fixture
+def few_tokens(tmp_path, monkeypatch):
+    try:
+        LanguageModel.load("minilm")
+    except ImportError as error:
+        pytest.skip(str(error))
+    monkeypatch.setenv("SPLINTERP_CACHE", str(tmp_path / "cache"))
+    monkeypatch.delenv("SPLINTERP_DATA", raising=False)
+    monkeypatch.setattr(runs, "TOKEN_POOL", 1_000)
+    for name in ("N_VALIDATION", "N_TEST"):
+        monkeypatch.setattr(activations, name, 300)
+    activations.raw_tokens.cache_clear()
+    yield
+    activations.raw_tokens.cache_clear()
+
+
+def test_the_grid_runs_on_tokens(few_tokens, tmp_path):
+    args = mnist.arguments(["--out", str(tmp_path)])
+    args.parts = ("sizes",)
+    results = read_results(mnist.main(SMALL, args, "llm-minilm-3"))
+    assert {row["n_train"] for row in results["rows"]} == {200, 500}
+    assert len(results["verdicts"]) == 2 * 2
+    assert all(0 < value < 1.5 for row in results["rows"] for value in row["fvu"])
+
+
+def test_subsets_are_drawn_and_standardised_by_themselves(few_tokens):
+    run = SMALL.run("TopK", 0.2, "early")
+    one, other = (runs.split(dataclasses.replace(run, seed=seed)) for seed in (0, 1))
+    assert one.x.shape == (200, 384)
+    assert not torch.equal(one.x, other.x)
+    assert float(one.x.mean()) == pytest.approx(0.0, abs=1e-4)
+    assert float(one.x.std()) == pytest.approx(1.0, abs=1e-3)
+    assert run.batch_size == 256
+    assert dataclasses.replace(run, method="PAM", lr=1e-3).recipe()
