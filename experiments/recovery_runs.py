@@ -66,7 +66,6 @@ ROWS: dict[str, Row] = {
     "TopK, k = 20, tied": Row(partial(TopK, 20), "tied", SGD),
     "TopK, k = 20, tied-residual": Row(partial(TopK, 20), "tied_residual", SGD),
     "TopK, k = 20, PAM": Row(partial(TopK, 20), "tied_residual", PAM),
-    "TopK, k = 50, PAM": Row(partial(TopK, 50), "tied_residual", PAM),
     "ReLU, L1 3e-4": Row(ReLU, "free", partial(SGD, unit_norm_decoder=True, l1=3e-4)),
     "ReLU, L1 1e-3": Row(ReLU, "free", partial(SGD, unit_norm_decoder=True, l1=1e-3)),
     "ReLU, L1 3e-3": Row(ReLU, "free", partial(SGD, unit_norm_decoder=True, l1=3e-3)),
