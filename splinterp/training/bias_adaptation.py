@@ -7,7 +7,8 @@ is its BA, several are its group bias adaptation, GBA.
 from __future__ import annotations
 
 import math
-from collections.abc import Iterable, Sequence
+from collections.abc import Iterable, Iterator, Sequence
+from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
 from typing import Any
 
@@ -52,10 +53,8 @@ class BiasState:
 
     def check_finite(self) -> None:
         """Raise DivergenceError if the last loss is not finite (waits for a GPU)."""
-        try:
+        with _diverging_with(self):
             self.base.check_finite()
-        except DivergenceError as error:
-            raise DivergenceError(error.step, self) from None
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue, without the data."""
@@ -70,6 +69,15 @@ class BiasState:
         self.counter.largest.copy_(saved["counter"]["largest"])
         self.scale = saved["scale"]
         self.frequency = None if saved["frequency"] is None else saved["frequency"].to(self.targets.device)
+
+
+@contextmanager
+def _diverging_with(state: BiasState) -> Iterator[None]:
+    """A DivergenceError from inside carries this state, not the base's."""
+    try:
+        yield
+    except DivergenceError as error:
+        raise DivergenceError(error.step, state) from None
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -230,11 +238,8 @@ class BiasAdaptation:
 
     def step(self, sae: SAELike, state: BiasState, x: Tensor) -> None:
         """The base's step on a batch (n, d_in) with the bias held, and after every `every`-th a bias update."""
-        try:
-            with without_gradient(held(sae)):
-                self.base.step(sae, state.base, x)
-        except DivergenceError as error:
-            raise DivergenceError(error.step, state) from None
+        with _diverging_with(state), without_gradient(held(sae)):
+            self.base.step(sae, state.base, x)
         self._normalise(sae)
         if state.base.step % self.every == 0:
             self.adapt(sae, state)
@@ -243,7 +248,8 @@ class BiasAdaptation:
 
     def end_epoch(self, sae: SAELike, state: BiasState, batches: Iterable[Tensor]) -> None:
         """The base's: for PAMSGD the exact decoder solve, where one is due."""
-        self.base.end_epoch(sae, state.base, batches)
+        with _diverging_with(state):
+            self.base.end_epoch(sae, state.base, batches)
 
     @torch.no_grad()
     def adapt(self, sae: SAELike, state: BiasState) -> None:
