@@ -1,0 +1,107 @@
+"""The tokens that a latent fires on most, in their context."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator, Sequence
+from typing import TYPE_CHECKING, Any, NamedTuple
+
+import torch
+
+from splinterp._checks import as_samples, at_least, one_of
+from splinterp._typing import ArrayLike, Float, Int, Tensor
+from splinterp.data.store import ActivationStore
+
+if TYPE_CHECKING:
+    from splinterp.training.blocks import SAELike
+
+SIGNS = ("positive", "negative", "magnitude")
+
+
+class TopActivating(NamedTuple):
+    """The samples on which each latent's code is largest, in falling order."""
+
+    acts: Float[Tensor, "n_latents n"]
+    """The codes; 0 where a latent fired on fewer than n samples."""
+    rows: Int[Tensor, "n_latents n"]
+    """Their rows in the data; -1 likewise."""
+
+
+@torch.no_grad()
+def top_activating(
+    sae: SAELike, x: ArrayLike | ActivationStore, n: int = 10, latents: Sequence[int] | None = None, sign: str = "positive",
+    batch_size: int = 4096,
+) -> TopActivating:  # fmt: skip
+    """The n samples of x (N, d_in) on which each latent fires most, in one pass; memory n numbers a latent and one batch.
+
+    Args:
+        latents: which; None takes all, in order.
+        sign: "positive", "negative" (codes below 0, the most negative first) or "magnitude".
+
+    Equal codes are in no particular order. The module's training mode is restored.
+
+    Raises:
+        TypeError, ValueError: bad input, an unknown sign, a latent that is not there.
+    """
+    at_least("n", n, 1)
+    at_least("batch_size", batch_size, 1)
+    one_of("sign", sign, SIGNS)
+    n_latents = sae.W_enc.shape[1]
+    chosen = torch.arange(n_latents) if latents is None else torch.tensor(list(latents), dtype=torch.int64)
+    if len(chosen) and not (int(chosen.min()) >= 0 and int(chosen.max()) < n_latents):
+        raise ValueError(f"latents must be in 0 to {n_latents - 1}, got {int(chosen.min())} to {int(chosen.max())}")
+    device, dtype = sae.W_enc.device, sae.W_enc.dtype
+    chosen = chosen.to(device)
+    best = torch.zeros(len(chosen), n, dtype=dtype, device=device)
+    rows = torch.full((len(chosen), n), -1, dtype=torch.int64, device=device)
+    acts = torch.zeros_like(best)
+    was_training = sae.training
+    sae.eval()
+    try:
+        for start, part in _parts(sae, x, batch_size):
+            codes = sae.encode(part.to(device=device, dtype=dtype))[:, chosen].T  # (latents, batch)
+            strength = {"positive": codes, "negative": -codes, "magnitude": codes.abs()}[sign].clamp_min(0)
+            found = strength.topk(min(n, strength.shape[1]), dim=1)
+            merged = torch.cat([best, found.values], dim=1).topk(n, dim=1)
+            where = torch.where(found.values > 0, found.indices + start, -1)
+            rows = torch.cat([rows, where], dim=1).gather(1, merged.indices)
+            acts = torch.cat([acts, codes.gather(1, found.indices) * (found.values > 0)], dim=1).gather(1, merged.indices)
+            best = merged.values
+    finally:
+        sae.train(was_training)
+    return TopActivating(acts.cpu(), rows.cpu())
+
+
+def _parts(sae: SAELike, x: ArrayLike | ActivationStore, batch_size: int) -> Iterator[tuple[int, Tensor]]:
+    data = x if isinstance(x, ActivationStore) else as_samples(x, sae.W_enc.shape[0])
+    if data.shape[1] != sae.W_enc.shape[0]:
+        raise ValueError(f"the data has d_in={data.shape[1]} but {sae.W_enc.shape[0]} are expected: check d_in")
+    for i, part in enumerate(data.split(batch_size)):
+        yield i * batch_size, part
+
+
+def context_of(
+    tokens: Int[Tensor, "N 3"] | ActivationStore, row: int, tokenizer: Any, before: int = 12, after: int = 6, mark: str = "«{}»"
+) -> str:
+    """The text around the token of a row, that token marked; never beyond its own sequence.
+
+    Args:
+        tokens: (token id, document, index of the sequence) of each row, as `extract_activations` gives them, or its store.
+        tokenizer: decodes token ids.
+
+    Raises:
+        IndexError: no such row.
+    """
+    if not 0 <= row < len(tokens):
+        raise IndexError(f"row={row} is not one of 0 to {len(tokens) - 1}")
+    start, stop = max(0, row - before), min(len(tokens), row + after + 1)
+    near = tokens.tokens(start, stop) if isinstance(tokens, ActivationStore) else tokens[start:stop]
+    here = row - start
+    same = near[:, 2] == near[here, 2]
+    left = [int(t) for t in near[:here, 0][same[:here]]]
+    right = [int(t) for t in near[here + 1 :, 0][same[here + 1 :]]]
+    return (
+        tokenizer.decode(left)
+        + " " * bool(left)
+        + mark.format(tokenizer.decode([int(near[here, 0])]).strip())
+        + (" " * bool(right) + tokenizer.decode(right))
+    )
