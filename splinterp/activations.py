@@ -15,6 +15,7 @@ from torch import nn
 
 from splinterp._checks import at_least, one_of
 from splinterp._typing import Float, Int, Tensor
+from splinterp.sparse_kernels import select_largest
 
 
 class TopActs(NamedTuple):
@@ -185,23 +186,41 @@ class _FixedCount(Activation):
         return _infeasible(((acts != 0).sum(dim=1) > self.k) | (acts < 0).any(dim=1))
 
 
-class TopK(_FixedCount):
-    """The k largest scores of each sample, then ReLU: the projection onto {|z|_0 <= k, z >= 0}.
+class RowTop(_FixedCount):
+    """Shared part of the activations that keep k latents of each sample: which (`select`), and as what value (`keep`)."""
 
-    Raises:
-        TypeError, ValueError: k is not an int of at least 1.
-    """
+    def select(self, pre_acts: Float[Tensor, "n n_latents"]) -> Int[Tensor, "n k"]:
+        """Indices of the kept latents."""
+        raise NotImplementedError
+
+    def keep(self, scores: Tensor) -> Tensor:
+        """The codes of kept scores."""
+        raise NotImplementedError
 
     def top(self, pre_acts: Float[Tensor, "n n_latents"]) -> TopActs:
-        values, indices = pre_acts.topk(self.k, dim=1, sorted=False)
-        return TopActs(torch.relu(values), indices)
+        indices = self.select(pre_acts.detach())
+        return TopActs(self.keep(pre_acts.gather(1, indices)), indices)
 
     def forward(self, pre_acts: Float[Tensor, "n n_latents"]) -> Float[Tensor, "n n_latents"]:
         top = self.top(pre_acts)
         return torch.zeros_like(pre_acts).scatter(1, top.top_indices, top.top_acts)
 
 
-class AbsTopK(_FixedCount):
+class TopK(RowTop):
+    """The k largest scores of each sample, then ReLU: the projection onto {|z|_0 <= k, z >= 0}.
+
+    Raises:
+        TypeError, ValueError: k is not an int of at least 1.
+    """
+
+    def select(self, pre_acts: Float[Tensor, "n n_latents"]) -> Int[Tensor, "n k"]:
+        return select_largest(pre_acts, self.k)
+
+    def keep(self, scores: Tensor) -> Tensor:
+        return torch.relu(scores)
+
+
+class AbsTopK(RowTop):
     """The k scores of largest magnitude of each sample, signs kept: the projection onto {|z|_0 <= k}.
 
     Source: arXiv 2510.00404. The SplInterp scripts call this "topk".
@@ -210,13 +229,11 @@ class AbsTopK(_FixedCount):
         TypeError, ValueError: k is not an int of at least 1.
     """
 
-    def top(self, pre_acts: Float[Tensor, "n n_latents"]) -> TopActs:
-        indices = pre_acts.detach().abs().topk(self.k, dim=1, sorted=False).indices
-        return TopActs(pre_acts.gather(1, indices), indices)
+    def select(self, pre_acts: Float[Tensor, "n n_latents"]) -> Int[Tensor, "n k"]:
+        return select_largest(pre_acts.abs(), self.k)
 
-    def forward(self, pre_acts: Float[Tensor, "n n_latents"]) -> Float[Tensor, "n n_latents"]:
-        top = self.top(pre_acts)
-        return torch.zeros_like(pre_acts).scatter(1, top.top_indices, top.top_acts)
+    def keep(self, scores: Tensor) -> Tensor:
+        return scores
 
     def regularizer(self, acts: Float[Tensor, "n n_latents"]) -> Float[Tensor, " n"]:
         return _infeasible((acts != 0).sum(dim=1) > self.k)

@@ -168,6 +168,8 @@ class GradientOptions:
         `observer` is called with the codes.
         """
         if isinstance(sae, SAE):
+            if observer is None and sae.trains_sparse:  # no penalty acts on these activations
+                return F.mse_loss(sae.reconstruct(x)[0], x)
             pre_acts = sae.pre_acts(x)
             acts = sae.activation(pre_acts)
         else:

@@ -1,0 +1,128 @@
+"""Products with k-sparse codes against their dense forms."""
+
+import pytest
+import torch
+from hypothesis import given
+from hypothesis import strategies as st
+
+from splinterp import SAE, SGD, AbsTopK, ReLU, TopActs, TopK, sparse_kernels
+from splinterp.sparse_kernels import decode_sparse, kept_scores, select_largest, sum_by_latent, transpose_code
+
+SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 9), st.integers(1, 15), st.integers(1, 15)).map(
+    lambda s: (s[0], s[1], s[2], min(s[2], s[3]))
+)
+
+
+def dense(values: torch.Tensor, indices: torch.Tensor, n_latents: int) -> torch.Tensor:
+    return torch.zeros(len(values), n_latents, dtype=values.dtype).scatter_add(1, indices, values)
+
+
+def normal(*shape: int, seed: int) -> torch.Tensor:
+    return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
+
+
+@given(SHAPES, st.integers(0, 99), st.booleans())
+def test_select_largest_keeps_the_largest(shape, seed, ties):
+    n, _, m, k = shape
+    scores = normal(n, m, seed=seed)
+    if ties:
+        scores = scores.round()
+    indices = select_largest(scores, k)
+    assert indices.shape == (n, k)
+    assert all(len(set(row)) == k for row in indices.tolist())
+    kept = scores.gather(1, indices).sort(1).values
+    torch.testing.assert_close(kept, scores.topk(k, dim=1).values.flip(1))
+
+
+def test_select_largest_in_threads_and_on_any_dtype():
+    scores = torch.randn(700, 600, generator=torch.Generator().manual_seed(0))
+    before = torch.get_num_threads()
+    found = []
+    try:
+        for threads in (1, 2):
+            torch.set_num_threads(threads)
+            found.append(select_largest(scores, 7))
+    finally:
+        torch.set_num_threads(before)
+    assert torch.equal(*found)
+    expected = scores.topk(7, dim=1).indices.sort(1).values
+    assert torch.equal(found[0].sort(1).values, expected)
+    half = scores.bfloat16()
+    torch.testing.assert_close(half.gather(1, select_largest(half, 7)).sort(1).values, half.topk(7, dim=1).values.flip(1))
+
+
+def test_nan_is_kept_so_that_a_divergence_shows():
+    scores = torch.zeros(1, 6)
+    scores[0, 4] = torch.nan
+    assert 4 in select_largest(scores, 2)
+
+
+@given(SHAPES, st.integers(0, 99), st.sampled_from((2**20, 8)))
+def test_values_and_gradients_equal_the_dense_ones(shape, seed, block):
+    n, d, m, k = shape
+    x, W_enc, b_enc, W_dec, b_dec = (normal(*s, seed=seed + i) for i, s in enumerate([(n, d), (d, m), (m,), (m, d), (d,)]))
+    parameters = [t.requires_grad_() for t in (x, W_enc, b_enc, W_dec, b_dec)]
+    indices = select_largest((x @ W_enc + b_enc).detach(), k)
+    weights = normal(n, d, seed=seed + 9)
+
+    codes = dense((x @ W_enc + b_enc).gather(1, indices).relu(), indices, m)
+    expected = codes @ W_dec + b_dec
+    gradients = torch.autograd.grad((expected * weights).sum(), parameters)
+
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sparse_kernels, "SCORE_BLOCK", block)
+        kept = kept_scores(x, W_enc, b_enc, lambda scores: select_largest(scores, k), k)
+    x_hat = decode_sparse(kept.values.relu(), kept.top_indices, W_dec, b_dec, kept.by_latent)
+    torch.testing.assert_close(x_hat, expected)
+    for ours, theirs in zip(torch.autograd.grad((x_hat * weights).sum(), parameters), gradients, strict=True):
+        torch.testing.assert_close(ours, theirs)
+
+
+@given(SHAPES, st.integers(0, 99), st.booleans())
+def test_sums_by_latent_with_and_without_mkl(shape, seed, mkl):
+    n, d, m, k = shape
+    g = torch.Generator().manual_seed(seed)
+    indices = torch.randint(m, (n, k), generator=g)  # repeated ones included
+    values, x = normal(n, k, seed=seed), normal(n, d, seed=seed + 1)
+    expected = dense(values, indices, m).T @ x
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(sparse_kernels, "_HAS_MKL", mkl and sparse_kernels._HAS_MKL)
+        torch.testing.assert_close(sum_by_latent(values, indices, x, m, transpose_code(indices, m)), expected)
+    torch.testing.assert_close(sum_by_latent(values, indices, x, m, None), expected)  # what other devices run
+
+
+@pytest.mark.parametrize("decoder", ["free", "tied", "tied_residual"])
+@pytest.mark.parametrize("activation", [TopK(3), AbsTopK(3)])
+def test_training_takes_the_same_gradients_sparse_and_dense(decoder, activation):
+    x = normal(50, 8, seed=0)
+    options = {"b_pre": True, "tie_scale": decoder != "free"}
+    g = torch.Generator().manual_seed(1)
+    sae = SAE(8, 40, activation, decoder, dtype=torch.float64, generator=g, **options)
+    if sae.residual is not None:
+        sae.residual.data.normal_(generator=g)
+    found = []
+    for observer in (None, lambda acts: None):  # an observer asks for the dense code
+        loss = SGD().loss(sae, x, observer)
+        found.append((loss, torch.autograd.grad(loss, list(sae.parameters()))))
+    assert sae.trains_sparse
+    torch.testing.assert_close(found[0], found[1])
+
+
+def test_sparse_training_is_for_few_latents():
+    assert SAE(4, 64, TopK(8)).trains_sparse
+    assert not SAE(4, 64, TopK(9)).trains_sparse
+    assert not SAE(4, 64, ReLU()).trains_sparse
+    assert not SAE(4, 64, TopK(8), dtype=torch.bfloat16).trains_sparse
+
+
+def test_sparse_reconstruction_equals_the_dense_one():
+    sae = SAE(8, 40, AbsTopK(3), generator=torch.Generator().manual_seed(1))
+    x = normal(20, 8, seed=0).float()
+    x_hat, top = sae.reconstruct(x)
+    assert isinstance(top, TopActs)
+    torch.testing.assert_close(x_hat, sae(x).x_hat)
+    torch.testing.assert_close(sae.decode_top(sae.encode_top(x)), x_hat)
+    with torch.no_grad():
+        torch.testing.assert_close(sae.decode_top(sae.encode_top(x)), x_hat)
+    with pytest.raises(TypeError, match="no fixed number"):
+        SAE(8, 40, ReLU()).reconstruct(x)
