@@ -62,7 +62,7 @@ def resonance(results: dict[str, Any]) -> tuple[Figure, str]:
                 [r["ratio"] for r in rows], [i.mean for i in intervals], yerr=[_half(i.half) for i in intervals], capsize=2,
                 label=rf"$d = {d_in} {sign} \sqrt{{n}}$", **styles[index],
             )  # fmt: skip
-    axes[0].set(ylabel="features recovered, % (cosine above 0.9)", ylim=(-3, 103))
+    axes[0].set(ylabel="features recovered, %\n(cosine above 0.9)", ylim=(-3, 103))
     axes[1].set(ylabel="l0 on held-out samples", yscale="log")
     axes[1].axhline(s, color="black", linewidth=0.8, linestyle=":", label="l0 of the truth")
     for ax in axes:

@@ -9,7 +9,13 @@ import torch
 
 from splinterp._checks import as_samples, at_least
 from splinterp._typing import ArrayLike, Float, Tensor
+from splinterp.activations import TopActs
+from splinterp.sparse_kernels import KSparse
 
+SPARSE_GAIN = 12
+"""The sparse Gram matrix is used where k is at most this part of n_latents (measured: `bench solve`)."""
+CENTRING_LOSS = 1e6
+"""Raw sums are centred afterwards where each latent's centred sum of squares is at least so many eps of its raw one."""
 RANK_TOLERANCE = 1e-12
 """Eigenvalues of the centred Gram matrix up to this share of the largest count as zero (n_latents * eps where that is more)."""
 
@@ -54,8 +60,16 @@ class DecoderStats:
         self._spectrum: Spectrum | None = None
 
     @torch.no_grad()
-    def update(self, acts: ArrayLike, x: ArrayLike) -> DecoderStats:
-        """Add a batch: acts (n, n_latents), x (n, d_in), n >= 0. Returns self. Raises TypeError, ValueError for bad input."""
+    def update(self, acts: ArrayLike | TopActs, x: ArrayLike) -> DecoderStats:
+        """Add a batch: acts (n, n_latents) or a code's sparse form, x (n, d_in), n >= 0. Returns self.
+
+        A sparse form of few latents costs n k^2 + n k d_in and no array of n x n_latents. Its Gram matrix is centred after
+        the sum; where that would lose digits (a latent that hardly varies about a mean far from 0) it is centred before.
+
+        Raises TypeError, ValueError: bad input.
+        """
+        if isinstance(acts, TopActs):
+            return self._update_top(acts, x)
         z = as_samples(acts, self.n_latents, dtype=self.dtype, device=self.device, name="acts")
         x = as_samples(x, self.d_in, dtype=self.dtype, device=self.device)
         if len(z) != len(x):
@@ -67,6 +81,32 @@ class DecoderStats:
         self._absorb(len(x), mean_acts, mean_x)
         self.gram.addmm_(z.T, z)
         self.cross.addmm_(z.T, x)
+        self.total += x.square().sum()
+        return self
+
+    def _update_top(self, top: TopActs, x: ArrayLike) -> DecoderStats:
+        values = as_samples(top.top_acts, dtype=self.dtype, device=self.device, name="top_acts")
+        x = as_samples(x, self.d_in, dtype=self.dtype, device=self.device)
+        if len(values) != len(x) or top.top_indices.shape != values.shape:
+            raise ValueError(
+                f"top_acts {tuple(values.shape)} and top_indices {tuple(top.top_indices.shape)} must have the {len(x)} rows of x"
+            )
+        n, k = values.shape
+        if n and (top.top_indices.min() < 0 or top.top_indices.max() >= self.n_latents):
+            raise ValueError(
+                f"top_indices must lie in 0 ... {self.n_latents - 1}: the statistics have n_latents={self.n_latents}"
+            )
+        gain = SPARSE_GAIN * k <= self.n_latents and self.device.type == "cpu" and n > 0
+        code = KSparse.of(values, top.top_indices, self.n_latents) if gain else None
+        if code is None or code.centring_loses(CENTRING_LOSS * torch.finfo(self.dtype).eps):
+            z = x.new_zeros(n, self.n_latents).scatter_add_(1, top.top_indices, values)
+            return self.update(z, x)
+        mean_acts, mean_x = code.mean(), x.mean(0)
+        self._absorb(n, mean_acts, mean_x)
+        code.add_gram(self.gram)
+        self.gram.addr_(mean_acts, mean_acts, alpha=-n)
+        x = x - mean_x
+        self.cross += code.product(x)
         self.total += x.square().sum()
         return self
 

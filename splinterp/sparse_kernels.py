@@ -31,6 +31,9 @@ SCORE_BLOCK = 2**20
 PARALLEL_SCORES = 2**18
 """Blocks of fewer scores are searched in one thread."""
 
+GRAM_STRIP = 2**22
+"""Entries of the Gram matrix that are formed at a time."""
+
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
 
 
@@ -52,20 +55,20 @@ def select_largest(scores: Float[Tensor, "n n_latents"], k: int) -> Int[Tensor, 
         rows = slice(start, start + chunk)
         found[rows] = np.argpartition(array[rows], width - k, axis=1)[:, width - k :]
 
-    starts = range(0, n, chunk)
-    if threads == 1 or len(starts) == 1:
-        for start in starts:
-            search(start)
-    else:
-        list(_pool(threads).map(search, starts))
+    _in_threads(search, range(0, n, chunk), threads)
     return torch.from_numpy(found)
 
 
-def _pool(threads: int) -> ThreadPoolExecutor:
+def _in_threads(work: Callable[[int], None], starts: range, threads: int) -> None:
+    """Call `work`, which must spend its time outside the interpreter's lock, for each of `starts`."""
+    if threads == 1 or len(starts) == 1:
+        for start in starts:
+            work(start)
+        return
     key = (os.getpid(), threads)  # a forked child has none of its parent's threads
     if key not in _pools:
-        _pools[key] = ThreadPoolExecutor(threads, thread_name_prefix="splinterp-select")
-    return _pools[key]
+        _pools[key] = ThreadPoolExecutor(threads, thread_name_prefix="splinterp")
+    list(_pools[key].map(work, starts))
 
 
 class Transposed(NamedTuple):
@@ -229,3 +232,53 @@ def decode_sparse(
     if by_latent is None and top_acts.device.type == "cpu" and torch.is_grad_enabled():
         by_latent = transpose_code(top_indices, len(W_dec))
     return _Decode.apply(top_acts, top_indices, W_dec, by_latent) + b_dec
+
+
+class KSparse(NamedTuple):
+    """A k-sparse code (n, n_latents) on the CPU, for sums over samples."""
+
+    values: Float[Tensor, "n k"]
+    top_indices: Int[Tensor, "n k"]
+    n_latents: int
+    by_latent: Transposed
+
+    @classmethod
+    def of(cls, values: Float[Tensor, "n k"], top_indices: Int[Tensor, "n k"], n_latents: int) -> KSparse:
+        """The code of these values and indices."""
+        return cls(values, top_indices, n_latents, transpose_code(top_indices, n_latents))
+
+    def _sums(self, values: Tensor) -> Tensor:
+        return torch.bincount(self.top_indices.flatten(), weights=values.flatten(), minlength=self.n_latents).to(values.dtype)
+
+    def mean(self) -> Float[Tensor, " n_latents"]:
+        """Mean code."""
+        return self._sums(self.values) / len(self.values)
+
+    def centring_loses(self, share: float) -> bool:
+        """Whether a latent that fires has less than this share of its sum of squares about its mean."""
+        squares = self._sums(self.values.square())
+        centred = squares - len(self.values) * self.mean().square()
+        return bool(((centred < share * squares) & (squares > 0)).any())
+
+    def product(self, x: Float[Tensor, "n d"]) -> Float[Tensor, "n_latents d"]:
+        """Z.T @ x."""
+        return sum_by_latent(self.values, self.top_indices, x, self.n_latents, self.by_latent)
+
+    def add_gram(self, gram: Float[Tensor, "n_latents n_latents"]) -> None:
+        """Add Z.T @ Z to `gram` in place: n k^2 / 2 products, the upper half in strips of latents, and its mirror image."""
+        n, m = len(self.values), self.n_latents
+        total = gram.numpy()
+        starts, samples, order = self.by_latent
+        columns = scipy.sparse.csr_matrix(
+            (self.values.flatten()[order].numpy(), samples.numpy(), starts.numpy()), shape=(m, n)
+        )  # Z.T
+        rows = columns.T.tocsr()  # Z, sorted by latent
+        strip = max(1, min(-(-m // 8), GRAM_STRIP // m))
+
+        def add(start: int) -> None:
+            stop = min(m, start + strip)
+            part = (columns[start:stop] @ rows[:, start:]).toarray()
+            total[start:stop, start:] += part
+            total[stop:, start:stop] += part[:, stop - start :].T
+
+        _in_threads(add, range(0, m, strip), torch.get_num_threads())

@@ -8,6 +8,7 @@ import numpy as np
 import pytest
 import torch
 
+from splinterp import TopActs, sparse_kernels
 from splinterp.decoder import (
     DecoderSolution,
     DecoderStats,
@@ -45,6 +46,61 @@ def test_float32_sums_do_not_cancel_on_data_far_from_zero():
     found = solve_decoder(single, ridge=1.0)
     assert found.W_dec.dtype == torch.float32
     torch.testing.assert_close(found.W_dec.double(), exact.W_dec, atol=2e-2, rtol=0)
+
+
+def top_of(z, k):
+    indices = z.abs().topk(k, dim=1).indices
+    return TopActs(z.gather(1, indices), indices)
+
+
+@pytest.mark.parametrize("threads", [1, 2])
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+def test_sparse_codes_give_the_statistics_of_dense_ones(threads, dtype, monkeypatch):
+    z = sparse_codes(500, 60, 3, 1)
+    z[:, 7] = 0  # a dead latent
+    x = 5 + torch.randn(500, 4, generator=rng(1), dtype=torch.float64)
+    sums = []
+    monkeypatch.setattr(sparse_kernels.KSparse, "add_gram", spy(sparse_kernels.KSparse.add_gram, sums))
+    before = torch.get_num_threads()
+    torch.set_num_threads(threads)
+    try:
+        sparse, dense = DecoderStats(60, 4, dtype=dtype), DecoderStats(60, 4)
+        for part_z, part_x in zip(z.split(200), x.split(200), strict=True):
+            sparse.update(top_of(part_z, 3), part_x)
+            dense.update(part_z, part_x)
+    finally:
+        torch.set_num_threads(before)
+    assert len(sums) == 3
+    for name in ("gram", "cross", "total", "mean_acts", "mean_x"):
+        tolerance = {"rtol": 1e-10, "atol": 1e-9} if dtype is torch.float64 else {"rtol": 1e-4, "atol": 1e-3}
+        torch.testing.assert_close(getattr(sparse, name).double(), getattr(dense, name), **tolerance)
+
+
+def spy(function, calls):
+    def called(self, *args):
+        calls.append(args)
+        return function(self, *args)
+
+    return called
+
+
+def test_sparse_codes_that_hardly_vary_lose_nothing():
+    z = torch.zeros(300, 40, dtype=torch.float64)
+    z[:, 3] = 1e6 + torch.randn(300, generator=rng(1), dtype=torch.float64)  # always on, far from 0
+    x = z[:, 3:4] - 1e6 + torch.tensor([[1.0, 2.0]], dtype=torch.float64)
+    stats = DecoderStats(40, 2).update(top_of(z, 1), x)
+    torch.testing.assert_close(stats.gram[3, 3], (z[:, 3] - z[:, 3].mean()).square().sum())
+    assert DecoderStats(40, 2).update(top_of(z[:1], 1), x[:1]).gram.abs().max() == 0
+
+
+def test_sparse_codes_that_do_not_fit_are_refused():
+    z = sparse_codes(5, 40, 2, 1)
+    top, x = top_of(z, 2), torch.zeros(5, 3)
+    with pytest.raises(ValueError, match="must have the 4 rows of x"):
+        DecoderStats(40, 3).update(top, x[:4])
+    with pytest.raises(ValueError, match="must lie in 0 ... 9"):
+        DecoderStats(10, 3).update(TopActs(top.top_acts, torch.full_like(top.top_indices, 10)), x)
+    assert DecoderStats(40, 3).update(TopActs(top.top_acts[:0], top.top_indices[:0]), x[:0]).n_samples == 0
 
 
 def test_extreme_strengths():

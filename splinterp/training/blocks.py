@@ -2,11 +2,14 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable, Iterator
 from typing import Any, Protocol, runtime_checkable
 
+import torch
 from torch import nn
 
 from splinterp._typing import Tensor
+from splinterp.activations import BatchTopK, TopActs
 from splinterp.sae import SAE
 
 
@@ -37,6 +40,34 @@ def sharing(sae: SAELike, tensor: Tensor) -> list[nn.Parameter]:
     """The parameters that `tensor` is, or is a view of."""
     storage = tensor.untyped_storage().data_ptr()
     return [p for p in sae.parameters() if p.untyped_storage().data_ptr() == storage]
+
+
+SOLVE_NUMBERS = 2**22
+"""Codes are collected for a solve in blocks of about so many numbers."""
+
+
+def codes_of(sae: SAELike, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, Tensor | TopActs]]:
+    """Samples with their codes, sparse where training is; batches are joined, for the sums of a solve have a cost a block.
+
+    BatchTopK and modules other than `SAE` see the batches as they come.
+    """
+    joins = isinstance(sae, SAE) and not isinstance(sae.activation, BatchTopK)
+    sparse = isinstance(sae, SAE) and sae.trains_sparse
+    rows = SOLVE_NUMBERS // max(1, sae.W_enc.shape[0] if sparse else sae.W_enc.shape[1]) if joins else 1
+    for x in joined(batches, rows):
+        yield x, sae.encode_top(x) if isinstance(sae, SAE) and sparse else sae.encode(x)
+
+
+def joined(batches: Iterable[Tensor], rows: int) -> Iterator[Tensor]:
+    """Batches put together until there are at least so many rows."""
+    waiting: list[Tensor] = []
+    for x in batches:
+        waiting.append(x)
+        if sum(map(len, waiting)) >= rows:
+            yield torch.cat(waiting) if len(waiting) > 1 else x
+            waiting = []
+    if waiting:
+        yield torch.cat(waiting)
 
 
 def residual_of(sae: SAELike) -> Any:

@@ -15,6 +15,7 @@ import torch
 
 from splinterp._checks import at_least, one_of
 from splinterp._typing import ArrayLike, Tensor
+from splinterp.activations import TopActs
 from splinterp.data.store import ActivationStore
 from splinterp.decoder import (
     DecoderSolution,
@@ -27,7 +28,7 @@ from splinterp.decoder import (
 )
 from splinterp.sae import SAE
 from splinterp.training.base import DivergenceError, GradientOptions, TrainState, training_data
-from splinterp.training.blocks import SAELike, decoder_weights, encoder_parameters, residual_of, sharing
+from splinterp.training.blocks import SAELike, codes_of, decoder_weights, encoder_parameters, residual_of, sharing
 
 SAVED = ("ridge", "residual", "anchor", "since_solve", "in_epoch")
 
@@ -210,10 +211,8 @@ class PAMSGD(GradientOptions):
         """
         W_dec = sae.W_dec
         stats = DecoderStats(*W_dec.shape, dtype=self.stats_dtype, device=W_dec.device)
-        for x in batches:
-            x = x.to(device=W_dec.device, dtype=W_dec.dtype)
-            acts = sae.encode(x)
-            if not torch.isfinite(acts).all():
+        for x, acts in codes_of(sae, (x.to(device=W_dec.device, dtype=W_dec.dtype) for x in batches)):
+            if not torch.isfinite(acts.top_acts if isinstance(acts, TopActs) else acts).all():
                 raise DivergenceError(state.step, state)
             stats.update(acts, x)
         kind = sae.decoder if isinstance(sae, SAE) else "free"
