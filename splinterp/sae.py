@@ -113,7 +113,11 @@ class SAE(nn.Module):
         self.register_parameter("scale", parameter(torch.ones(n_latents)) if tie_scale else None)
         self.register_parameter("residual", None)
         if decoder == "free":
-            W_dec = W_enc.T.clone() if init_dec == "transpose" else 0.01 * torch.randn(n_latents, d_in, generator=g)
+            W_dec = (
+                W_enc.T.clone(memory_format=torch.contiguous_format)
+                if init_dec == "transpose"
+                else 0.01 * torch.randn(n_latents, d_in, generator=g)
+            )
             self.register_parameter("W_dec", parameter(W_dec))
         elif decoder == "tied_residual":
             self.register_parameter("residual", parameter(torch.zeros(n_latents, d_in)))
