@@ -104,20 +104,15 @@ class SAE(nn.Module):
         def parameter(value: Tensor) -> nn.Parameter:
             return nn.Parameter(value.to(device=device, dtype=dtype))
 
-        self.W_enc = nn.Parameter(
-            W_enc.T.contiguous().to(device=device, dtype=dtype).T
-        )  # latents contiguous, for sparse products
+        self.W_enc = nn.Parameter(parameter(W_enc.T.contiguous()).T)  # kept by latents, for sparse products
         self.b_enc = parameter(torch.zeros(n_latents))
         self.b_dec = parameter(torch.zeros(d_in))
         self.register_parameter("b_pre", parameter(torch.zeros(d_in)) if b_pre else None)
         self.register_parameter("scale", parameter(torch.ones(n_latents)) if tie_scale else None)
         self.register_parameter("residual", None)
         if decoder == "free":
-            W_dec = (
-                W_enc.T.clone(memory_format=torch.contiguous_format)
-                if init_dec == "transpose"
-                else 0.01 * torch.randn(n_latents, d_in, generator=g)
-            )
+            random = init_dec == "random"
+            W_dec = 0.01 * torch.randn(n_latents, d_in, generator=g) if random else self.W_enc.detach().T.clone()
             self.register_parameter("W_dec", parameter(W_dec))
         elif decoder == "tied_residual":
             self.register_parameter("residual", parameter(torch.zeros(n_latents, d_in)))
