@@ -15,7 +15,9 @@ from splinterp.data import (
     LanguageModel,
     Standardizer,
     extract_activations,
+    pack_tokens,
     python_documentation,
+    text_from_datasets,
     text_from_files,
 )
 from splinterp.data.text import WIKITEXT_HEADING
@@ -97,6 +99,28 @@ def raw_tokens(model: str, layer: int, n_train: int, data_dir: str | None) -> tu
         raise ValueError(f"the text has {len(x)} training tokens, fewer than n_train={n_train}: take fewer")
     x_val = store(model, layer, train_documents[-held:], N_VALIDATION)[:]
     return x, x_val, store(model, layer, test_documents, N_TEST)[:]
+
+
+@functools.lru_cache(maxsize=1)
+def last_tokens(model: str, layer: int, n_train: int, data_dir: str | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(training, validation, test) rows: the last token of texts of `CONTEXT` tokens, a ninth of `n_train` for each of the others.
+
+    Texts are those of `documents`, or of WikiText-103 from the hub where these are too few.
+    """
+    needed, held = n_train + 2 * (n_train // 9), n_train // 9
+    loaded = language_model(model)
+    sequences = pack_tokens(loaded.tokenizer, texts_for(model, data_dir)[0], CONTEXT)
+    if len(sequences) < needed:
+        articles = text_from_datasets("Salesforce/wikitext", limit=10 * needed, name="wikitext-103-raw-v1")
+        sequences = pack_tokens(loaded.tokenizer, articles, CONTEXT)
+    folder = cache_folder() / "activations" / f"{model.replace('/', '--')}-{layer}-{CONTEXT}-last-{needed}"
+    found = extract_activations(
+        loaded, sequences, layer, tokens="last", max_tokens=needed, folder=folder, batch_tokens=PER_SHARD
+    )
+    x = found[:] if isinstance(found, ActivationStore) else found.x
+    if len(x) < needed:
+        raise ValueError(f"the texts have {len(x)} sequences of {CONTEXT} tokens, fewer than {needed}: take fewer")
+    return x[:n_train], x[n_train : n_train + held], x[n_train + held :]
 
 
 def tokens(model: str, layer: int, n_train: int, data_dir: str | None) -> Tokens:

@@ -1,8 +1,13 @@
-"""Sample efficiency on the activations of a language model: standard SGD against PAM-SGD, by the rules of `mnist --preset controlled`.
+"""Sample efficiency on the activations of a language model: standard SGD against PAM-SGD.
 
-The default is MiniLM on WikiText-2 (`--data-dir` or `$SPLINTERP_DATA`), layer 3: subsets of 1,000, 9,000 and 36,000 tokens of a pool of
-110,000, and the whole pool; TopK and AbsTopK, k = 32 of 1,536 latents; and ReLU along an L1 sweep at 9,000 tokens. Training and
-validation documents come from one part of the text, test documents from the other.
+  --preset quick (default)  a small form of the comparison, in minutes on two cores
+  --preset controlled       by the rules of `mnist --preset controlled`: subsets of 1,000, 9,000 and 36,000 tokens of a pool of 110,000,
+                            and the whole pool; TopK and AbsTopK, k = 32 of 1,536 latents; ReLU along an L1 sweep at 9,000 tokens
+  --preset paper            the published grid (size, k, encoder updates, activation, weight decay, mu) on a small scale
+  --preset paper-gemma      the authors' configuration: Gemma 2 2B, layer 12, last tokens of 10,000 texts (a GPU, access to the hub)
+
+MiniLM, layer 3, unless --model and --layer say otherwise. Training and validation documents come from one part of WikiText-2
+(`--data-dir` or `$SPLINTERP_DATA`; without it, Python's documentation), test documents from the other.
 """
 
 from __future__ import annotations
@@ -15,7 +20,8 @@ from experiments.activations import raw_tokens
 from experiments.grid import Config
 from experiments.mnist import main
 from experiments.options import add_common_options
-from experiments.runs import TOKEN_POOL
+from experiments.paper import LANGUAGE_MODEL, SMALL_LANGUAGE_MODEL, PaperConfig
+from experiments.runs import LAST, TOKEN_POOL
 
 PARTS = ("sizes", "relu")
 CONFIG = Config(
@@ -24,20 +30,36 @@ CONFIG = Config(
     seeds_full=(0, 1), relu_shares=(9_000 / TOKEN_POOL,), relu_l1=(3e-4, 1e-3, 3e-3, 1e-2), part_seeds=(0, 1, 2),
 )  # fmt: skip
 
+QUICK = dataclasses.replace(
+    CONFIG, k=16, n_latents=768, activations=("TopK",), shares=(1_000 / TOKEN_POOL, 9_000 / TOKEN_POOL), full_from=2.0, long_steps=600,
+    grid=(4e-3, 8e-3), seeds=(0, 1, 2), relu_l1=(1e-3, 3e-3),
+)  # fmt: skip
+PRESETS: dict[str, Config | PaperConfig] = {
+    "quick": QUICK, "controlled": CONFIG, "paper": SMALL_LANGUAGE_MODEL, "paper-gemma": LANGUAGE_MODEL,
+}  # fmt: skip
+
 
 def command(argv: list[str]) -> Path:
     """`python -m experiments llm ...`"""
     parser = argparse.ArgumentParser(
         prog="python -m experiments llm", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS))
-    parser.add_argument("--model", default="minilm", help="minilm, a folder, or a name on the Hugging Face hub")
-    parser.add_argument("--layer", type=int, default=3)
+    parser.add_argument("--preset", choices=PRESETS, default="quick")
+    parser.add_argument("--parts", nargs="+", choices=PARTS, help="of quick (default: sizes) and controlled (default: both)")
+    parser.add_argument("--model", help="minilm, a folder, or a name on the Hugging Face hub")
+    parser.add_argument("--layer", type=int)
     parser.add_argument(
         "--data-dir", help="folder with wikitext2/ (default: $SPLINTERP_DATA; without it, Python's documentation)"
     )
     add_common_options(parser)
     args = parser.parse_args(argv)
-    config = dataclasses.replace(CONFIG, data=f"{args.model}-{args.layer}")
-    raw_tokens(args.model, args.layer, TOKEN_POOL, args.data_dir)  # extracted once, before several processes want it
-    return main(config, args, f"llm-{config.data.replace('/', '--')}")
+    args.parts = args.parts or (["sizes"] if args.preset == "quick" else list(PARTS))
+    config = PRESETS[args.preset]
+    model, layer = config.data.removesuffix(LAST).rsplit("-", 1)
+    model, layer = args.model or model, str(args.layer or layer)
+    last = LAST if config.data.endswith(LAST) else ""
+    config = dataclasses.replace(config, data=f"{model}-{layer}{last}")
+    if not last:  # extracted once, before several processes want it
+        raw_tokens(model, int(layer), TOKEN_POOL, args.data_dir)
+    suffix = "" if args.preset == "controlled" else f"-{args.preset}"
+    return main(config, args, f"llm-{model.replace('/', '--')}-{layer}{suffix}")

@@ -1,10 +1,13 @@
-"""The published comparison and its ablations, as the authors' scripts run them on images.
+"""The published comparison and its ablations, as the authors' scripts run them on images
+and, with `LANGUAGE_MODEL`, on a language model's activations.
 
 Their choices, kept here and named: "topk" selects by magnitude (AbsTopK); the SGD baseline ties W_dec to W_enc^T while
 PAM is untied; W_enc starts at 0.1 N(0, 1), far too large for a tied decoder; the step size is constant and common to
 both methods, 3e-3; the decoder's weights are solved without the bias and the decay enters that solve squared; pixels
 are normalised by the mean and standard deviation of all of MNIST; mu = nu is L2 on W_enc and b_enc, not a pull to the
-previous encoder (options `mu`/`nu` here are the pull of the paper's text); one measurement at the last epoch.
+previous encoder (options `mu`/`nu` here are the pull of the paper's text); one measurement at the last epoch. On language models:
+dimensions are standardised each; PAM's decoder is solved before each epoch of its encoder, so it is measured stale, and PAM alone
+clips gradients (at 1 here). Normalisation is by the training subset, where theirs precedes the split.
 """
 
 from __future__ import annotations
@@ -44,17 +47,44 @@ class PaperConfig:
     l1: float = 1e-5
     seeds: tuple[int, ...] = (0, 1, 2)
     encoder_updates: tuple[int, ...] = (1, 3, 5, 10)
+    batch_size: int = 128
+    ks: tuple[int, ...] = ()
+    """Numbers of active latents of the k ablation, beside `k`."""
+    decays: tuple[float, ...] = DECAYS
+    pulls: tuple[float, ...] = DECAYS
+    """Strengths of mu = nu."""
+    decoder_pull: bool = True
+    """nu acts too, and mu = nu is shown as the image scripts code it as well; on language models mu alone ever acts."""
+    normalise: str = "published"
+    """As `Run.normalise`; "published" on other data than MNIST is the training subset's."""
+    pam_options: tuple[tuple[str, Any], ...] = ()
+    """What the authors' PAM does besides: on language models it solves before each epoch, and it alone clips gradients."""
 
     def run(self, method: str, activation: str, share: float, options: tuple[tuple[str, Any], ...]) -> Run:
         """One run of the paper's settings, at seed 0."""
         if activation == "ReLU":
             options = (*options, ("l1", self.l1))
         name = method.removesuffix(", unit start")
+        if method == "PAM published":
+            options = (*options, *self.pam_options)
         return Run(
-            data=self.data, method=name, activation=activation, k=self.k, n_latents=self.n_latents,
+            data=self.data, method=name, activation=activation, k=self.k, n_latents=self.n_latents, batch_size=self.batch_size,
             n_train=round(share * pool_size(self.data)), epochs=self.epochs, lr=self.lr, seed=0,
-            normalise="published" if self.data == "mnist" else "train", options=options,
+            normalise="train" if (self.normalise, self.data) == ("published", "digits") else self.normalise, options=options,
         )  # fmt: skip
+
+
+LANGUAGE_MODEL = PaperConfig(
+    data="google/gemma-2-2b-12@last", k=320, n_latents=4_096, epochs=50, lr=1e-3, batch_size=256, normalise="per_feature",
+    ks=(15, 20, 40, 80, 160, 640, 1_280), pulls=(0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0), decoder_pull=False,
+    pam_options=(("solve_first", True), ("clip", 1.0)),
+)  # fmt: skip
+"""Last tokens of 10,000 texts on layer 12 of Gemma 2 2B: for a GPU with access to the hub."""
+SMALL_LANGUAGE_MODEL = replace(
+    LANGUAGE_MODEL, data="minilm-3", k=60, n_latents=768, epochs=20, shares=(0.01, 0.05, 0.1), ablation_shares=(0.05,),
+    ks=(4, 15, 30, 120, 240),
+)  # fmt: skip
+"""The same on MiniLM, every token of it, at the same share of active latents, for two CPU cores."""
 
 
 def plan(config: PaperConfig) -> list[tuple[str, str, Any, Run]]:
@@ -71,14 +101,21 @@ def plan(config: PaperConfig) -> list[tuple[str, str, Any, Run]]:
 
         for updates in config.encoder_updates:
             add("encoder_updates", "PAM published", updates, *([("encoder_updates", updates)] if updates > 1 else []))
-        for strength in DECAYS:
+        for k in (*config.ks, config.k) if config.ks else ():
+            for method in PAPER:
+                points.append(("k", method, k, replace(config.run(method, "AbsTopK", share, PAPER[method]), k=k)))
+        for strength in config.decays:
+            for method in PAPER:
+                add("weight_decay", method, strength, *([("weight_decay", strength)] if strength > 0 else []))
+        for strength in config.pulls:
             on = strength > 0  # at 0 the base run serves
             for method in PAPER:
-                add("weight_decay", method, strength, *([("weight_decay", strength)] if on else []))
                 # as coded: L2 on W_enc and b_enc, whose gradient 2 mu W is Adam's decay of 2 mu; none in the solve
                 l2 = [("weight_decay", 2 * strength), ("decay_biases", True)]
-                add("mu_nu", method, strength, *(l2 if on else []), *([("ridge", 0.0)] if on and "PAM" in method else []))
-            add("mu_nu_pull", "PAM published", strength, *([("mu", strength), ("nu", strength)] if on else []))
+                if config.decoder_pull:
+                    add("mu_nu", method, strength, *(l2 if on else []), *([("ridge", 0.0)] if on and "PAM" in method else []))
+            pull = [("mu", strength), ("nu", strength if config.decoder_pull else 0.0)]
+            add("mu_nu_pull", "PAM published", strength, *(pull if on else []))
     return points
 
 

@@ -14,7 +14,7 @@ from typing import Any, NamedTuple
 import torch
 
 import splinterp
-from experiments.activations import raw_tokens
+from experiments.activations import last_tokens, raw_tokens
 from splinterp import PAMSGD, SAE, SGD, DivergenceError, FitResult, fit
 from splinterp.data import Standardizer, load_digits, load_mnist
 from splinterp.metrics import evaluate
@@ -23,6 +23,9 @@ VALIDATION = {"mnist": 5_000, "digits": 237}
 WIDTHS = {"mnist": 784, "digits": 64}
 TOKEN_POOL = 110_000
 """Training tokens of a language model that subsets are drawn from."""
+LAST = "@last"
+TEXT_POOL = 9_000
+"""Training texts of a language model whose last tokens are used; a ninth as many are for validation, and again for testing."""
 SPLIT_SEED = 2025
 LOGGED_ROWS = 20
 
@@ -56,7 +59,7 @@ class Run:
     """One training run; equal runs have equal keys, and a key that has a record is not run again."""
 
     data: str
-    """"mnist", "digits", or MODEL-LAYER of a language model ("minilm-3")."""
+    """"mnist", "digits", or MODEL-LAYER of a language model ("minilm-3"), with "@last" for the last token of each text."""
     method: str
     """A row of METHODS."""
     activation: str
@@ -74,7 +77,8 @@ class Run:
     """"reported", or "tuning": the test split is not read."""
     batch_size: int = 128
     normalise: str = "train"
-    """"train": mean and standard deviation of the training subset; "published": 0.1307 and 0.3081."""
+    """"train": mean and standard deviation of the training subset; "per_feature": those of each column of it; "published": 0.1307
+    and 0.3081."""
     options: tuple[tuple[str, Any], ...] = field(default=())
     """Further options of the method or the SAE."""
 
@@ -112,14 +116,16 @@ def _samples(data: str, data_dir: str | None) -> tuple[torch.Tensor, torch.Tenso
     """(pool, validation, test) of images, or of a language model's activations."""
     if data in VALIDATION:
         return _images(data, data_dir)
-    model, layer = data.rsplit("-", 1)
+    model, layer = data.removesuffix(LAST).rsplit("-", 1)
+    if data.endswith(LAST):
+        return last_tokens(model, int(layer), TEXT_POOL, data_dir)
     return raw_tokens(model, int(layer), TOKEN_POOL, data_dir)
 
 
 def pool_size(data: str) -> int:
     """Images or tokens that training subsets are drawn from."""
     if data not in VALIDATION:
-        return TOKEN_POOL
+        return TEXT_POOL if data.endswith(LAST) else TOKEN_POOL
     return {"mnist": 60_000, "digits": 1_437}[data] - VALIDATION[data]
 
 
@@ -169,7 +175,7 @@ def split(run: Run, data_dir: str | None = None, device: str = "cpu") -> Split:
     pool, x_val, x_test = _samples(run.data, data_dir)
     subset = torch.randperm(len(pool), generator=torch.Generator().manual_seed(run.seed))[: run.n_train]
     x = pool[subset]
-    standardizer = Standardizer("global").fit(x)
+    standardizer = Standardizer("per_feature" if run.normalise == "per_feature" else "global").fit(x)
     if run.normalise == "published":
         standardizer.mean, standardizer.scale = torch.full((x.shape[1],), 0.1307), torch.full((x.shape[1],), 0.3081)
     return Split(*(standardizer.transform(part).to(device) for part in (x, x_val, x_test)))

@@ -55,7 +55,7 @@ def _cut(content: str, heading: str) -> list[str]:
 
 
 def text_from_datasets(
-    name: str, split: str = "train", column: str = "text", limit: int | None = None, **options: Any
+    name: str, /, split: str = "train", column: str = "text", limit: int | None = None, **options: Any
 ) -> list[str]:
     """Documents of a data set of the Hugging Face hub, or a local one, by the `datasets` library; rows are documents.
 

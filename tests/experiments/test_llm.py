@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("transformers", reason="needs transformers: pip install -e '.[llm]'")
 
 from experiments import activations, llm, mnist, runs
+from experiments.paper import LANGUAGE_MODEL, plan
 from experiments.store import read_results
 from splinterp.data import LanguageModel
 
@@ -53,3 +54,30 @@ def test_subsets_are_drawn_and_standardised_by_themselves(few_tokens):
     assert float(one.x.std()) == pytest.approx(1.0, abs=1e-3)
     assert run.batch_size == 256
     assert dataclasses.replace(run, method="PAM", lr=1e-3).recipe()
+
+
+def test_last_tokens_of_texts(few_tokens, monkeypatch):
+    monkeypatch.setattr(runs, "TEXT_POOL", 90)
+    activations.last_tokens.cache_clear()
+    config = dataclasses.replace(
+        LANGUAGE_MODEL,
+        data="minilm-3@last",
+        n_latents=24,
+        k=6,
+        epochs=1,
+        shares=(0.5,),
+        ablation_shares=(0.5,),
+        ks=(3,),
+        seeds=(0,),
+    )
+    run = dataclasses.replace(config.run("PAM published", "AbsTopK", 0.5, ()), lr=1e-3)
+    data = runs.split(run)
+    assert [len(part) for part in data] == [45, 10, 10]
+    torch.testing.assert_close(data.x.std(0, correction=0), torch.ones(384), atol=1e-3, rtol=0)  # each column by itself
+    assert dict(run.options) == {"solve_first": True, "clip": 1.0}
+    parts = {part for part, *_ in plan(config)}
+    assert parts == {"sizes", "k", "encoder_updates", "weight_decay", "mu_nu_pull"}
+    pulls = [run for part, _, strength, run in plan(config) if part == "mu_nu_pull" and strength == 1.0]
+    assert dict(pulls[0].options)["nu"] == 0.0
+    assert 0 < runs.execute(run)["test_last"]["fvu"] < 10
+    activations.last_tokens.cache_clear()
