@@ -8,7 +8,7 @@ import sys
 EXPERIMENTS = {
     "abstopk": "one latent for two poles: signs of the codes on a language model's activations",
     "baselines": "SAEs beside k-means, local PCA, PCA, ICA, NMF; the price of interpretability: --data digits | mnist",
-    "bench": "speed, as ratios within one run: bench geometry",
+    "bench": "speed and memory, as ratios within one run: bench train, solve, scale, ...",
     "bridge": "from k-means through SAEs to local PCA, in the plane",
     "llm": "sample efficiency on a language model's activations (MiniLM by default)",
     "digits": "sample efficiency on scikit-learn's digits, under a minute, no download",

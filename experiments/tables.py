@@ -42,6 +42,6 @@ def _renderer(results: dict[str, Any], short: bool) -> Callable[[dict[str, Any],
         return recovery.render
     if "signs" in results:
         return abstopk.render
-    if "fits" in results:
+    if "fits" in results or "tables" in results:
         return bench.render
     return summary if short else render

@@ -197,6 +197,10 @@ class RowTop(_FixedCount):
         """The codes of kept scores."""
         raise NotImplementedError
 
+    def keep_backward(self, grad: Tensor, acts: Tensor) -> Tensor:
+        """The gradient of kept scores, given that of their codes."""
+        raise NotImplementedError
+
     def top(self, pre_acts: Float[Tensor, "n n_latents"]) -> TopActs:
         indices = self.select(pre_acts.detach())
         return TopActs(self.keep(pre_acts.gather(1, indices)), indices)
@@ -219,6 +223,9 @@ class TopK(RowTop):
     def keep(self, scores: Tensor) -> Tensor:
         return torch.relu(scores)
 
+    def keep_backward(self, grad: Tensor, acts: Tensor) -> Tensor:
+        return grad * (acts > 0)
+
 
 class AbsTopK(RowTop):
     """The k scores of largest magnitude of each sample, signs kept: the projection onto {|z|_0 <= k}.
@@ -230,10 +237,13 @@ class AbsTopK(RowTop):
     """
 
     def select(self, pre_acts: Float[Tensor, "n n_latents"]) -> Int[Tensor, "n k"]:
-        return select_largest(pre_acts.abs(), self.k)
+        return select_largest(pre_acts, self.k, magnitude=True)
 
     def keep(self, scores: Tensor) -> Tensor:
         return scores
+
+    def keep_backward(self, grad: Tensor, acts: Tensor) -> Tensor:
+        return grad
 
     def regularizer(self, acts: Float[Tensor, "n n_latents"]) -> Float[Tensor, " n"]:
         return _infeasible((acts != 0).sum(dim=1) > self.k)

@@ -13,10 +13,8 @@ SciPy's elsewhere. Other devices take torch's own gathers and index sums.
 
 from __future__ import annotations
 
-import os
 import warnings
 from collections.abc import Callable
-from concurrent.futures import ThreadPoolExecutor
 from typing import Any, NamedTuple
 
 import numpy as np
@@ -24,51 +22,26 @@ import scipy.sparse
 import torch
 from torch.nn import functional as F
 
+from splinterp._select import in_threads, select_largest, workspace
 from splinterp._typing import Float, Int, Tensor
 
-SCORE_BLOCK = 2**20
-"""Scores that are held at a time: 4 MiB in float32, which a core's cache shares with the block's result."""
-PARALLEL_SCORES = 2**18
-"""Blocks of fewer scores are searched in one thread."""
+__all__ = [
+    "KSparse",
+    "KeptScores",
+    "Transposed",
+    "decode_rows",
+    "decode_sparse",
+    "kept_products",
+    "kept_scores",
+    "select_largest",
+    "sum_by_latent",
+    "transpose_code",
+]
 
+SCORE_ROWS = 512
+"""Rows of scores that are held at a time: fewer make the product slower."""
 GRAM_STRIP = 2**22
 """Entries of the Gram matrix that are formed at a time."""
-
-_pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
-
-
-def select_largest(scores: Float[Tensor, "n n_latents"], k: int) -> Int[Tensor, "n k"]:
-    """Indices of the k largest scores of each row, in no order; ties are broken arbitrarily, NaN counts as largest.
-
-    On the CPU by NumPy's partition, several times faster than `torch.topk` there.
-    """
-    n, width = scores.shape
-    if k == width:
-        return torch.arange(width, device=scores.device).expand(n, width).contiguous()
-    if scores.device.type != "cpu" or scores.dtype not in (torch.float32, torch.float64):
-        return scores.topk(k, dim=1, sorted=False).indices
-    array, found = scores.detach().numpy(), np.empty((n, k), dtype=np.int64)
-    threads = torch.get_num_threads() if scores.numel() >= PARALLEL_SCORES else 1
-    chunk = max(1, min(-(-n // threads), SCORE_BLOCK // 4 // width))  # the partition's index array stays in the cache
-
-    def search(start: int) -> None:
-        rows = slice(start, start + chunk)
-        found[rows] = np.argpartition(array[rows], width - k, axis=1)[:, width - k :]
-
-    _in_threads(search, range(0, n, chunk), threads)
-    return torch.from_numpy(found)
-
-
-def _in_threads(work: Callable[[int], None], starts: range, threads: int) -> None:
-    """Call `work`, which must spend its time outside the interpreter's lock, for each of `starts`."""
-    if threads == 1 or len(starts) == 1:
-        for start in starts:
-            work(start)
-        return
-    key = (os.getpid(), threads)  # a forked child has none of its parent's threads
-    if key not in _pools:
-        _pools[key] = ThreadPoolExecutor(threads, thread_name_prefix="splinterp")
-    list(_pools[key].map(work, starts))
 
 
 class Transposed(NamedTuple):
@@ -97,18 +70,25 @@ def sum_by_latent(
     x: Float[Tensor, "n d"],
     n_latents: int,
     by: Transposed | None,
+    out: Float[Tensor, "n_latents d"] | None = None,
+    add: bool = False,
 ) -> Float[Tensor, "n_latents d"]:
-    """Z.T @ x for the code Z of these values and indices; `by` is its `transpose_code`, needed on the CPU only."""
+    """Z.T @ x for the code Z of these values and indices; into, or added to, a contiguous `out` where it is given.
+
+    `by` is the code's `transpose_code`, needed on the CPU only.
+    """
+    if out is None:
+        out, add = x.new_empty(n_latents, x.shape[1]), False
     if by is None:
-        total = x.new_zeros(n_latents, x.shape[1])
+        total = out if add else out.zero_()
         return total.index_add_(0, top_indices.flatten(), (values[:, :, None] * x[:, None, :]).flatten(0, 1))
     grouped = values.detach().flatten()[by.order]
     if _HAS_MKL:
         matrix = torch.sparse_csr_tensor(by.starts, by.samples, grouped, size=(n_latents, len(x)), check_invariants=False)
-        total = x.new_empty(n_latents, x.shape[1])
-        return torch.addmm(total, matrix, x.contiguous(), beta=0, out=total)
+        return torch.addmm(out, matrix, x.contiguous(), beta=int(add), out=out)
     arrays = (grouped.numpy(), by.samples.numpy(), by.starts.numpy())
-    return torch.from_numpy(scipy.sparse.csr_matrix(arrays, shape=(n_latents, len(x))) @ x.detach().contiguous().numpy())
+    found = torch.from_numpy(scipy.sparse.csr_matrix(arrays, shape=(n_latents, len(x))) @ x.detach().contiguous().numpy())
+    return out.add_(found) if add else out.copy_(found)
 
 
 def _warm_up() -> bool:
@@ -124,12 +104,12 @@ def _warm_up() -> bool:
 _HAS_MKL = _warm_up()
 
 
-def _decode(values: Tensor, top_indices: Tensor, rows: Tensor) -> Tensor:
+def decode_rows(values: Tensor, top_indices: Tensor, rows: Tensor) -> Tensor:
     """The weighted sums (n, d) of rows (n_latents, d)."""
     return F.embedding_bag(top_indices, rows, per_sample_weights=values, mode="sum")
 
 
-def _kept_products(top_indices: Tensor, rows: Tensor, x: Tensor) -> Tensor:
+def kept_products(top_indices: Tensor, rows: Tensor, x: Tensor) -> Tensor:
     """rows[top_indices[r, j]] . x[r] for every kept entry, (n, k)."""
     if x.device.type != "cpu":
         return torch.einsum("nkd,nd->nk", rows[top_indices], x)
@@ -157,7 +137,7 @@ class _Scores(torch.autograd.Function):
         x, W_enc, top_indices = ctx.saved_tensors
         n_latents = W_enc.shape[1]
         grad = grad.contiguous()
-        d_x = _decode(grad, top_indices, W_enc.T.contiguous()) if ctx.needs_input_grad[0] else None
+        d_x = decode_rows(grad, top_indices, W_enc.T.contiguous()) if ctx.needs_input_grad[0] else None
         d_W = sum_by_latent(grad, top_indices, x, n_latents, ctx.by).T if ctx.needs_input_grad[1] else None
         d_b = None
         if ctx.needs_input_grad[2]:
@@ -173,12 +153,12 @@ class _Decode(torch.autograd.Function):
         W_dec = W_dec.contiguous()
         ctx.save_for_backward(top_acts, top_indices, W_dec)
         ctx.by = by
-        return _decode(top_acts, top_indices, W_dec)
+        return decode_rows(top_acts, top_indices, W_dec)
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         top_acts, top_indices, W_dec = ctx.saved_tensors
-        d_acts = _kept_products(top_indices, W_dec, grad) if ctx.needs_input_grad[0] else None
+        d_acts = kept_products(top_indices, W_dec, grad) if ctx.needs_input_grad[0] else None
         d_W = sum_by_latent(top_acts, top_indices, grad, len(W_dec), ctx.by) if ctx.needs_input_grad[2] else None
         return d_acts, None, d_W, None
 
@@ -205,8 +185,9 @@ def kept_scores(
     n, n_latents = len(x), W_enc.shape[1]
     with torch.no_grad():
         values, top_indices = x.new_empty(n, k), torch.empty(n, k, dtype=torch.int64, device=x.device)
-        block = max(1, min(n, SCORE_BLOCK // n_latents)) if x.device.type == "cpu" else n
-        scores = x.new_empty(block, n_latents)
+        cpu = x.device.type == "cpu"
+        block = max(1, min(n, SCORE_ROWS)) if cpu else max(1, n)
+        scores = workspace("scores", (block, n_latents), x.dtype) if cpu else x.new_empty(block, n_latents)
         for start in range(0, n, block):
             rows = slice(start, start + block)
             part = torch.addmm(b_enc, x[rows], W_enc, out=scores[: len(x[rows])])
@@ -281,4 +262,4 @@ class KSparse(NamedTuple):
             total[start:stop, start:] += part
             total[stop:, start:stop] += part[:, stop - start :].T
 
-        _in_threads(add, range(0, m, strip), torch.get_num_threads())
+        in_threads(add, range(0, m, strip), torch.get_num_threads())

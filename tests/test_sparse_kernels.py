@@ -7,6 +7,7 @@ from hypothesis import strategies as st
 
 from splinterp import SAE, SGD, AbsTopK, ReLU, TopActs, TopK, sparse_kernels
 from splinterp.sparse_kernels import decode_sparse, kept_scores, select_largest, sum_by_latent, transpose_code
+from splinterp.training.sparse_gradients import sparse_gradients, takes_sparse_gradients
 
 SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 9), st.integers(1, 15), st.integers(1, 15)).map(
     lambda s: (s[0], s[1], s[2], min(s[2], s[3]))
@@ -21,17 +22,19 @@ def normal(*shape: int, seed: int) -> torch.Tensor:
     return torch.randn(*shape, dtype=torch.float64, generator=torch.Generator().manual_seed(seed))
 
 
-@given(SHAPES, st.integers(0, 99), st.booleans())
-def test_select_largest_keeps_the_largest(shape, seed, ties):
-    n, _, m, k = shape
+@given(st.integers(1, 6), st.integers(1, 200), st.integers(1, 200), st.integers(0, 99), st.booleans(), st.booleans())
+def test_select_largest_keeps_the_largest(n, m, k, seed, ties, magnitude):
+    k = min(m, k)
     scores = normal(n, m, seed=seed)
     if ties:
         scores = scores.round()
-    indices = select_largest(scores, k)
+    before = scores.clone()
+    indices = select_largest(scores, k, magnitude)
+    assert torch.equal(scores, before)
     assert indices.shape == (n, k)
     assert all(len(set(row)) == k for row in indices.tolist())
-    kept = scores.gather(1, indices).sort(1).values
-    torch.testing.assert_close(kept, scores.topk(k, dim=1).values.flip(1))
+    sizes = scores.abs() if magnitude else scores
+    torch.testing.assert_close(sizes.gather(1, indices).sort(1).values, sizes.topk(k, dim=1).values.flip(1))
 
 
 def test_select_largest_in_threads_and_on_any_dtype():
@@ -52,12 +55,14 @@ def test_select_largest_in_threads_and_on_any_dtype():
 
 
 def test_nan_is_kept_so_that_a_divergence_shows():
-    scores = torch.zeros(1, 6)
-    scores[0, 4] = torch.nan
-    assert 4 in select_largest(scores, 2)
+    for m in (6, 60):
+        for magnitude in (False, True):
+            scores = torch.arange(float(m))[None]
+            scores[0, 4] = torch.nan
+            assert 4 in select_largest(scores, 2, magnitude)
 
 
-@given(SHAPES, st.integers(0, 99), st.sampled_from((2**20, 8)))
+@given(SHAPES, st.integers(0, 99), st.sampled_from((512, 3)))
 def test_values_and_gradients_equal_the_dense_ones(shape, seed, block):
     n, d, m, k = shape
     x, W_enc, b_enc, W_dec, b_dec = (normal(*s, seed=seed + i) for i, s in enumerate([(n, d), (d, m), (m,), (m, d), (d,)]))
@@ -70,7 +75,7 @@ def test_values_and_gradients_equal_the_dense_ones(shape, seed, block):
     gradients = torch.autograd.grad((expected * weights).sum(), parameters)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sparse_kernels, "SCORE_BLOCK", block)
+        patch.setattr(sparse_kernels, "SCORE_ROWS", block)
         kept = kept_scores(x, W_enc, b_enc, lambda scores: select_largest(scores, k), k)
     x_hat = decode_sparse(kept.values.relu(), kept.top_indices, W_dec, b_dec, kept.by_latent)
     torch.testing.assert_close(x_hat, expected)
@@ -89,6 +94,38 @@ def test_sums_by_latent_with_and_without_mkl(shape, seed, mkl):
         patch.setattr(sparse_kernels, "_HAS_MKL", mkl and sparse_kernels._HAS_MKL)
         torch.testing.assert_close(sum_by_latent(values, indices, x, m, transpose_code(indices, m)), expected)
     torch.testing.assert_close(sum_by_latent(values, indices, x, m, None), expected)  # what other devices run
+
+
+@pytest.mark.parametrize("b_pre", [False, True])
+@pytest.mark.parametrize("decoder", ["free", "tied", "tied_residual"])
+@pytest.mark.parametrize("activation", [TopK(3), AbsTopK(3)])
+def test_gradients_in_place_equal_those_of_autograd(decoder, activation, b_pre):
+    x = normal(50, 8, seed=0)
+    g = torch.Generator().manual_seed(1)
+    sae = SAE(8, 40, activation, decoder, dtype=torch.float64, generator=g, b_pre=b_pre)
+    for p in sae.parameters():
+        p.data.add_(0.1 * torch.randn(p.shape, dtype=p.dtype, generator=g))
+    assert takes_sparse_gradients(sae)
+    loss = torch.nn.functional.mse_loss(sae(x).x_hat, x)  # dense
+    expected = dict(zip(dict(sae.named_parameters()), torch.autograd.grad(loss, list(sae.parameters())), strict=True))
+    for _ in range(2):  # the second time into the same buffers
+        found = sparse_gradients(sae, x, {id(p) for p in sae.parameters()})
+        torch.testing.assert_close(found, loss.detach())
+        for name, p in sae.named_parameters():
+            torch.testing.assert_close(p.grad, expected[name], msg=lambda text, name=name: f"{name}: {text}")
+    buffer = sae.W_enc.grad.data_ptr()
+    sparse_gradients(sae, x, {id(sae.W_enc)})  # the encoder alone: what is not moved keeps its gradient
+    torch.testing.assert_close(sae.W_enc.grad, expected["W_enc"])
+    assert sae.W_enc.grad.data_ptr() == buffer
+
+
+def test_what_takes_sparse_gradients():
+    assert takes_sparse_gradients(SAE(4, 64, TopK(8), "tied"))
+    assert not takes_sparse_gradients(SAE(4, 64, TopK(8), "tied", tie_scale=True))
+    foreign = SAE(4, 64, TopK(8))
+    foreign.W_enc = torch.nn.Parameter(foreign.W_enc.detach().contiguous())
+    assert not takes_sparse_gradients(foreign)
+    assert not takes_sparse_gradients(torch.nn.Linear(2, 2))
 
 
 @pytest.mark.parametrize("decoder", ["free", "tied", "tied_residual"])

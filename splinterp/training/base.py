@@ -22,6 +22,7 @@ from splinterp.activations import JumpReLU
 from splinterp.data.store import ActivationStore
 from splinterp.sae import SAE
 from splinterp.training.blocks import SAELike, sharing
+from splinterp.training.sparse_gradients import sparse_gradients, takes_sparse_gradients
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
@@ -187,16 +188,22 @@ class GradientOptions:
         """One optimizer update on a batch; sets `state.loss`, leaves `state.step` alone. Raises DivergenceError."""
         for group in state.optimizer.param_groups:
             group["lr"] = self.rate(state)
-        for p in sae.parameters():
-            p.grad = None
-        loss = self.loss(sae, x) if state.observer is None else self.loss(sae, x, state.observer)
-        state.loss = loss.detach()
-        if not x.is_cuda or state.step % GPU_CHECK_EVERY == 0:
+        moved = [p for group in state.optimizer.param_groups for p in group["params"]]
+        if (
+            isinstance(sae, SAE) and state.observer is None and takes_sparse_gradients(sae)
+        ):  # no penalty acts on these activations
+            state.loss = sparse_gradients(sae, x, {id(p) for p in moved})
             state.check_finite()
-        loss.backward()
+        else:
+            for p in sae.parameters():
+                p.grad = None
+            loss = self.loss(sae, x) if state.observer is None else self.loss(sae, x, state.observer)
+            state.loss = loss.detach()
+            if not x.is_cuda or state.step % GPU_CHECK_EVERY == 0:
+                state.check_finite()
+            loss.backward()
         self.adjust_gradients(sae, state)
         if self.clip is not None:
-            moved = [p for group in state.optimizer.param_groups for p in group["params"]]
             nn.utils.clip_grad_norm_(moved, self.clip)
         state.optimizer.step()
 

@@ -1,0 +1,1 @@
+"""What `python -m experiments bench NAME` measures, a module each."""

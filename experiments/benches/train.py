@@ -1,0 +1,94 @@
+"""A training step of a TopK SAE: steps a second, against a plain PyTorch loop and against the floor.
+
+The plain loop is what a PyTorch user writes: dense scores, `topk`, `scatter` into a dense code, two matrix products, autograd and
+the fused Adam. The floor is one encoder product into a buffer and `torch.topk` on it, as if all the rest were free.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable
+from typing import Any
+
+import torch
+from torch.nn import functional as F
+
+from experiments.benches.timing import interleaved
+from splinterp import PAMSGD, SAE, SGD, TopK
+from splinterp.sparse_kernels import select_largest
+
+D_IN, K, BATCH = 384, 32, 2_048
+WIDTHS = (3_072, 24_576)
+REPEATS = 7
+
+
+def plain_step(d_in: int, n_latents: int, k: int, x: torch.Tensor, tied: bool = False) -> Callable[[], None]:
+    """One step of the plain loop, on weights of its own."""
+    W_enc = torch.nn.Parameter(torch.randn(d_in, n_latents, device=x.device) / d_in**0.5)
+    parameters = [W_enc, *(torch.nn.Parameter(torch.zeros(m, device=x.device)) for m in (n_latents, d_in))]
+    if not tied:
+        parameters.append(torch.nn.Parameter(W_enc.detach().T.contiguous()))
+    optimizer = torch.optim.Adam(parameters, lr=1e-3, fused=True)
+
+    def step() -> None:
+        optimizer.zero_grad()
+        scores = x @ W_enc + parameters[1]
+        top = scores.topk(k, dim=1)
+        acts = torch.zeros_like(scores).scatter(1, top.indices, top.values.relu())
+        loss = F.mse_loss(acts @ (W_enc.T if tied else parameters[3]) + parameters[2], x)
+        loss.backward()
+        optimizer.step()
+
+    return step
+
+
+def our_step(d_in: int, n_latents: int, k: int, x: torch.Tensor, method: Any, decoder: str) -> Callable[[], None]:
+    """One gradient step of a method."""
+    sae = SAE(d_in, n_latents, TopK(k), decoder, device=x.device)
+    state = method.init(sae, x, total_steps=1_000_000)
+    return lambda: method.step(sae, state, x)
+
+
+def measure(d_in: int, n_latents: int, k: int, batch: int, device: str, repeats: int = REPEATS) -> list[list[Any]]:
+    """Rows of one size: what, milliseconds, plain over it, it over the floor."""
+    x = torch.randn(batch, d_in, generator=torch.Generator().manual_seed(0)).to(device)
+    W, b = torch.randn(d_in, n_latents, device=device) / d_in**0.5, torch.zeros(n_latents, device=device)
+    scores = torch.empty(batch, n_latents, device=device)
+
+    def product() -> None:
+        torch.addmm(b, x, W, out=scores)
+
+    def floor() -> None:
+        product()
+        scores.topk(k, dim=1, sorted=False)
+
+    def selection() -> None:
+        product()
+        select_largest(scores, k)
+
+    works: dict[str, Callable[[], Any]] = {
+        "encoder product": product,
+        "floor: product and torch.topk": floor,
+        "product and our selection": selection,
+        "plain loop, untied": plain_step(d_in, n_latents, k, x),
+        "plain loop, tied": plain_step(d_in, n_latents, k, x, tied=True),
+        "SGD, untied": our_step(d_in, n_latents, k, x, SGD(), "free"),
+        "SGD, tied": our_step(d_in, n_latents, k, x, SGD(), "tied"),
+        "SGD, tied-residual": our_step(d_in, n_latents, k, x, SGD(), "tied_residual"),
+        "PAM-SGD, tied-residual": our_step(d_in, n_latents, k, x, PAMSGD(), "tied_residual"),
+    }
+    seconds = interleaved(works, repeats)
+    plain = {False: seconds["plain loop, untied"], True: seconds["plain loop, tied"]}
+    least = seconds["floor: product and torch.topk"]
+    return [
+        [f"{n_latents:,}", name, f"{1e3 * t:.1f}", f"{plain[name.endswith(', tied')] / t:.2f}", f"{t / least:.2f}"]
+        for name, t in seconds.items()
+    ]
+
+
+def run(quick: bool, device: str) -> dict[str, Any]:
+    """Every width."""
+    sizes = ((64, 256, 8, 128),) if quick else tuple((D_IN, width, K, BATCH) for width in WIDTHS)
+    rows = [row for d_in, width, k, batch in sizes for row in measure(d_in, width, k, batch, device)]
+    title = f"a training step: d_in {sizes[0][0]}, k {sizes[0][2]}, batch {sizes[0][3]:,}, float32"
+    header = ["n_latents", "what", "ms", "plain loop / it", "it / floor"]
+    return {"bench": "train", "tables": [{"title": title, "header": header, "rows": rows}]}
