@@ -13,7 +13,7 @@ import torch
 
 from splinterp._typing import Float, Int, Tensor
 
-PARALLEL_SCORES = 2**18
+PARALLEL_SCORES = 2**15
 """Blocks of fewer scores are searched in one thread."""
 
 _pools: dict[tuple[int, int], ThreadPoolExecutor] = {}
