@@ -14,6 +14,8 @@ from splinterp._features import FeatureMatch as FeatureMatch
 from splinterp._features import match_features as match_features
 from splinterp._features import mean_max_cosine as mean_max_cosine
 from splinterp._typing import ArrayLike, Float, Tensor
+from splinterp.sae import SAE
+from splinterp.sparse_kernels import decode_sparse
 
 if TYPE_CHECKING:
     from splinterp.training.blocks import SAELike
@@ -106,10 +108,16 @@ def evaluate(sae: SAELike, x: ArrayLike, batch_size: int = 4096) -> Evaluation:
         W_dec, b_dec, center = sae.W_dec, sae.b_dec, mean.to(device=device, dtype=dtype)
         for part in x.split(batch_size):
             part = part.to(device=device, dtype=dtype)
-            acts = sae.encode(part)
-            error += (part - torch.addmm(b_dec, acts, W_dec)).square().sum(1).double().sum()
+            if isinstance(sae, SAE) and sae.trains_sparse:
+                top = sae.encode_top(part)
+                x_hat = decode_sparse(*top, W_dec, b_dec)
+                fired += torch.bincount(top.top_indices[top.top_acts != 0], minlength=len(fired))
+            else:
+                acts = sae.encode(part)
+                x_hat = torch.addmm(b_dec, acts, W_dec)
+                fired += (acts != 0).sum(0)
+            error += (part - x_hat).square().sum(1).double().sum()
             deviation += (part - center).square().sum(1).double().sum()
-            fired += (acts != 0).sum(0)
     finally:
         sae.train(was_training)
     frequencies = fired.double() / len(x)

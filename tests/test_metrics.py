@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.metrics import r2_score
 
-from splinterp import metrics
+from splinterp import SAE, AbsTopK, TopK, metrics
 from splinterp.metrics import evaluate, explained_variance, firing_frequencies, frac_dead, fvu, l0
 from tests.helpers import ACTIVATIONS, make_sae, rng, samples
 
@@ -67,3 +67,18 @@ def test_errors():
     with pytest.raises(ValueError, match="batch_size=0"):
         evaluate(make_sae(), x, batch_size=0)
     assert metrics.Evaluation._fields == ("fvu", "l0", "frac_dead", "frequencies")
+
+
+@pytest.mark.parametrize("activation", [TopK(2), AbsTopK(2)])
+def test_evaluation_by_sparse_codes_equals_the_dense_one(activation, monkeypatch):
+    sae = SAE(5, 32, activation, generator=torch.Generator().manual_seed(1))
+    sae.b_enc.data.fill_(-1.5)  # some kept scores of TopK are below 0: their codes are not active
+    x = torch.randn(300, 5, generator=torch.Generator().manual_seed(2))
+    sparse = evaluate(sae, x, batch_size=128)
+    assert sae.trains_sparse
+    monkeypatch.setattr(SAE, "trains_sparse", False)
+    dense = evaluate(sae, x, batch_size=128)
+    assert sparse.fvu == pytest.approx(dense.fvu, rel=1e-5)
+    assert (sparse.l0, sparse.frac_dead) == (dense.l0, dense.frac_dead)
+    assert sparse.l0 < 2 or isinstance(activation, AbsTopK)
+    assert torch.equal(sparse.frequencies, dense.frequencies)
