@@ -245,6 +245,10 @@ class KSparse(NamedTuple):
         """Z.T @ x."""
         return sum_by_latent(self.values, self.top_indices, x, self.n_latents, self.by_latent)
 
+    def add_product(self, x: Float[Tensor, "n d"], total: Float[Tensor, "n_latents d"]) -> None:
+        """Add Z.T @ x to `total` in place."""
+        sum_by_latent(self.values, self.top_indices, x, self.n_latents, self.by_latent, out=total, add=True)
+
     def add_gram(self, gram: Float[Tensor, "n_latents n_latents"]) -> None:
         """Add Z.T @ Z to `gram` in place: n k^2 / 2 products, the upper half in strips of latents, and its mirror image."""
         n, m = len(self.values), self.n_latents

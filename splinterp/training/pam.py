@@ -17,19 +17,15 @@ from splinterp._checks import at_least, one_of
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.activations import TopActs
 from splinterp.data.store import ActivationStore
-from splinterp.decoder import (
-    DecoderSolution,
-    DecoderStats,
-    gcv_ridge,
-    optimality_residual,
-    solve_decoder,
-    solve_scales,
-    tied_scale,
-)
+from splinterp.decoder import DecoderStats
+from splinterp.matrix_free import MatrixFreeStats
 from splinterp.sae import SAE
 from splinterp.training.base import DivergenceError, GradientOptions, TrainState, training_data
 from splinterp.training.blocks import SAELike, codes_of, decoder_weights, encoder_parameters, residual_of, sharing
+from splinterp.training.pam_solves import solve_matrix_free, solve_tied, solve_weights
 
+MATRIX_FREE_FROM = 8_192
+"""Latents from which solves of k-sparse codes are matrix-free: the Gram matrix would have 512 MiB in float64."""
 SAVED = ("ridge", "residual", "anchor", "since_solve", "in_epoch")
 
 
@@ -207,62 +203,42 @@ class PAMSGD(GradientOptions):
     def decoder_step(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
         """Solve for the decoder exactly on all samples of `batches`, in one pass.
 
+        TopK and AbsTopK dictionaries of at least `MATRIX_FREE_FROM` latents are solved by conjugate gradients instead
+        (`splinterp.matrix_free`), in the SAE's dtype, unless an option of the bias or of GCV needs the Gram matrix.
+
         Raises ValueError if there are none, DivergenceError if a code is not finite.
         """
         W_dec = sae.W_dec
-        stats = DecoderStats(*W_dec.shape, dtype=self.stats_dtype, device=W_dec.device)
+        stats: Any
+        if self._matrix_free(sae):
+            stats = MatrixFreeStats(*W_dec.shape, dtype=W_dec.dtype)
+        else:
+            stats = DecoderStats(*W_dec.shape, dtype=self.stats_dtype, device=W_dec.device)
         for x, acts in codes_of(sae, (x.to(device=W_dec.device, dtype=W_dec.dtype) for x in batches)):
             if not torch.isfinite(acts.top_acts if isinstance(acts, TopActs) else acts).all():
                 raise DivergenceError(state.step, state)
             stats.update(acts, x)
-        kind = sae.decoder if isinstance(sae, SAE) else "free"
-        if kind == "tied":
-            self._solve_tied(sae, stats)
+        self.solve(sae, state, stats)
+
+    def _matrix_free(self, sae: SAELike) -> bool:
+        if not isinstance(sae, SAE) or sae.n_latents < MATRIX_FREE_FROM or not sae.trains_sparse or sae.scale is not None:
+            return False
+        plain_bias = self.bias == "joint" and not (self.bias_ridge or self.bias_prox)
+        return plain_bias and (self.ridge != "gcv" or (self.prox_dec == 0 and self.gcv_inflation == 1))
+
+    @torch.no_grad()
+    def solve(self, sae: SAELike, state: PAMState, stats: DecoderStats | MatrixFreeStats) -> None:
+        """Solve for the decoder from statistics of the current codes. Raises ValueError if they are empty."""
+        if stats.n_samples == 0:
+            raise ValueError("the statistics are empty: there were no samples to solve for")
+        if isinstance(sae, SAE) and sae.decoder == "tied":
+            solve_tied(self, sae, stats)
+        elif isinstance(stats, MatrixFreeStats):
+            solve_matrix_free(self, sae, state, stats)
         else:
-            self._solve_weights(sae, state, stats)
+            solve_weights(self, sae, state, stats)
         state.since_solve, state.in_epoch = 0, False
         self._set_anchor(sae, state)
-
-    def _solve_tied(self, sae: Any, stats: DecoderStats) -> None:
-        if sae.scale is not None:
-            sae.scale.copy_(solve_scales(stats, sae.W_enc.T, sae.scale))
-        b_dec = self._solve(stats, sae.W_dec, sae.b_dec, math.inf, sae.W_dec).b_dec
-        sae.b_dec.copy_(b_dec)
-
-    def _solve_weights(self, sae: Any, state: PAMState, stats: DecoderStats) -> None:
-        prior = None
-        if residual_of(sae) is not None:
-            if self.scale == "fit":
-                sae.scale.fill_(tied_scale(stats, sae.W_enc.T, fallback=float(sae.scale[0])))
-            prior = sae.tied_rows()
-        ridge = self.ridge
-        if isinstance(ridge, str):
-            previous = sae.W_dec if self.prox_dec else None
-            chosen = gcv_ridge(stats, prior, prox=self.prox_dec, previous=previous, inflation=self.gcv_inflation)
-            ridge = chosen.ridge
-            if math.isinf(ridge) and prior is None:  # W_dec = 0 would stop the encoder for good: stay finite
-                ridge = chosen.path[-2][0] if len(chosen.path) > 1 else 0.0
-        solution = self._solve(stats, sae.W_dec, sae.b_dec, ridge, prior)
-        state.residual = optimality_residual(
-            stats, solution, ridge=ridge, prox=self.prox_dec, previous=sae.W_dec if self.prox_dec else None, prior=prior
-        )
-        state.ridge = ridge
-        if prior is None:
-            sae.W_dec.copy_(solution.W_dec)
-        else:
-            residual_of(sae).copy_(solution.W_dec - prior)
-        sae.b_dec.copy_(solution.b_dec)
-
-    def _solve(self, stats: DecoderStats, W: Tensor, b: Tensor, ridge: float, prior: Tensor | None) -> DecoderSolution:
-        previous = (W, b) if self.prox_dec or self.bias_prox else None
-        bias_ridge = math.inf if self.bias == "separate" else self.bias_ridge  # inf: weights solved as if there were no bias
-        solution = solve_decoder(
-            stats, ridge=ridge, bias_ridge=bias_ridge, prox=self.prox_dec, bias_prox=self.bias_prox,
-            previous=previous, prior=prior,
-        )  # fmt: skip
-        if self.bias == "separate":
-            solution = solution._replace(b_dec=stats.mean_x - stats.mean_acts @ solution.W_dec)
-        return solution
 
     def _set_anchor(self, sae: SAELike, state: PAMState) -> None:
         if self.prox_enc:

@@ -1,0 +1,157 @@
+"""Matrix-free statistics and solves against the dense ones."""
+
+from __future__ import annotations
+
+import math
+
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+
+from splinterp import PAMSGD, SAE, AbsTopK, TopActs, TopK, fit
+from splinterp import _matrix_free_stats as streamed
+from splinterp.decoder import DecoderStats, gcv_ridge, solve_decoder
+from splinterp.matrix_free import MatrixFreeStats, gcv_ridge_cg, solve_decoder_cg
+from splinterp.training import pam
+from tests.helpers import rng
+
+
+def problem(n=400, m=60, d=6, k=4, dtype=torch.float64, dead=5, seed=0):
+    """The same codes in both kinds of statistics."""
+    sae = SAE(d, m, TopK(k), generator=rng(seed), dtype=torch.float64)
+    sae.b_enc.data[:dead] = -1e3
+    x = torch.randn(n, d, generator=rng(seed + 1), dtype=torch.float64) * torch.linspace(0.3, 2, d) + 3
+    free, dense = MatrixFreeStats(m, d, dtype=dtype), DecoderStats(m, d)
+    with torch.no_grad():
+        for part in x.split(150):
+            free.update(sae.encode_top(part), part)
+            dense.update(sae.encode(part), part)
+    return free, dense, sae
+
+
+@settings(max_examples=30)
+@given(st.integers(2, 300), st.integers(1, 40), st.integers(1, 6), st.integers(0, 50), st.sampled_from([0, 2**26]))
+def test_statistics_equal_the_dense_ones(n, m, d, seed, in_memory):
+    with pytest.MonkeyPatch.context() as patch:
+        patch.setattr(streamed, "IN_MEMORY", in_memory)  # at 0 the codes go to disk at once
+        free, dense, _ = problem(n, m, d, min(3, m), dead=min(2, m - 1), seed=seed)
+    assert free.n_samples == dense.n_samples == n
+    P = torch.randn(m, 3, generator=rng(seed), dtype=torch.float64)
+    for ours, theirs in (
+        (free.gram_product(P), dense.gram @ P), (free.cross, dense.cross), (free.diagonal, dense.gram.diagonal()),
+        (torch.tensor(free.total, dtype=torch.float64), dense.total), (free.mean_acts, dense.mean_acts),
+    ):  # fmt: skip
+        torch.testing.assert_close(ours, theirs, rtol=1e-9, atol=1e-9 * float(1 + theirs.abs().max()))
+
+
+@pytest.mark.parametrize("ridge", [0.0, 0.1, 30.0])
+@pytest.mark.parametrize("with_prior", [False, True])
+def test_solution_equals_the_dense_one(ridge, with_prior):
+    free, dense, sae = problem(dead=0)
+    prior = sae.W_enc.T.detach() if with_prior else None
+    found = solve_decoder_cg(free, ridge=ridge, prior=prior, tolerance=1e-10)
+    expected = solve_decoder(dense, ridge=ridge, prior=prior)
+    assert found.residual <= 1e-10
+    assert found.iterations < 60
+    torch.testing.assert_close(found.W_dec, expected.W_dec, rtol=1e-6, atol=1e-7)
+    torch.testing.assert_close(found.b_dec, expected.b_dec, rtol=1e-6, atol=1e-7)
+
+
+def test_dead_latents_and_too_few_samples():
+    for n in (400, 20):
+        free, dense, sae = problem(n=n)
+        start = sae.W_enc.T.detach()
+        found = solve_decoder_cg(free, ridge=0.0, start=start, tolerance=1e-8)
+        assert found.residual <= 1e-8
+        assert torch.equal(found.W_dec[:5], start[:5])  # never firing: as they were
+        least = solve_decoder(dense, ridge=0.0)
+        misfit = dense.gram @ found.W_dec - dense.cross  # the same squared error
+        assert float(misfit.norm() / dense.cross.norm()) < 1e-7
+        assert float(least.W_dec.norm()) <= float(found.W_dec.norm())
+        assert torch.equal(solve_decoder_cg(free, ridge=0.0).W_dec[:5], torch.zeros(5, 6, dtype=torch.float64))
+
+
+def test_every_option_changes_the_solution():
+    free, dense, _ = problem()
+    before = torch.randn(60, 6, generator=rng(4), dtype=torch.float64)
+    found = solve_decoder_cg(free, ridge=1.0, prox=7.0, previous=before, tolerance=1e-9)
+    expected = solve_decoder(dense, ridge=1.0, prox=7.0, previous=(before, torch.zeros(6, dtype=torch.float64)))
+    torch.testing.assert_close(found.W_dec, expected.W_dec, rtol=1e-6, atol=1e-7)
+    rough = solve_decoder_cg(free, ridge=1.0, max_iterations=1, tolerance=1e-9)
+    assert rough.iterations == 1
+    assert rough.residual > 1e-9
+    warm = solve_decoder_cg(free, ridge=1.0, start=solve_decoder(dense, ridge=1.0).W_dec, tolerance=1e-6)
+    assert warm.iterations == 0
+    single, _, _ = problem(dtype=torch.float32)
+    low = solve_decoder_cg(single, ridge=1.0, tolerance=1e-4)
+    assert low.W_dec.dtype == torch.float32
+    assert low.residual <= 1e-4
+    unreachable = solve_decoder_cg(single, ridge=0.0, tolerance=1e-12)  # float32 cannot: it stops and says where
+    assert 1e-12 < unreachable.residual < 1e-3
+
+
+@pytest.mark.parametrize("with_prior", [False, True])
+@pytest.mark.parametrize("n", [400, 50])
+def test_probed_gcv_is_near_the_exact_one(with_prior, n):
+    free, dense, sae = problem(n=n, m=60, d=6, dead=0)
+    prior = sae.W_enc.T.detach() if with_prior else None
+    exact = gcv_ridge(dense, prior)
+    found = gcv_ridge_cg(free, prior, n_probes=64, tolerance=1e-8)
+    known = dict(exact.path)
+    assert known[math.inf] == pytest.approx(dict(found.path)[math.inf], rel=1e-6)
+    assert found.score >= 0.9 * exact.score
+    assert found.score <= 1.3 * exact.score  # of a grid by factors of 10, with an estimated trace
+    if 0 < exact.ridge < math.inf:
+        near = gcv_ridge_cg(free, prior, around=exact.ridge, n_probes=256, tolerance=1e-8)
+        at = dict(near.path)[exact.ridge]
+        assert at == pytest.approx(exact.score, rel=0.1)
+
+
+def test_gcv_moves_from_a_bad_start():
+    free, dense, _ = problem(dead=0)
+    best = gcv_ridge(dense).ridge
+    far = gcv_ridge_cg(free, around=best * 4.0**6, n_probes=64)
+    assert best / 8 < far.ridge < best * 8
+    other = gcv_ridge_cg(free, n_probes=2, generator=rng(9))
+    assert other.score != gcv_ridge_cg(free, n_probes=2).score
+
+
+def test_bad_input_is_refused():
+    free, _, _ = problem()
+    for options, message in (
+        ({"ridge": -1.0}, "ridge=-1.0 must be"), ({"ridge": math.inf}, "ridge=inf needs no iteration"),
+        ({"ridge": 1.0, "prox": 1.0}, "pass previous"), ({"ridge": 1.0, "prior": torch.zeros(3, 6)}, "prior has 3 rows"),
+        ({"ridge": 1.0, "tolerance": 0.0}, "tolerance"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            solve_decoder_cg(free, **options)
+    with pytest.raises(ValueError, match="empty"):
+        solve_decoder_cg(MatrixFreeStats(4, 3), ridge=1.0)
+    with pytest.raises(ValueError, match="float16"):
+        MatrixFreeStats(4, 3, dtype=torch.float16)
+    top = TopActs(torch.ones(2, 1), torch.full((2, 1), 4))
+    with pytest.raises(ValueError, match="must lie in 0 ... 3"):
+        MatrixFreeStats(4, 3).update(top, torch.zeros(2, 3))
+    with pytest.raises(ValueError, match="at least 2 samples"):
+        gcv_ridge_cg(MatrixFreeStats(4, 3))
+
+
+@pytest.mark.parametrize("activation", [TopK(3), AbsTopK(3)])
+@pytest.mark.parametrize("decoder", ["free", "tied", "tied_residual"])
+def test_pam_solves_large_dictionaries_matrix_free(decoder, activation, monkeypatch):
+    x = torch.randn(300, 8, generator=rng(1)) @ torch.randn(8, 8, generator=rng(2))
+    method = PAMSGD(lr=1e-3, ridge="gcv" if decoder != "free" else 5.0)
+    results = []
+    for limit in (10**6, 40):
+        monkeypatch.setattr(pam, "MATRIX_FREE_FROM", limit)
+        sae = SAE(8, 48, activation, decoder, generator=rng(0))
+        assert method._matrix_free(sae) == (limit == 40)
+        results.append(fit(sae, x, method, epochs=3, batch_size=50))
+    dense, free = (r.history[-1] for r in results)
+    assert free["train_fvu"] == pytest.approx(dense["train_fvu"], rel=0.05)
+    if decoder == "free":
+        torch.testing.assert_close(results[1].sae.W_dec, results[0].sae.W_dec, rtol=1e-2, atol=1e-3)
+        assert 0 < results[1].state.residual < 2e-4
+    assert not PAMSGD(bias="separate", ridge=1.0)._matrix_free(results[1].sae)
+    assert not PAMSGD(prox_dec=1.0)._matrix_free(results[1].sae)
