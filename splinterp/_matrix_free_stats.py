@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import tempfile
 import weakref
-from collections.abc import Iterator
+from collections.abc import Callable, Iterator
 
 import numpy as np
 import torch
@@ -43,16 +43,17 @@ class MatrixFreeStats:
         self.mean_x = torch.zeros(d_in, dtype=torch.float64)
         self.cross = torch.zeros(n_latents, d_in, dtype=dtype)
         self.total = 0.0
-        self._squares = torch.zeros(n_latents, dtype=torch.float64)
+        self.squares = torch.zeros(n_latents, dtype=torch.float64)
         self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 (lives as long as the object)
+        self.sum_over: Callable[[Tensor], None] | None = None  # sums over processes that hold other samples
         weakref.finalize(self, self._file.close)
         self._blocks: list[tuple[int, int]] = []
 
     @property
     def diagonal(self) -> Float[Tensor, " n_latents"]:
         """Of the centred Gram matrix, float64; rounding below 1e-12 of the raw sum of squares counts as zero."""
-        centred = self._squares - self.n_samples * self.mean_acts.square()
-        return torch.where(centred > 1e-12 * self._squares, centred, 0.0)
+        centred = self.squares - self.n_samples * self.mean_acts.square()
+        return torch.where(centred > 1e-12 * self.squares, centred, 0.0)
 
     @torch.no_grad()
     def update(self, acts: TopActs, x: ArrayLike) -> MatrixFreeStats:
@@ -85,7 +86,7 @@ class MatrixFreeStats:
         self.total += float(centred.square().sum(dtype=torch.float64) + old * n / new * step_x.square().sum())
         self.mean_acts += step_acts * (n / new)
         self.mean_x += step_x * (n / new)
-        self._squares += torch.bincount(
+        self.squares += torch.bincount(
             acts.top_indices.flatten(), weights=values.double().square().flatten(), minlength=self.n_latents
         )
         self.n_samples = new
@@ -111,4 +112,6 @@ class MatrixFreeStats:
         for code in self.codes():
             rows = decode_rows(code.values, code.top_indices, P).sub_(at_mean)  # centred, so that nothing cancels in the sum
             code.add_product(rows, total)
+        if self.sum_over is not None:
+            self.sum_over(total)
         return total  # sum z (z - z̄) P, and sum (z - z̄) P = 0

@@ -3,6 +3,7 @@
 from splinterp.training.base import DivergenceError, GradientOptions, TrainState
 from splinterp.training.bias_adaptation import BiasAdaptation, BiasState
 from splinterp.training.blocks import SAELike
+from splinterp.training.distributed import ProcessGroup, WorkerLostError
 from splinterp.training.firing import FiringCounter
 from splinterp.training.fit import FitResult, fit
 from splinterp.training.pam import PAMSGD, PAMState
@@ -18,7 +19,9 @@ __all__ = [
     "FitResult",
     "GradientOptions",
     "PAMState",
+    "ProcessGroup",
     "SAELike",
     "TrainState",
+    "WorkerLostError",
     "fit",
 ]

@@ -6,6 +6,7 @@ samples of |z|_1, plus `l0` times the mean count of active latents.
 
 from __future__ import annotations
 
+import contextlib
 import inspect
 import math
 from collections.abc import Callable, Iterable
@@ -18,10 +19,11 @@ from torch.nn import functional as F
 
 from splinterp._checks import as_samples, at_least, one_of
 from splinterp._typing import ArrayLike, Tensor
-from splinterp.activations import JumpReLU
+from splinterp.activations import BatchTopK, JumpReLU
 from splinterp.data.store import ActivationStore
 from splinterp.sae import SAE
 from splinterp.training.blocks import SAELike, sharing
+from splinterp.training.distributed import ProcessGroup
 from splinterp.training.sparse_gradients import sparse_gradients, takes_sparse_gradients
 
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
@@ -60,6 +62,8 @@ class TrainState:
     loss: Tensor | None = None
     observer: Callable[[Tensor], object] | None = None
     """Called with the codes (n, n_latents) of every batch that a loss is taken of."""
+    processes: ProcessGroup | None = None
+    """Where gradients and statistics are summed over processes."""
 
     @property
     def n_samples(self) -> int:
@@ -189,23 +193,46 @@ class GradientOptions:
         for group in state.optimizer.param_groups:
             group["lr"] = self.rate(state)
         moved = [p for group in state.optimizer.param_groups for p in group["params"]]
-        if (
-            isinstance(sae, SAE) and state.observer is None and takes_sparse_gradients(sae)
-        ):  # no penalty acts on these activations
-            state.loss = sparse_gradients(sae, x, {id(p) for p in moved})
-            state.check_finite()
+        if state.processes is None:
+            self.gradients(sae, state, x, moved)
         else:
-            for p in sae.parameters():
-                p.grad = None
-            loss = self.loss(sae, x) if state.observer is None else self.loss(sae, x, state.observer)
-            state.loss = loss.detach()
-            if not x.is_cuda or state.step % GPU_CHECK_EVERY == 0:
-                state.check_finite()
-            loss.backward()
+            self.shared_gradients(sae, state, state.processes, x, moved)
         self.adjust_gradients(sae, state)
         if self.clip is not None:
             nn.utils.clip_grad_norm_(moved, self.clip)
         state.optimizer.step()
+
+    def gradients(self, sae: SAELike, state: TrainState, x: Tensor, moved: list[nn.Parameter]) -> None:
+        """Set `state.loss` and the gradients of the `moved` parameters. Raises DivergenceError."""
+        if isinstance(sae, SAE) and state.observer is None and takes_sparse_gradients(sae):
+            state.loss = sparse_gradients(sae, x, {id(p) for p in moved})  # no penalty acts on these activations
+            state.check_finite()
+            return
+        for p in sae.parameters():
+            p.grad = None
+        loss = self.loss(sae, x) if state.observer is None else self.loss(sae, x, state.observer)
+        state.loss = loss.detach()
+        if not x.is_cuda or state.step % GPU_CHECK_EVERY == 0:
+            state.check_finite()
+        loss.backward()
+
+    def shared_gradients(
+        self, sae: SAELike, state: TrainState, processes: ProcessGroup, x: Tensor, moved: list[nn.Parameter]
+    ) -> None:
+        """`gradients` of a batch of which every process has its own rows. All of them fail where one loss is not finite."""
+        if isinstance(getattr(sae, "activation", None), BatchTopK):
+            raise ValueError("BatchTopK selects from whole batches: train it in one process")
+        if len(x):
+            with contextlib.suppress(DivergenceError):  # the others must hear of it first
+                self.gradients(sae, state, x, moved)
+        else:
+            state.loss = torch.zeros((), dtype=x.dtype, device=x.device)
+        for p in moved:
+            if p.grad is None or not len(x):
+                p.grad = torch.zeros_like(p)
+        assert state.loss is not None
+        state.loss = processes.merge_gradients(moved, state.loss, len(x))
+        state.check_finite()
 
     def adjust_gradients(self, sae: SAELike, state: Any) -> None:
         """Add the gradients of penalties on parameters, or drop those of frozen blocks."""

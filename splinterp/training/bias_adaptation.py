@@ -10,7 +10,7 @@ import math
 from collections.abc import Iterable, Iterator, Sequence
 from contextlib import contextmanager
 from dataclasses import dataclass, field, replace
-from typing import Any
+from typing import Any, ClassVar
 
 import torch
 
@@ -115,6 +115,9 @@ class BiasAdaptation:
         TypeError: another base.
         ValueError: an option out of range, or one that would change nothing.
     """
+
+    whole_batches: ClassVar[bool] = True
+    """Frequencies are of whole batches: one process only."""
 
     base: Any = field(default_factory=SGD)
     lr: float | None = None

@@ -20,6 +20,7 @@ from splinterp.data.store import ActivationStore
 from splinterp.metrics import evaluate
 from splinterp.training.base import DivergenceError, training_data
 from splinterp.training.blocks import SAELike
+from splinterp.training.distributed import ProcessGroup
 
 
 @runtime_checkable
@@ -84,6 +85,7 @@ def fit(
     checkpoint_every: int = 1,
     resume: bool = False,
     progress: bool = False,
+    processes: ProcessGroup | None = None,
 ) -> FitResult:
     """Train `sae` in place on x (N, d_in) with `method` (SGD, PAMSGD, ...).
 
@@ -107,10 +109,13 @@ def fit(
         checkpoint: file to write (to a temporary name, then renamed) every `checkpoint_every` epochs and at the end.
         resume: continue from `checkpoint` if it exists; the result equals that of an undisturbed run, bit for bit.
         progress: show a progress bar on stderr.
+        processes: of several processes that run this same call on the same data: each takes its rows of every batch, the first one
+            writes checkpoints (one before the first epoch too), calls back and shows progress.
 
     Raises:
         TypeError, ValueError: data, options or module that do not fit, a checkpoint of another run.
         DivergenceError: non-finite loss or reconstruction error.
+        WorkerLostError: another process is gone.
     """
     _check_options(epochs, batch_size, log_every, checkpoint_every, train_eval_samples)
     if keep_best and x_val is None:
@@ -128,7 +133,12 @@ def fit(
     if resume and Path(str(checkpoint)).exists():
         run.load(Path(str(checkpoint)))
 
-    bar = tqdm(total=epochs * len(batches), initial=run.epoch * len(batches), disable=not progress, unit="step")
+    if processes is not None:
+        run.join(processes)
+        if checkpoint is not None and processes.first:
+            run.save(Path(checkpoint))
+    first = processes is None or processes.first
+    bar = tqdm(total=epochs * len(batches), initial=run.epoch * len(batches), disable=not (progress and first), unit="step")
     was_training = sae.training
     try:
         while run.epoch < epochs:
@@ -137,9 +147,9 @@ def fit(
             if last or run.epoch % log_every == 0:
                 row = run.log(data[:train_eval_samples], x_val)
                 bar.set_postfix(fvu=row["train_fvu"])
-                if callback is not None:
+                if callback is not None and first:
                     callback(row)
-            if checkpoint is not None and (last or run.epoch % checkpoint_every == 0):
+            if checkpoint is not None and first and (last or run.epoch % checkpoint_every == 0):
                 run.save(Path(checkpoint))
     finally:
         bar.close()
@@ -200,11 +210,19 @@ class _Run:
         total = float(data.sum(dtype=torch.float64)) if isinstance(data, Tensor) else data.fingerprint()
         return [str(self.method), str(self.sae), shapes, self.keep_best, len(data), total, batch_size, epochs, order]
 
+    def join(self, processes: ProcessGroup) -> None:
+        """Start from the first process's parameters, and share every batch from now on."""
+        if not hasattr(self.state, "processes") or getattr(self.method, "whole_batches", False):
+            raise ValueError(f"{type(self.method).__name__} looks at whole batches: train with it in one process")
+        processes.broadcast_(p.detach() for p in self.sae.parameters())
+        self.state.processes = processes
+
     def train_epoch(self, batches: Batches, bar: Any) -> None:
         self.sae.train()
+        processes = getattr(self.state, "processes", None)
         start = time.perf_counter()
         for x in batches.shuffled(self.generator):
-            self.method.step(self.sae, self.state, x)
+            self.method.step(self.sae, self.state, x if processes is None else processes.share(x))
             bar.update()
         if hasattr(self.state, "check_finite"):
             self.state.check_finite()

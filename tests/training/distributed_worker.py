@@ -1,0 +1,52 @@
+"""What tests/training/test_distributed.py starts in each process: train, and write the parameters."""
+
+from __future__ import annotations
+
+import os
+import sys
+from datetime import timedelta
+
+import torch
+from torch import distributed as dist
+
+from splinterp import PAMSGD, SAE, SGD, ReLU, TopK, fit
+from splinterp.training import ProcessGroup, pam
+
+DIES_AT = 3
+METHODS = {
+    "sgd": (lambda: SGD(lr=1e-2, l1=1e-3, clip=0.1), ReLU, "free"),
+    "pam": (lambda: PAMSGD(lr=1e-2, solve_gap=1), lambda: TopK(2), "tied_residual"),
+    "matrix-free": (lambda: PAMSGD(lr=1e-2, solve_gap=1, ridge=3.0), lambda: TopK(2), "free"),
+}
+
+
+def train(name: str, processes: ProcessGroup | None, checkpoint: str | None = None, dies: bool = False) -> SAE:
+    """The run that every number of processes must agree on; 81 rows and batches of 16 leave one process an empty share."""
+    make, activation, decoder = METHODS[name]
+    if name == "matrix-free":
+        pam.MATRIX_FREE_FROM = 24
+    g = torch.Generator().manual_seed(1)
+    x = torch.randn(81, 6, generator=g, dtype=torch.float64) @ torch.randn(6, 6, generator=g, dtype=torch.float64)
+    sae = SAE(6, 24, activation(), decoder, dtype=torch.float64, generator=g)
+
+    def callback(row: dict[str, float]) -> None:
+        if dies and row["epoch"] == DIES_AT:
+            os._exit(7)
+
+    fit(sae, x, make(), epochs=5, batch_size=16, processes=processes, checkpoint=checkpoint, resume=checkpoint is not None,
+        callback=callback)  # fmt: skip
+    return sae
+
+
+def main(name: str, out: str, dies: bool) -> None:
+    """`callback` runs in the first process alone, so a death is the first one's; the other must report it."""
+    torch.set_num_threads(1)
+    dist.init_process_group("gloo", timeout=timedelta(seconds=30))
+    processes = ProcessGroup()
+    sae = train(name, processes, f"{out}.checkpoint" if dies or os.path.exists(f"{out}.checkpoint") else None, dies)
+    torch.save(sae.state_dict(), f"{out}.{processes.rank}")
+    dist.destroy_process_group()
+
+
+if __name__ == "__main__":
+    main(sys.argv[1], sys.argv[2], sys.argv[3:] == ["dies"])
