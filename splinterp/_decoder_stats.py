@@ -51,7 +51,7 @@ class DecoderStats:
         at_least("d_in", d_in, 1)
         self.n_latents, self.d_in, self.dtype = n_latents, d_in, dtype
         self.device = torch.empty(0, device=device).device
-        self.n_samples = 0
+        self.n_samples: float = 0
         self.mean_acts = torch.zeros(n_latents, dtype=dtype, device=device)
         self.mean_x = torch.zeros(d_in, dtype=dtype, device=device)
         self.gram = torch.zeros(n_latents, n_latents, dtype=dtype, device=device)
@@ -124,7 +124,17 @@ class DecoderStats:
             self.total += other.total.to(self.total)
         return self
 
-    def _absorb(self, n: int, mean_acts: Tensor, mean_x: Tensor) -> None:
+    def forget(self, keep: float) -> DecoderStats:
+        """Give all samples so far the weight `keep`, in [0, 1]: sums and number of samples shrink, means stay. Returns self."""
+        if not 0 <= keep <= 1:
+            raise ValueError(f"keep={keep} must be in [0, 1]")
+        self._spectrum = None
+        self.n_samples *= keep
+        for total in (self.gram, self.cross, self.total):
+            total *= keep
+        return self
+
+    def _absorb(self, n: float, mean_acts: Tensor, mean_x: Tensor) -> None:
         """Move the means to those of the union with n samples of other means; add the between-group products."""
         self._spectrum = None
         old, new = self.n_samples, self.n_samples + n

@@ -213,7 +213,7 @@ class _GCVCurve(NamedTuple):
     ab: np.ndarray
     bb: np.ndarray
     rest: float
-    N: int
+    N: float
     prox: float
     inflation: float
 

@@ -8,6 +8,7 @@ from splinterp.training.firing import FiringCounter
 from splinterp.training.fit import FitResult, fit
 from splinterp.training.pam import PAMSGD, PAMState
 from splinterp.training.sgd import SGD
+from splinterp.training.streaming import StreamingPAMSGD
 
 __all__ = [
     "PAMSGD",
@@ -21,6 +22,7 @@ __all__ = [
     "PAMState",
     "ProcessGroup",
     "SAELike",
+    "StreamingPAMSGD",
     "TrainState",
     "WorkerLostError",
     "fit",

@@ -254,7 +254,7 @@ class PAMSGD(GradientOptions):
 
         Before the first solve with ridge="gcv" there is no ridge yet, and none acts.
         """
-        size = state.data.numel()  # N d_in: strengths of sums become strengths of the mean loss
+        size = self.solved_numbers(state)  # strengths of sums become strengths of the mean loss
         if self.prox_enc and state.anchor is not None:
             for p, anchor in zip(encoder_parameters(sae), state.anchor, strict=True):
                 if p.grad is not None:
@@ -268,3 +268,7 @@ class PAMSGD(GradientOptions):
             for p in decoder_weights(sae):
                 if p.grad is not None:
                     p.grad.add_(p.detach(), alpha=2 * state.ridge / size)
+
+    def solved_numbers(self, state: PAMState) -> float:
+        """N d_in: the numbers that the strengths' sums run over."""
+        return state.data.numel()
