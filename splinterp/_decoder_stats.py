@@ -51,12 +51,15 @@ class DecoderStats:
         at_least("d_in", d_in, 1)
         self.n_latents, self.d_in, self.dtype = n_latents, d_in, dtype
         self.device = torch.empty(0, device=device).device
+        self.clear()
+
+    def clear(self) -> None:
+        """Forget every sample."""
+        m, d = self.n_latents, self.d_in
         self.n_samples: float = 0
-        self.mean_acts = torch.zeros(n_latents, dtype=dtype, device=device)
-        self.mean_x = torch.zeros(d_in, dtype=dtype, device=device)
-        self.gram = torch.zeros(n_latents, n_latents, dtype=dtype, device=device)
-        self.cross = torch.zeros(n_latents, d_in, dtype=dtype, device=device)
-        self.total = torch.zeros((), dtype=dtype, device=device)
+        self.mean_acts, self.mean_x, self.gram, self.cross, self.total = (
+            torch.zeros(shape, dtype=self.dtype, device=self.device) for shape in ((m,), (d,), (m, m), (m, d), ())
+        )
         self._spectrum: Spectrum | None = None
 
     @torch.no_grad()

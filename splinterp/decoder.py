@@ -17,6 +17,7 @@ import numpy as np
 import torch
 
 from splinterp._checks import as_samples, at_least
+from splinterp._cholesky import cholesky_in_place
 from splinterp._decoder_stats import DecoderStats, Spectrum, eigh
 from splinterp._typing import ArrayLike, Float, Tensor
 
@@ -62,6 +63,7 @@ def solve_decoder(
     bias_prox: float = 0.0,
     previous: tuple[ArrayLike, ArrayLike] | None = None,
     prior: ArrayLike | None = None,
+    overwrite: bool = False,
 ) -> DecoderSolution:
     """The exact joint minimiser over weights and bias of the objective in this module's docstring.
 
@@ -76,6 +78,8 @@ def solve_decoder(
         prox, bias_prox: pull of W and b to `previous`, likewise, finite.
         previous: (W, b) of shapes (n_latents, d_in) and (d_in,).
         prior: Q, shape (n_latents, d_in); None means 0.
+        overwrite: factor the Gram matrix where it stands, and put the solution in place of `cross`: no second copy of either. The
+            statistics are empty afterwards.
 
     Returns:
         W_dec (n_latents, d_in) and b_dec (d_in,), in the dtype of the statistics.
@@ -102,32 +106,44 @@ def solve_decoder(
     if math.isinf(ridge):
         W = torch.zeros_like(stats.cross) if Q is None else Q.clone()
     else:
-        W = _solve_weights(stats, ridge, prox, W_prev, Q, share, pulled)
+        W = _solve_weights(stats, ridge, prox, W_prev, Q, share, pulled, overwrite)
     b = share * (stats.mean_x - stats.mean_acts @ W)
+    if overwrite:
+        stats.clear()
     return DecoderSolution(W, b if pulled is None else b + pulled)
 
 
 def _solve_weights(
-    stats: DecoderStats, ridge: float, prox: float, W_prev: Tensor | None, Q: Tensor | None, share: float, pulled: Tensor | None
+    stats: DecoderStats,
+    ridge: float,
+    prox: float,
+    W_prev: Tensor | None,
+    Q: Tensor | None,
+    share: float,
+    pulled: Tensor | None,
+    overwrite: bool,
 ) -> Tensor:
     """W = A^{-1} C for finite strengths; A and C from the centred sums plus what the bias terms leave uncentred."""
-    gram, right = stats.gram, stats.cross.clone()
+    right = stats.cross if overwrite else stats.cross.clone()
     if share < 1:
         target = (1 - share) * stats.mean_x if pulled is None else (1 - share) * stats.mean_x - pulled
-        gram = torch.addr(gram, stats.mean_acts, stats.mean_acts, alpha=stats.n_samples * (1 - share))
         right.addr_(stats.mean_acts, target, alpha=stats.n_samples)
     if W_prev is not None and prox > 0:
         right.add_(W_prev, alpha=prox)
     if Q is not None and ridge > 0:
         right.add_(Q, alpha=ridge)
     strength = ridge + prox
-    if strength > 0 and not (share == 1 and stats._spectrum is not None):
-        shifted = gram.clone()
-        shifted.diagonal().add_(strength)
-        factor, failed = torch.linalg.cholesky_ex(shifted)
-        if not failed:
-            return torch.cholesky_solve(right, factor)
-    spectrum = stats.spectrum() if share == 1 else eigh(gram)
+    if share == 1 and stats._spectrum is not None:
+        return _by_spectrum(stats.spectrum(), strength, right)
+    gram = stats.gram if overwrite else stats.gram.clone()
+    if share < 1:
+        gram.addr_(stats.mean_acts, stats.mean_acts, alpha=stats.n_samples * (1 - share))
+    if cholesky_in_place(gram, strength, right):
+        return right
+    return _by_spectrum(stats.spectrum() if share == 1 else eigh(gram), strength, right)
+
+
+def _by_spectrum(spectrum: Spectrum, strength: float, right: Tensor) -> Tensor:
     values, vectors, positive = spectrum
     if strength > 0:
         inverse = 1 / (values.clamp_min(0) + strength)

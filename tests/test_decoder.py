@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from splinterp import TopActs, sparse_kernels
+from splinterp._cholesky import cholesky_in_place
 from splinterp.decoder import (
     DecoderSolution,
     DecoderStats,
@@ -264,3 +265,44 @@ def test_spectrum_with_dead_latents_and_its_fallback(monkeypatch):
 
     monkeypatch.setattr(torch.linalg, "eigh", fails)
     torch.testing.assert_close(check(), by_default)
+
+
+@pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
+@pytest.mark.parametrize("ridge", [0.0, 2.0])
+@pytest.mark.parametrize("bias_ridge", [0.0, 3.0, math.inf])
+@pytest.mark.parametrize("dead", [False, True])
+def test_overwriting_changes_the_memory_and_nothing_else(dtype, ridge, bias_ridge, dead):
+    z, x = problem(200)
+    if dead:
+        z[:, 4] = 0
+    kept = DecoderStats(9, 4, dtype=dtype).update(z, x)
+    used = DecoderStats(9, 4, dtype=dtype).update(z, x)
+    gram, cross = kept.gram.clone(), kept.cross.clone()
+    options = {"ridge": ridge, "bias_ridge": bias_ridge}
+    expected = solve_decoder(stats_of(z, x), **options)
+    first, second = solve_decoder(kept, **options), solve_decoder(used, **options, overwrite=True)
+    tolerance = {"rtol": 1e-9, "atol": 1e-10} if dtype is torch.float64 else {"rtol": 1e-3, "atol": 1e-3}
+    for found in (first, second):
+        torch.testing.assert_close(found.W_dec.double(), expected.W_dec, **tolerance)
+        torch.testing.assert_close(found.b_dec.double(), expected.b_dec, **tolerance)
+    assert torch.equal(kept.gram, gram)
+    assert torch.equal(kept.cross, cross)
+    assert used.n_samples == 0
+    with pytest.raises(ValueError, match="empty"):
+        solve_decoder(used, ridge=1.0)
+
+
+def test_nearly_dependent_latents_go_to_the_least_norm_solution():
+    z, x = problem(200)
+    z[:, 3] = z[:, 5] * (1 + 1e-9 * torch.rand(200, generator=rng(1), dtype=torch.float64))
+    gram = DecoderStats(9, 4).update(z, x).gram
+    right = torch.ones(9, 2, dtype=torch.float64)
+    before = gram.clone()
+    assert not cholesky_in_place(gram, 0.0, right)
+    torch.testing.assert_close(gram, before, rtol=0, atol=0)
+    assert torch.equal(right, torch.ones_like(right))
+    W = solve_decoder(stats_of(z, x), ridge=0.0).W_dec
+    torch.testing.assert_close(W[3], W[5], rtol=1e-5, atol=1e-8)
+    indefinite = torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=torch.float64)
+    assert not cholesky_in_place(indefinite, 0.5, right[:2])
+    assert indefinite.tolist() == [[1.0, 2.0], [2.0, 1.0]]
