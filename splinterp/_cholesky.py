@@ -27,7 +27,6 @@ def cholesky_in_place(gram: Float[Tensor, "m m"], strength: float, right: Float[
     a = gram.numpy().T  # in Fortran's order, and symmetric
     potrf, pocon = scipy.linalg.get_lapack_funcs(("potrf", "pocon"), (a,))
     factor, info = potrf(a, lower=1, clean=0, overwrite_a=1)
-    assert factor.base is not None or factor is a
     safe = info == 0
     if safe and strength == 0:
         reciprocal, _ = pocon(factor, size, uplo="L")
@@ -37,10 +36,9 @@ def cholesky_in_place(gram: Float[Tensor, "m m"], strength: float, right: Float[
         gram.copy_(lower + lower.T)
         gram.diagonal().copy_(diagonal)
         return False
-    (trsm,) = scipy.linalg.get_blas_funcs(("trsm",), (a,))
-    b = right.numpy().T  # its rows are columns of `right`: x A = b with A = L L^T
-    b = trsm(1.0, factor, b, side=1, lower=1, trans_a=1, overwrite_b=1)
-    trsm(1.0, factor, b, side=1, lower=1, overwrite_b=1)
+    # Fortran's lower factor L is the upper triangle here; nothing else of `gram` is read
+    torch.linalg.solve_triangular(gram.T, right, upper=False, out=right)
+    torch.linalg.solve_triangular(gram, right, upper=True, out=right)
     return True
 
 

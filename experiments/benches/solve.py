@@ -21,7 +21,7 @@ from splinterp.decoder import DecoderStats, solve_decoder
 from splinterp.sparse_kernels import decode_rows
 
 N, D_IN, N_LATENTS, KS = 9_000, 2_304, 4_096, (320, 32)
-BLOCK = 1_024
+BLOCK = 2_048
 REPEATS = 5
 
 

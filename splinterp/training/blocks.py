@@ -53,7 +53,8 @@ def codes_of(sae: SAELike, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, 
     """
     joins = isinstance(sae, SAE) and not isinstance(sae.activation, BatchTopK)
     sparse = isinstance(sae, SAE) and sae.trains_sparse
-    rows = SOLVE_NUMBERS // max(1, sae.W_enc.shape[0] if sparse else sae.W_enc.shape[1]) if joins else 1
+    d_in, n_latents = sae.W_enc.shape
+    rows = max(n_latents, SOLVE_NUMBERS // d_in) if sparse else SOLVE_NUMBERS // n_latents if joins else 1
     for x in joined(batches, rows):
         yield x, sae.encode_top(x) if isinstance(sae, SAE) and sparse else sae.encode(x)
 
