@@ -13,6 +13,7 @@ from experiments.store import read_results
 
 RESULTS = Path(__file__).resolve().parent.parent / "experiments" / "results"
 OUT = Path(__file__).resolve().parent / "figures"
+COMPUTED = ("", "python -m paper_figures NAME")
 CONTROLLED = ("mnist-controlled.json", "python -m experiments mnist --data-dir FOLDER --jobs 2")
 BASELINES = ("baselines-mnist.json", "python -m experiments baselines --data mnist --data-dir FOLDER --jobs 2")
 BRIDGE = ("bridge.json", "python -m experiments bridge")
@@ -22,11 +23,14 @@ PAPER = ("mnist-paper.json", "python -m experiments mnist --preset paper --data-
 
 
 def _figures() -> dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, str]]]:
-    from paper_figures import bridge, curves, prices, recovery, slices
+    from paper_figures import bridge, curves, diagrams, prices, recovery, slices
 
     published = "with the published settings (AbsTopK), on"
     settings = curves.settings
     return {
+        "partitions": (diagrams.partitions, COMPUTED),
+        "orders": (diagrams.orders, COMPUTED),
+        "plane_slice": (diagrams.plane_slice, COMPUTED),
         "sample_efficiency": (curves.sample_efficiency, CONTROLLED),
         "sparsity": (curves.sparsity, CONTROLLED),
         "variants": (curves.variants, CONTROLLED),
@@ -62,7 +66,8 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     figures = _figures()
     if args.list or not (args.names or args.all):
-        print("\n".join(f"{name:20} reads {source[0]}, made by: {source[1]}" for name, (_, source) in figures.items()))
+        for name, (_, (file, made_by)) in figures.items():
+            print(f"{name:20} reads {file}, made by: {made_by}" if file else f"{name:20} computed")
         return 0
     unknown = [name for name in args.names if name not in figures]
     if unknown:
@@ -70,20 +75,26 @@ def main(argv: list[str]) -> int:
     missing = 0
     for name in figures if args.all else args.names:
         draw, (file, command) = figures[name]
-        missing += not _draw(name, draw, args.results or RESULTS / file, command, args.out)
+        path = (args.results or RESULTS / file) if file else None
+        missing += not _draw(name, draw, path, command, args.out)
     return 1 if missing else 0
 
 
-def _draw(name: str, draw: Callable[[dict[str, Any]], Any], path: Path, command: str, out: Path) -> bool:
+def _draw(name: str, draw: Callable[[dict[str, Any]], Any], path: Path | None, command: str, out: Path) -> bool:
     from paper_figures.style import save, styled
 
-    if not path.exists():
+    if path is not None and not path.exists():
         print(f"{name}: {path} is missing; make it with: {command}", file=sys.stderr)
         return False
-    results = read_results(path)
+    results = {} if path is None else read_results(path)
+    source = (
+        f"Computed by: {command.replace('NAME', name)}."
+        if path is None
+        else f"Results: {path.name}, made by: {results['command']}"
+    )
     with styled():
         figure, caption = draw(results)
-        paths = save(figure, out, name, f"{caption}\n\nResults: {path.name}, made by: {results['command']}")
+        paths = save(figure, out, name, f"{caption}\n\n{source}")
     print(f"{name}: {', '.join(str(p) for p in paths)}")
     return True
 

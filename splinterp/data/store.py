@@ -136,17 +136,25 @@ class ActivationStore:
         """
         blocks = torch.arange(0, self.n_rows, CHUNK_ROWS)
         starts: list[int] = blocks[torch.randperm(len(blocks), generator=generator)].tolist()
-        per_buffer = max(1, self.memory // (2 * CHUNK_ROWS * self.d_in * 4))  # the mixed copy takes as much again
+        per_buffer = max(1, self.memory // (CHUNK_ROWS * self.d_in * 4) - 1)  # one block for rows left over and in hand
         rest = torch.empty(0, self.d_in)
         for first in range(0, len(starts), per_buffer):
-            parts = [self._contiguous(s, min(s + CHUNK_ROWS, self.n_rows)) for s in sorted(starts[first : first + per_buffer])]
-            buffer = torch.cat([rest, *parts])
-            buffer = buffer[torch.randperm(len(buffer), generator=generator)]
+            chosen = sorted(starts[first : first + per_buffer])
+            n = len(rest) + sum(min(CHUNK_ROWS, self.n_rows - s) for s in chosen)
+            buffer = torch.empty(n, self.d_in)
+            buffer[: len(rest)] = rest
+            filled = len(rest)
+            for start in chosen:
+                part = self._contiguous(start, min(start + CHUNK_ROWS, self.n_rows))
+                buffer[filled : filled + len(part)] = part
+                filled += len(part)
+            order = torch.randperm(n, generator=generator)
             last = first + per_buffer >= len(starts)
-            whole = len(buffer) if last else len(buffer) // batch_size * batch_size
-            if whole:
-                yield from buffer[:whole].split(batch_size)
-            rest = buffer[whole:].clone()
+            whole = n if last else n // batch_size * batch_size
+            for rows in order[:whole].split(batch_size):
+                yield buffer[rows]
+            rest = buffer[order[whole:]]
+            del buffer  # before the next one is made
 
     def statistics(self) -> dict[str, Tensor]:
         """Of the rows, in one pass, float64: "mean", "std" (divisor N), "min", "max", each (d_in,), and "norm", the mean norm."""
