@@ -23,7 +23,7 @@ RAW = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 """What NumPy maps the file as: it has no bfloat16."""
 CHUNK_ROWS = 256
 """Rows that are read together when shuffling."""
-READ_BYTES = 2**26
+READ_BYTES = 2**24
 
 
 class CorruptStoreError(RuntimeError):
