@@ -6,11 +6,12 @@ import importlib
 import sys
 
 EXPERIMENTS = {
+    "atoms": "dictionary atoms and reconstructions of SAEs trained on MNIST",
     "abstopk": "one latent for two poles: signs of the codes on a language model's activations",
     "baselines": "SAEs beside k-means, local PCA, PCA, ICA, NMF; the price of interpretability: --data digits | mnist",
     "bench": "speed and memory, as ratios within one run: bench train, solve, scale, ...",
     "bridge": "from k-means through SAEs to local PCA, in the plane",
-    "llm": "sample efficiency on a language model's activations (MiniLM by default)",
+    "llm": "sample efficiency on a language model's activations: --preset quick | controlled | paper | paper-gemma",
     "digits": "sample efficiency on scikit-learn's digits, under a minute, no download",
     "tables": "print the tables of a results file: tables mnist-controlled [--markdown] [--summary]",
     "geometry": "regions and slices of SAEs trained on MNIST by SGD and PAM-SGD",

@@ -43,6 +43,11 @@ def percent(log_ratio: Sequence[float]) -> str:
     return f"{math.expm1(mean):+.1%} [{math.expm1(mean - half):+.1%}, {math.expm1(mean + half):+.1%}]"
 
 
+def unit(results: dict[str, Any]) -> str:
+    """What the training samples are."""
+    return "images" if results["config"]["data"] in ("mnist", "digits") else "tokens"
+
+
 def size_tables(results: dict[str, Any], markdown: bool = False) -> str:
     """The main comparison: test FVU of every method at every size, and the verdict on PAM, by budget and activation."""
     rows = [row for row in results["rows"] if row["part"] == "sizes"]
@@ -64,7 +69,7 @@ def size_tables(results: dict[str, Any], markdown: bool = False) -> str:
                 lines.append(
                     [n_train, first["steps"], *values, found["control"], percent(found["log_ratio"]), found["verdict"]]
                 )
-            header = ["images", "steps", *methods, "best control", "PAM against it", "verdict"]
+            header = [unit(results), "steps", *methods, "best control", "PAM against it", "verdict"]
             parts.append(f"{activation}, {title}: test FVU, mean ± 95 % interval\n\n{table(header, lines, markdown)}")
     return "\n\n".join(parts)
 
@@ -80,7 +85,17 @@ def summary(results: dict[str, Any], markdown: bool = False) -> str:
             found["budget"], found["activation"], f"{found['n_train']:,}", f"{ours['steps']:,}", found["control"],
             with_interval(control["fvu"]), with_interval(ours["fvu"]), percent(found["log_ratio"]), found["verdict"],
         ])  # fmt: skip
-    header = ["budget", "activation", "images", "steps", "best control", "its FVU", "PAM's FVU", "PAM against it", "verdict"]
+    header = [
+        "budget",
+        "activation",
+        unit(results),
+        "steps",
+        "best control",
+        "its FVU",
+        "PAM's FVU",
+        "PAM against it",
+        "verdict",
+    ]
     return table(header, lines, markdown)
 
 
@@ -99,7 +114,7 @@ def part_table(results: dict[str, Any], part: str, markdown: bool = False) -> st
                 with_interval(row["fvu"]), f"{row['l0']:.1f}", f"{row['frac_dead']:.2f}",
             ])  # fmt: skip
     split = "validation" if part == "causes" else "test"
-    header = ["activation", "images", "budget", "method", "setting", "lr", f"{split} FVU", "l0", "dead"]
+    header = ["activation", unit(results), "budget", "method", "setting", "lr", f"{split} FVU", "l0", "dead"]
     return f"{part}\n\n{table(header, lines, markdown)}"
 
 
@@ -120,7 +135,7 @@ def matched_l0(results: dict[str, Any], markdown: bool = False) -> str:
             inside = l0[0] <= np.log(ours["l0"]) <= l0[-1]
             line.append(f"{np.exp(np.interp(np.log(ours['l0']), l0, fvu)):.3f}" if inside else "outside")
         lines.append(line)
-    header = ["images", "l1", "l0 of PAM", "PAM", *(f"{m} at that l0" for m in controls)]
+    header = [unit(results), "l1", "l0 of PAM", "PAM", *(f"{m} at that l0" for m in controls)]
     return f"ReLU at matched l0: mean test FVU\n\n{table(header, lines, markdown)}"
 
 

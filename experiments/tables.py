@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments import abstopk, baselines, bench, bridge, geometry, recovery
+from experiments import abstopk, atoms, baselines, bench, bridge, geometry, recovery
 from experiments.options import RESULTS
 from experiments.report import render, summary
 from experiments.store import read_results
@@ -32,6 +32,8 @@ def command(argv: list[str]) -> Path:
 
 def _renderer(results: dict[str, Any], short: bool) -> Callable[[dict[str, Any], bool], str]:
     """What prints a results file, by what is in it."""
+    if "atoms_of" in results:
+        return atoms.render
     if "slices" in results:
         return geometry.render
     if "prices" in results:

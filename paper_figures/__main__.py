@@ -14,16 +14,20 @@ from experiments.store import read_results
 RESULTS = Path(__file__).resolve().parent.parent / "experiments" / "results"
 OUT = Path(__file__).resolve().parent / "figures"
 COMPUTED = ("", "python -m paper_figures NAME")
+ATOMS = ("atoms-mnist.json", "python -m experiments atoms --data-dir FOLDER")
 CONTROLLED = ("mnist-controlled.json", "python -m experiments mnist --data-dir FOLDER --jobs 2")
 BASELINES = ("baselines-mnist.json", "python -m experiments baselines --data mnist --data-dir FOLDER --jobs 2")
 BRIDGE = ("bridge.json", "python -m experiments bridge")
 GEOMETRY = ("geometry-mnist.json", "python -m experiments geometry --data-dir FOLDER --jobs 2")
+LLM = ("llm-minilm-3.json", "python -m experiments llm --preset controlled --data-dir FOLDER --jobs 2")
+SIGNS = ("abstopk.json", "python -m experiments abstopk --layers 1 3 5 --data-dir FOLDER --jobs 2")
+SIGNS_GPT2 = ("abstopk-small-gpt2.json", "python -m experiments abstopk --model small-gpt2 --layers 1 3 --jobs 2")
 RECOVERY = ("recovery.json", "python -m experiments recovery --jobs 2")
 PAPER = ("mnist-paper.json", "python -m experiments mnist --preset paper --data-dir FOLDER --jobs 2")
 
 
 def _figures() -> dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, str]]]:
-    from paper_figures import bridge, curves, diagrams, prices, recovery, slices
+    from paper_figures import atoms, bridge, curves, diagrams, prices, recovery, signs, slices
 
     published = "with the published settings (AbsTopK), on"
     settings = curves.settings
@@ -31,7 +35,9 @@ def _figures() -> dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, st
         "partitions": (diagrams.partitions, COMPUTED),
         "orders": (diagrams.orders, COMPUTED),
         "plane_slice": (diagrams.plane_slice, COMPUTED),
+        "atoms": (atoms.atoms, ATOMS),
         "sample_efficiency": (curves.sample_efficiency, CONTROLLED),
+        "sample_efficiency_llm": (curves.sample_efficiency, LLM),
         "sparsity": (curves.sparsity, CONTROLLED),
         "variants": (curves.variants, CONTROLLED),
         "ridge": (curves.ridge, CONTROLLED),
@@ -44,6 +50,8 @@ def _figures() -> dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, st
                                 what=f"mu = nu as the scripts have it, L2 on the encoder, {published}"), PAPER),
         "paper_mu_nu_pull": (partial(settings, part="mu_nu_pull", xlabel=r"$\mu = \nu$ (pull to the previous block)",
                                      what=f"mu = nu as the paper's text has it, a proximal pull, {published}"), PAPER),
+        "signs": (signs.signs, SIGNS),
+        "signs_small_gpt2": (signs.signs, SIGNS_GPT2),
         "bridge": (bridge.bridge, BRIDGE),
         "price": (prices.price, BASELINES),
         "baselines": (prices.baselines, BASELINES),

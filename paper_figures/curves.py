@@ -11,9 +11,16 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.compare import t_interval
+from experiments.report import unit
 from paper_figures.style import COLUMN, METHOD_STYLES, PAGE, label, legend_below
 
 Row = dict[str, Any]
+
+
+def data_name(results: Row) -> str:
+    """The data set as a caption names it."""
+    data = results["config"]["data"]
+    return {"mnist": "MNIST", "digits": "scikit-learn's digits", "minilm-3": "MiniLM's layer 3 (WikiText-2)"}.get(data, data)
 
 
 def draw(axes: Axes, x: Sequence[float], rows: Sequence[Row], method: str) -> None:
@@ -61,13 +68,13 @@ def sample_efficiency(results: Row) -> tuple[Figure, str]:
     for axes in grid.flat:  # after all panels are drawn: rows share their limits
         log_axes(axes, sorted({row["n_train"] for row in rows}))
     for axes in grid[-1]:
-        axes.set_xlabel("training images")
+        axes.set_xlabel(f"training {unit(results)}")
     legend_below(figure, 5)
     config = results["config"]
     n_seeds = sorted({len(row["seeds"]) for row in rows})
     return figure, (
-        f"Sample efficiency on {config['data']}: fraction of variance unexplained on the test split against the number of "
-        f"training images, {config['n_latents']} latents, k = {config['k']}. Every method starts from the same encoder, sees "
+        f"Sample efficiency on {data_name(results)}: fraction of variance unexplained on the test split against the number of "
+        f"training {unit(results)}, {config['n_latents']:,} latents, k = {config['k']}. Every method starts from the same encoder, sees "
         "the same batches and has its own step size, chosen on validation data from the same number of trials. Bars: 95 % t "
         f"intervals over {' or '.join(map(str, n_seeds))} seeds. Left: {config['early_epochs']} epochs, the model at the end. "
         f"Right: at least {config['long_steps']:,} steps, the checkpoint of lowest validation FVU."
@@ -84,14 +91,14 @@ def sparsity(results: Row) -> tuple[Figure, str]:
         for method in dict.fromkeys(row["method"] for row in chosen):
             points = sorted((row for row in chosen if row["method"] == method), key=lambda row: row["options"]["l1"])
             draw(axes, [p["l0"] for p in points], points, method)
-        axes.set(xlabel="l0 (active latents a sample)", title=f"ReLU, {n_train:,} training images")
+        axes.set(xlabel="l0 (active latents a sample)", title=f"ReLU, {n_train:,} training {unit(results)}")
     for axes in grid[0]:
         log_axes(axes, (1, 3, 10, 30, 100))
     grid[0][0].set_ylabel("test FVU (lower is better)")
     legend_below(figure, 3)
     l1 = ", ".join(f"{v:g}" for v in sorted({row["options"]["l1"] for row in rows}))
     return figure, (
-        f"Sparsity under ReLU on {results['config']['data']}: test FVU against the mean number of active latents along L1 = {l1} "
+        f"Sparsity under ReLU on {data_name(results)}: test FVU against the mean number of active latents along L1 = {l1} "
         "(on the mean over samples of the code's L1 norm). Lower left is better. Each point has its own step size, chosen on "
         f"validation FVU; bars: 95 % t intervals over {len(rows[0]['seeds'])} seeds."
     )
@@ -118,11 +125,11 @@ def variants(results: Row) -> tuple[Figure, str]:
         intervals = [t_interval(p["fvu"]) for p in points]
         axes.errorbar(x, [i.mean for i in intervals], yerr=[i.half for i in intervals], label=label(method), capsize=2,
                       color=style["color"], marker=style["marker"], linestyle="none")  # fmt: skip
-    axes.set_xticks(range(len(keys)), [f"{a}, {b}\n{n:,} images" for a, b, n in keys])
+    axes.set_xticks(range(len(keys)), [f"{a}, {b}\n{n:,} {unit(results)}" for a, b, n in keys])
     axes.set_ylabel("test FVU (lower is better)")
     legend_below(figure, 3)
     return figure, (
-        f"Variants of PAM-SGD on {results['config']['data']}, each with its own step size chosen on validation data: test FVU, 95 % "
+        f"Variants of PAM-SGD on {data_name(results)}, each with its own step size chosen on validation data: test FVU, 95 % "
         f"t intervals over {len(seeds)} seeds. `published`: encoder-only gradients, weights solved without the bias, no ridge. "
         "`joint bias`: weights and bias solved together. `GCV`: ridge by generalised cross-validation."
     )
@@ -155,10 +162,10 @@ def settings(results: Row, part: str, xlabel: str, what: str) -> tuple[Figure, s
             points = [row for row in rows if row["n_train"] == n_train and row["method"] == method]
             draw(axes, [values.index(_setting(p, part)) for p in points], points, method)
         axes.set_xticks(range(len(values)), [v if isinstance(v, str) else f"{v:g}" for v in values])
-        axes.set(xlabel=xlabel, title=f"{n_train:,} training images")
+        axes.set(xlabel=xlabel, title=f"{n_train:,} training {unit(results)}")
     grid[0][0].set_ylabel("test FVU (lower is better)")
     legend_below(figure, 3)
-    return figure, f"{what} {results['config']['data']}. Bars: 95 % t intervals over {len(rows[0]['seeds'])} seeds."
+    return figure, f"{what} {data_name(results)}. Bars: 95 % t intervals over {len(rows[0]['seeds'])} seeds."
 
 
 def _setting(row: Row, part: str) -> Any:
@@ -176,12 +183,12 @@ def paper_sizes(results: Row) -> tuple[Figure, str]:
             draw(axes, [p["n_train"] for p in points], points, method)
         log_axes(axes, sorted({row["n_train"] for row in rows}), limit=4.0)
         axes.tick_params(axis="x", rotation=45)
-        axes.set(title=activation, xlabel="training images")
+        axes.set(title=activation, xlabel=f"training {unit(results)}")
     grid[0][0].set_ylabel("test FVU (lower is better)")
     legend_below(figure, 5)
     return figure, (
-        "The published comparison on MNIST, with its quirks (tied SGD against untied PAM-SGD, W_enc ~ 0.1 N(0, 1), one constant "
-        "step size 3e-3, weights solved without the bias), and rows that change one choice each: an untied SGD baseline, a "
-        f"tied one started at unit scale, PAM-SGD with the bias solved jointly. ReLU codes are not matched in l0. "
+        f"The published comparison on {data_name(results)}, with its quirks (tied SGD against untied PAM-SGD, W_enc ~ 0.1 N(0, 1), one "
+        f"constant step size {results['config']['lr']:g}, weights solved without the bias), and rows that change one choice each: an "
+        "untied SGD baseline, a tied one started at unit scale, PAM-SGD with the bias solved jointly. ReLU codes are not matched in l0. "
         f"Bars: 95 % t intervals over {len(rows[0]['seeds'])} seeds."
     )

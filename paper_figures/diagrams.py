@@ -160,7 +160,7 @@ def plane_slice(_: dict[str, Any]) -> tuple[Figure, str]:
 
 
 def _draw_solid(ax: Any, sites: np.ndarray, origin: np.ndarray, basis: np.ndarray, cells: Cells, colours: list[str]) -> None:
-    from mpl_toolkits.mplot3d.art3d import Line3DCollection, Poly3DCollection
+    from mpl_toolkits.mplot3d.art3d import Line3DCollection, Poly3DCollection  # type: ignore[import-untyped, unused-ignore]
 
     mirrored = [sites]
     for axis in range(3):  # reflections in the box's faces bound every cell by the box

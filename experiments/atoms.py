@@ -1,0 +1,85 @@
+"""What SAEs trained on MNIST look like: dictionary atoms, and test images beside their reconstructions.
+
+TopK and AbsTopK by SGD (tied and untied) and PAM-SGD, at the step sizes of the geometry experiment, first seed. Atoms are the decoder
+rows of the latents that are active most often; images are the first test image of each digit.
+"""
+
+from __future__ import annotations
+
+import argparse
+import base64
+from dataclasses import asdict
+from pathlib import Path
+from typing import Any
+
+import numpy as np
+import torch
+
+from experiments.geometry import Config
+from experiments.options import add_common_options
+from experiments.report import table
+from experiments.runs import build, digit_labels, split, train
+from experiments.store import provenance as made_by
+from experiments.store import write_json
+from splinterp.metrics import evaluate
+
+N_ATOMS = 24
+
+
+def pack(images: torch.Tensor, low: float, high: float) -> str:
+    """Images (n, pixels) as bytes in base64; `low` becomes 0 and `high` 255."""
+    scaled = ((images.detach() - low) / (high - low) * 255).round().clamp(0, 255)
+    return base64.b64encode(scaled.to(torch.uint8).numpy().tobytes()).decode()
+
+
+def unpack(text: str, width: int) -> np.ndarray:
+    """The inverse of `pack`, as numbers 0 to 255, shape (n, width)."""
+    return np.frombuffer(base64.b64decode(text), dtype=np.uint8).reshape(-1, width)
+
+
+def measure(config: Config, data_dir: str | None = None, device: str = "cpu") -> dict[str, Any]:
+    """Train and keep what the figure shows."""
+    models: list[dict[str, Any]] = []
+    originals = ""
+    for run in config.runs():
+        if run.seed != config.seeds[0] or run.activation == "ReLU":
+            continue
+        data = split(run, data_dir, device)
+        sae, method = build(run, data.x.shape[1], device)
+        train(run, data, sae, method)
+        sae, x_test = sae.eval().cpu(), data.x_test.cpu()
+        labels = digit_labels(run.data, data_dir)
+        shown = x_test[[int((labels == digit).nonzero()[0]) for digit in range(10)]]
+        low, high = float(x_test.min()), float(x_test.max())
+        found = evaluate(sae, x_test)
+        atoms = sae.W_dec.detach()[found.frequencies.argsort(descending=True)[:N_ATOMS]]
+        reach = atoms.abs().amax(dim=1, keepdim=True)
+        with torch.no_grad():
+            errors = (sae(shown).x_hat - shown).square().mean(1)
+            models.append({
+                "activation": run.activation, "method": run.method, "test_fvu": found.fvu, "atoms": pack(atoms / reach, -1.0, 1.0),
+                "reconstructions": pack(sae(shown).x_hat, low, high), "errors": errors.tolist(),
+            })  # fmt: skip
+        originals = pack(shown, low, high)
+    return {"images": originals, "atoms_of": models, "width": len(unpack(originals, 1)) // 10, "config": asdict(config)}
+
+
+def render(results: dict[str, Any], markdown: bool = False) -> str:
+    """Test FVU of each SAE, and the mean squared error of the ten images shown."""
+    rows = [[m["activation"], m["method"], f"{m['test_fvu']:.3f}", f"{np.mean(m['errors']):.3f}"] for m in results["atoms_of"]]
+    return table(["activation", "method", "test FVU", "MSE of the ten images"], rows, markdown)
+
+
+def command(argv: list[str]) -> Path:
+    """`python -m experiments atoms`"""
+    parser = argparse.ArgumentParser(prog="python -m experiments atoms", description=__doc__)
+    parser.add_argument("--data-dir", help="folder with the four MNIST files (default: $SPLINTERP_DATA, else download)")
+    add_common_options(parser)
+    args = parser.parse_args(argv)
+    results = measure(Config(), args.data_dir, args.device)
+    path = Path(args.out) / "atoms-mnist.json"
+    write_json(
+        path, {"provenance": made_by(args.device), "command": "python -m experiments atoms --data-dir FOLDER", **results}
+    )
+    print(f"{render(results)}\n\nwritten: {path}")
+    return path
