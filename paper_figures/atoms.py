@@ -46,8 +46,10 @@ def atoms(results: dict[str, Any]) -> tuple[Figure, str]:
 
 
 def _strip(images: np.ndarray, side: int, columns: int) -> np.ndarray:
-    """Images side by side, `columns` in a line."""
+    """Images side by side, `columns` in a line; an unfinished line is filled with the middle of the scale."""
+    missing = -len(images) % columns
+    filled = np.vstack([images, np.full((missing, side * side), 128, dtype=images.dtype)])
     lines = [
-        np.hstack([image.reshape(side, side) for image in images[i : i + columns]]) for i in range(0, len(images), columns)
+        np.hstack([image.reshape(side, side) for image in filled[i : i + columns]]) for i in range(0, len(filled), columns)
     ]
     return np.vstack(lines)

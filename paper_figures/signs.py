@@ -38,7 +38,8 @@ def signs(results: dict[str, Any]) -> tuple[Figure, str]:
         "cross-entropy recovered\n(of mean ablation)",
     ]  # fmt: skip
     for ax, title in zip(axes, titles, strict=False):
-        ax.set(title=title, xlabel="layer", ylim=(0, None), xlim=(-0.4, len(layers) - 0.6))
+        top = max(ax.get_ylim()[1], ax.dataLim.y1)
+        ax.set(title=title, xlabel="layer", ylim=(-0.05 * top, 1.1 * top), xlim=(-0.4, len(layers) - 0.6))
         ax.set_xticks(range(len(layers)), [str(layer) for layer in layers])
     legend_below(figure, 3)
     return figure, (

@@ -6,6 +6,7 @@ Extraction keeps the tokens that are not special or padding, and returns them or
 
 from __future__ import annotations
 
+import copy
 import tempfile
 from pathlib import Path
 from typing import Any
@@ -29,11 +30,12 @@ def run(quick: bool, device: str) -> dict[str, Any]:
     kept = sum(not flag for row in sequences.special for flag in row)
     rows = []
     for layer in LAYERS:
+        short = truncated(model, layer)
 
-        def floor(layer: int = layer) -> None:
+        def floor(short: torch.nn.Module = short) -> None:
             with torch.inference_mode():
                 for ids, mask in batches:
-                    forward_to(model, ids.to(device), mask.to(device), layer)
+                    short(input_ids=ids.to(device), attention_mask=mask.to(device))
 
         def to_memory(layer: int = layer) -> None:
             extract_activations(model, sequences, layer, batch_tokens=size)
@@ -52,12 +54,8 @@ def run(quick: bool, device: str) -> dict[str, Any]:
     return {"bench": "extract", "tables": [{"title": title, "header": header, "rows": rows}]}
 
 
-def forward_to(model: LanguageModel, ids: torch.Tensor, mask: torch.Tensor, layer: int) -> torch.Tensor:
-    """The hidden states after `layer` layers of a BERT, by calling its parts."""
-    bert = model.model
-    hidden = bert.embeddings(input_ids=ids)
-    wide = bert.get_extended_attention_mask(mask, ids.shape) if hasattr(bert, "get_extended_attention_mask") else None
-    for block in bert.encoder.layer[:layer]:
-        out = block(hidden, wide)
-        hidden = out[0] if isinstance(out, tuple) else out
-    return hidden
+def truncated(model: LanguageModel, layer: int) -> torch.nn.Module:
+    """The transformer with its first `layer` layers only."""
+    copied = copy.deepcopy(model.model)
+    copied.encoder.layer = copied.encoder.layer[:layer]
+    return copied

@@ -40,7 +40,8 @@ def test_the_forward_passes_give_what_extraction_keeps(minilm):
     sequences = pack_tokens(minilm.tokenizer, ["Short.", "A somewhat longer text of a few more words."], 32)
     ids, mask = padded(sequences.ids)
     with torch.no_grad():
-        ours, theirs = extract.forward_to(minilm, ids, mask, 3), minilm.hidden(ids, mask, 3, "residual")
+        ours = extract.truncated(minilm, 3)(input_ids=ids, attention_mask=mask).last_hidden_state
+        theirs = minilm.hidden(ids, mask, 3, "residual")
     torch.testing.assert_close(ours[mask.bool()], theirs[mask.bool()], rtol=1e-4, atol=1e-5)
 
 

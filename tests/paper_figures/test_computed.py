@@ -1,0 +1,49 @@
+"""Figures that are computed, and the one of atoms."""
+
+from __future__ import annotations
+
+import dataclasses
+
+import numpy as np
+import pytest
+import torch
+
+pytest.importorskip("matplotlib", reason="needs matplotlib: pip install -e '.[plot]'")
+
+from experiments import atoms
+from experiments.geometry import Config
+from paper_figures import __main__ as figures
+from paper_figures import diagrams
+from splinterp.geometry import PowerDiagram
+
+
+@pytest.mark.parametrize("name", ["partitions", "orders", "plane_slice"])
+def test_computed_figures_need_no_results(name, tmp_path):
+    assert figures.main([name, "--out", str(tmp_path)]) == 0
+    assert f"Computed by: python -m paper_figures {name}." in (tmp_path / f"{name}.txt").read_text()
+    assert (tmp_path / f"{name}.png").stat().st_size > 1_000
+
+
+def test_the_cutting_plane_shows_the_cells_of_space():
+    sites, _ = diagrams._sites()
+    assert len(sites) == diagrams.N_SITES
+    space = np.random.default_rng(0).uniform(-1, 1, (30, 3))
+    basis = np.linalg.qr(np.random.default_rng(1).standard_normal((3, 2)))[0].T
+    y = np.random.default_rng(2).uniform(-1, 1, (200, 2))
+    flat = PowerDiagram(space, np.zeros(30)).restrict(np.zeros(3), basis)
+    nearest = ((y @ basis)[:, None] - space[None]).__pow__(2).sum(2).argmin(1)
+    assert np.array_equal(np.asarray(flat.assign(y)).ravel(), nearest)
+
+
+def test_images_survive_packing():
+    images = torch.linspace(-1, 1, 12).view(3, 4)
+    back = atoms.unpack(atoms.pack(images, -1.0, 1.0), 4) / 255 * 2 - 1
+    np.testing.assert_allclose(back, images.numpy(), atol=1 / 255)
+
+
+def test_atoms_from_training_to_figure(tmp_path, monkeypatch):
+    small = dataclasses.replace(Config(), data="digits", n_train=100, epochs=1, n_latents=16, k=2)
+    monkeypatch.setattr(atoms, "Config", lambda: small)
+    path = atoms.command(["--out", str(tmp_path)])
+    assert figures.main(["atoms", "--results", str(path), "--out", str(tmp_path)]) == 0
+    assert (tmp_path / "atoms.png").stat().st_size > 1_000
