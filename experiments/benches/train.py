@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from experiments.benches.timing import interleaved
 from splinterp import PAMSGD, SAE, SGD, TopK
-from splinterp.sparse_kernels import select_largest
+from splinterp.sparse_kernels import decode_rows, kept_products, kept_scores, select_largest, sum_by_latent, transpose_code
 
 D_IN, K, BATCH = 384, 32, 2_048
 WIDTHS = (3_072, 24_576)
@@ -41,11 +41,49 @@ def plain_step(d_in: int, n_latents: int, k: int, x: torch.Tensor, tied: bool = 
     return step
 
 
-def our_step(d_in: int, n_latents: int, k: int, x: torch.Tensor, method: Any, decoder: str) -> Callable[[], None]:
-    """One gradient step of a method."""
+def our_step(
+    d_in: int, n_latents: int, k: int, x: torch.Tensor, method: Any, decoder: str, dense: bool = False
+) -> Callable[[], None]:
+    """One gradient step of a method; `dense` takes dense codes and autograd, as activations without a fixed k do."""
     sae = SAE(d_in, n_latents, TopK(k), decoder, device=x.device)
     state = method.init(sae, x, total_steps=1_000_000)
+    if dense:
+        state.observer = lambda acts: None
     return lambda: method.step(sae, state, x)
+
+
+def parts(d_in: int, n_latents: int, k: int, batch: int, repeats: int = REPEATS) -> list[list[Any]]:
+    """Rows of the profile of one sparse step on the CPU: what, milliseconds, multiplications, bytes of weights that it touches."""
+    x = torch.randn(batch, d_in, generator=torch.Generator().manual_seed(0))
+    sae = SAE(d_in, n_latents, TopK(k))
+    W_enc, b_enc, W_dec = sae.W_enc.detach(), sae.b_enc.detach(), sae.W_dec.detach()
+    scores = torch.addmm(b_enc, x, W_enc)
+    top = select_largest(scores, k)
+    values, by_latent = scores.gather(1, top), transpose_code(top, n_latents)
+    out, optimizer = torch.empty(n_latents, d_in), torch.optim.Adam(list(sae.parameters()), lr=1e-3, fused=True)
+    for p in sae.parameters():
+        p.grad = torch.zeros_like(p)
+    with torch.no_grad():
+        seconds = interleaved({
+            "encoder product": lambda: torch.addmm(b_enc, x, W_enc, out=scores),
+            "selection": lambda: select_largest(scores, k),
+            "product and selection, in blocks": lambda: kept_scores(x, W_enc, b_enc, sae.activation.select, k),  # type: ignore[arg-type]
+            "decoding": lambda: decode_rows(values, top, W_dec),
+            "gradient of the kept values": lambda: kept_products(top, W_dec, x),
+            "transposing the code": lambda: transpose_code(top, n_latents),
+            "gradient of W_dec (and again of W_enc)": lambda: sum_by_latent(values, top, x, n_latents, by_latent, out=out),
+            "Adam, all parameters": optimizer.step,
+        }, repeats)  # fmt: skip
+    work = {"encoder product": batch * d_in * n_latents, "product and selection, in blocks": batch * d_in * n_latents}
+    sparse = dict.fromkeys(
+        ("decoding", "gradient of the kept values", "gradient of W_dec (and again of W_enc)"), batch * k * d_in
+    )
+    work |= sparse
+    return [
+        [f"{n_latents:,}", name, f"{1e3 * t:.1f}", f"{work[name] / 1e9:.2f}" if name in work else "",
+         f"{work[name] / t / 1e9:.0f}" if name in work else ""]
+        for name, t in seconds.items()
+    ]  # fmt: skip
 
 
 def measure(d_in: int, n_latents: int, k: int, batch: int, device: str, repeats: int = REPEATS) -> list[list[Any]]:
@@ -71,6 +109,7 @@ def measure(d_in: int, n_latents: int, k: int, batch: int, device: str, repeats:
         "product and our selection": selection,
         "plain loop, untied": plain_step(d_in, n_latents, k, x),
         "plain loop, tied": plain_step(d_in, n_latents, k, x, tied=True),
+        "SGD, tied-residual, dense codes": our_step(d_in, n_latents, k, x, SGD(), "tied_residual", dense=True),
         "SGD, untied": our_step(d_in, n_latents, k, x, SGD(), "free"),
         "SGD, tied": our_step(d_in, n_latents, k, x, SGD(), "tied"),
         "SGD, tied-residual": our_step(d_in, n_latents, k, x, SGD(), "tied_residual"),
@@ -91,4 +130,9 @@ def run(quick: bool, device: str) -> dict[str, Any]:
     rows = [row for d_in, width, k, batch in sizes for row in measure(d_in, width, k, batch, device)]
     title = f"a training step: d_in {sizes[0][0]}, k {sizes[0][2]}, batch {sizes[0][3]:,}, float32"
     header = ["n_latents", "what", "ms", "plain loop / it", "it / floor"]
-    return {"bench": "train", "tables": [{"title": title, "header": header, "rows": rows}]}
+    tables = [{"title": title, "header": header, "rows": rows}]
+    if device == "cpu":
+        profile = [row for d_in, width, k, batch in sizes for row in parts(d_in, width, k, batch)]
+        header = ["n_latents", "part of an untied step", "ms", "10^9 multiplications", "10^9 a second"]
+        tables.append({"title": "profile of a sparse step", "header": header, "rows": profile})
+    return {"bench": "train", "tables": tables}
