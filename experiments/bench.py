@@ -21,7 +21,7 @@ from experiments.options import RESULTS, device_name
 from experiments.report import table
 from experiments.store import provenance, write_json
 
-NAMES = ("extract", "geometry", "memory", "scale", "solve", "train")
+NAMES = ("extract", "geometry", "memory", "processes", "scale", "solve", "train")
 
 
 def render(results: dict[str, Any], markdown: bool = False) -> str:

@@ -27,11 +27,12 @@ PAPER = ("mnist-paper.json", "python -m experiments mnist --preset paper --data-
 
 
 def _figures() -> dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, str]]]:
-    from paper_figures import atoms, bridge, curves, diagrams, prices, recovery, signs, slices
+    from paper_figures import atoms, bridge, curves, diagrams, key_ideas, prices, recovery, signs, slices
 
     published = "with the published settings (AbsTopK), on"
     settings = curves.settings
     return {
+        "key_ideas": (key_ideas.key_ideas, CONTROLLED),
         "partitions": (diagrams.partitions, COMPUTED),
         "orders": (diagrams.orders, COMPUTED),
         "plane_slice": (diagrams.plane_slice, COMPUTED),

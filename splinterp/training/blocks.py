@@ -54,7 +54,9 @@ def codes_of(sae: SAELike, batches: Iterable[Tensor]) -> Iterator[tuple[Tensor, 
     joins = isinstance(sae, SAE) and not isinstance(sae.activation, BatchTopK)
     sparse = isinstance(sae, SAE) and sae.trains_sparse
     d_in, n_latents = sae.W_enc.shape
-    rows = max(n_latents, SOLVE_NUMBERS // d_in) if sparse else SOLVE_NUMBERS // n_latents if joins else 1
+    rows = SOLVE_NUMBERS // n_latents if joins else 1
+    if sparse:  # the dense Gram matrix is added to once a block, so a block should have as many rows, if they fit
+        rows = min(max(n_latents, SOLVE_NUMBERS // d_in), 4 * SOLVE_NUMBERS // d_in)
     for x in joined(batches, rows):
         yield x, sae.encode_top(x) if isinstance(sae, SAE) and sparse else sae.encode(x)
 
