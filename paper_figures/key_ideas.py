@@ -74,11 +74,11 @@ def _alternation(ax: Axes) -> None:
     for spine in ax.spines.values():
         spine.set_visible(False)
     box = {"boxstyle": "round,pad=0.45", "edgecolor": "black", "linewidth": 0.8}
-    ax.text(0.5, 0.80, "encoder: regions and codes\n" r"$z = \rho(x\,W_{\mathrm{enc}} + b)$" "\nstochastic gradients", ha="center", va="center", fontsize=7,
-            bbox={**box, "facecolor": "#FDBF6F"})  # fmt: skip
-    ax.text(0.5, 0.22, "decoder: least squares on z\n"
-            r"$(Z^\top Z + \lambda I)\,W = Z^\top X + \lambda W_{\mathrm{enc}}^\top$" "\n" r"exact, one pass; $\lambda$ by GCV", ha="center", va="center",
-            fontsize=7, bbox={**box, "facecolor": "#A6CEE3"})  # fmt: skip
+    encoder = "encoder: regions and codes\n" + r"$z = \rho(x\,W_{\mathrm{enc}} + b)$" + "\nstochastic gradients"
+    normal_equations = r"$(Z^\top Z + \lambda I)\,W = Z^\top X + \lambda W_{\mathrm{enc}}^\top$"
+    decoder = f"decoder: least squares on z\n{normal_equations}\nexact, one pass; $\\lambda$ by GCV"
+    for y, text, colour in ((0.80, encoder, "#FDBF6F"), (0.22, decoder, "#A6CEE3")):
+        ax.text(0.5, y, text, ha="center", va="center", fontsize=7, bbox={**box, "facecolor": colour})
     arrow = {"arrowstyle": "-|>", "linewidth": 1.1, "color": "black", "connectionstyle": "arc3,rad=-0.35"}
     ax.annotate("", (0.78, 0.36), (0.78, 0.65), arrowprops=arrow)
     ax.annotate("", (0.22, 0.65), (0.22, 0.36), arrowprops=arrow)

@@ -19,6 +19,8 @@ from splinterp.training import ProcessGroup
 
 D_IN, K, BATCH, WIDTHS, STEPS = 384, 32, 2_048, (3_072, 24_576), 9
 
+WAYS = {"one process, one thread": (1, 1), "two processes, one thread each": (2, 1), "one process, two threads": (1, 2)}
+
 
 def _worker(rank: int, size: int, port: int, threads: int, shape: tuple[int, int, int, int], out: str) -> None:
     """Median seconds of a step, written by the first process."""
@@ -68,11 +70,7 @@ def run(quick: bool, device: str) -> dict[str, Any]:
     rows = []
     for shape in ((16, 128, 4, 64),) if quick else [(D_IN, width, K, BATCH) for width in WIDTHS]:
         alone = seconds(1, 1, shape)
-        for name, size, threads in (
-            ("one process, one thread", 1, 1),
-            ("two processes, one thread each", 2, 1),
-            ("one process, two threads", 1, 2),
-        ):
+        for name, (size, threads) in WAYS.items():
             t = alone if (size, threads) == (1, 1) else seconds(size, threads, shape)
             rows.append([f"{shape[1]:,}", name, f"{1e3 * t:.1f}", f"{alone / t:.2f}"])
     title = f"a tied-residual SGD step: d_in {shape[0]}, k {shape[2]}, batch {shape[3]:,}; gradients summed by gloo; median of {STEPS}"
