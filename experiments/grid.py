@@ -64,6 +64,8 @@ class Config:
     variant_shares: tuple[float, ...] = (0.05, 0.25)
     variant_activations: tuple[str, ...] = ("AbsTopK",)
     ridges: tuple[float, ...] = (0.0, 100.0, 10_000.0)
+    cause_activations: tuple[str, ...] | None = None
+    """None: those of the sizes."""
     cause_share: float = 0.01
     cause_lr: float = 8e-3
 
@@ -139,7 +141,7 @@ class Comparison:
             Cell(config.run(activation, config.cause_share, "long", options=options), METRICS["long"], (method,), ()): {
                 method: config.cause_lr
             }
-            for activation in config.activations for method, options in CAUSES
+            for activation in config.cause_activations or config.activations for method, options in CAUSES
         }  # fmt: skip
         self.report("causes", choices, config.part_seeds, role="tuning")
 
