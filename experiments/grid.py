@@ -57,6 +57,8 @@ class Config:
     seeds_full: tuple[int, ...] = (0, 1, 2)
     tuning_seeds: tuple[int, ...] = (100,)
     relu_l1: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    relu_grid: tuple[float, ...] | None = None
+    """Step sizes of the ReLU sweep; None: `grid`."""
     relu_shares: tuple[float, ...] = (0.05, 0.25)
     relu_methods: tuple[str, ...] = ("SGD tied", "SGD untied", "PAM")
     part_seeds: tuple[int, ...] = (0, 1, 2)
@@ -119,7 +121,8 @@ class Comparison:
         config = self.config
         cells = [
             Cell(
-                config.run("ReLU", share, "penalised", options=(("l1", l1),)), METRICS["penalised"], config.relu_methods, config.grid
+                config.run("ReLU", share, "penalised", options=(("l1", l1),)), METRICS["penalised"], config.relu_methods,
+                config.relu_grid or config.grid,
             )
             for share in config.relu_shares for l1 in config.relu_l1
         ]  # fmt: skip
