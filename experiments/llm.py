@@ -24,6 +24,7 @@ from experiments.paper import LANGUAGE_MODEL, SMALL_LANGUAGE_MODEL, PaperConfig
 from experiments.runs import LAST, TOKEN_POOL
 
 PARTS = ("sizes", "causes", "relu")
+PAPER_PARTS = ("sizes", "encoder_updates", "k", "weight_decay", "mu_nu_pull")
 CONFIG = Config(
     data="minilm-3", k=32, n_latents=1_536, activations=("TopK", "AbsTopK"), shares=(1_000 / TOKEN_POOL, 9_000 / TOKEN_POOL,
     36_000 / TOKEN_POOL, 1.0), batch_size=256, early_epochs=4, long_steps=2_000, grid=(2e-3, 4e-3, 8e-3, 1.6e-2), seeds=(0, 1, 2, 3),
@@ -46,7 +47,8 @@ def command(argv: list[str]) -> Path:
         prog="python -m experiments llm", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--preset", choices=PRESETS, default="quick")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, help="of quick (default: sizes) and controlled (default: all)")
+    known = dict.fromkeys((*PARTS, *PAPER_PARTS))
+    parser.add_argument("--parts", nargs="+", choices=known, help="some parts of the preset (default: all; of quick: sizes)")
     parser.add_argument("--model", help="minilm, a folder, or a name on the Hugging Face hub")
     parser.add_argument("--layer", type=int)
     parser.add_argument(
@@ -54,8 +56,13 @@ def command(argv: list[str]) -> Path:
     )
     add_common_options(parser)
     args = parser.parse_args(argv)
-    args.parts = args.parts or (["sizes"] if args.preset == "quick" else list(PARTS))
     config = PRESETS[args.preset]
+    if isinstance(config, PaperConfig):
+        config = dataclasses.replace(config, parts=args.parts and tuple(args.parts))
+    unknown = set(args.parts or ()) - set(PAPER_PARTS if isinstance(config, PaperConfig) else PARTS)
+    if unknown:
+        parser.error(f"--preset {args.preset} has no part {', '.join(sorted(unknown))}")
+    args.parts = args.parts or (["sizes"] if args.preset == "quick" else list(PARTS))
     model, layer = config.data.removesuffix(LAST).rsplit("-", 1)
     model, layer = args.model or model, str(args.layer or layer)
     last = LAST if config.data.endswith(LAST) else ""

@@ -53,6 +53,8 @@ class PaperConfig:
     decays: tuple[float, ...] = DECAYS
     pulls: tuple[float, ...] = DECAYS
     """Strengths of mu = nu."""
+    parts: tuple[str, ...] | None = None
+    """Of "sizes", "encoder_updates", "k", "weight_decay", "mu_nu", "mu_nu_pull"; None: all."""
     decoder_pull: bool = True
     """nu acts too, and mu = nu is shown as the image scripts code it as well; on language models mu alone ever acts."""
     normalise: str = "published"
@@ -116,7 +118,7 @@ def plan(config: PaperConfig) -> list[tuple[str, str, Any, Run]]:
                     add("mu_nu", method, strength, *(l2 if on else []), *([("ridge", 0.0)] if on and "PAM" in method else []))
             pull = [("mu", strength), ("nu", strength if config.decoder_pull else 0.0)]
             add("mu_nu_pull", "PAM published", strength, *(pull if on else []))
-    return points
+    return [point for point in points if config.parts is None or point[0] in config.parts]
 
 
 def run_paper(config: PaperConfig, store: RecordStore, complete: Callable[[Iterable[Run], str], None]) -> list[dict[str, Any]]:

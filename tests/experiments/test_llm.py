@@ -77,7 +77,15 @@ def test_last_tokens_of_texts(few_tokens, monkeypatch):
     assert dict(run.options) == {"solve_first": True, "clip": 1.0}
     parts = {part for part, *_ in plan(config)}
     assert parts == {"sizes", "k", "encoder_updates", "weight_decay", "mu_nu_pull"}
+    assert {part for part, *_ in plan(dataclasses.replace(config, parts=("k",)))} == {"k"}
     pulls = [run for part, _, strength, run in plan(config) if part == "mu_nu_pull" and strength == 1.0]
     assert dict(pulls[0].options)["nu"] == 0.0
     assert 0 < runs.execute(run)["test_last"]["fvu"] < 10
     activations.last_tokens.cache_clear()
+
+
+def test_parts_belong_to_a_preset(capsys):
+    for arguments in (["--preset", "paper", "--parts", "relu"], ["--parts", "k"]):
+        with pytest.raises(SystemExit):
+            llm.command(arguments)
+        assert "has no part" in capsys.readouterr().err
