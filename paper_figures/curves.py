@@ -156,10 +156,13 @@ def settings(results: Row, part: str, xlabel: str, what: str) -> tuple[Figure, s
         raise KeyError(part)
     sizes = sorted({row["n_train"] for row in rows})
     values = list(dict.fromkeys(_setting(row, part) for row in rows))
+    if not any(isinstance(v, str) for v in values):
+        values.sort()
     figure, grid = plt.subplots(1, len(sizes), figsize=(COLUMN * min(2, len(sizes)), 2.5), squeeze=False)
     for axes, n_train in zip(grid[0], sizes, strict=True):
         for method in dict.fromkeys(row["method"] for row in rows):
             points = [row for row in rows if row["n_train"] == n_train and row["method"] == method]
+            points.sort(key=lambda row: values.index(_setting(row, part)))
             draw(axes, [values.index(_setting(p, part)) for p in points], points, method)
         axes.set_xticks(range(len(values)), [v if isinstance(v, str) else f"{v:g}" for v in values])
         axes.set(xlabel=xlabel, title=f"{n_train:,} training {unit(results)}")
