@@ -12,6 +12,7 @@ import torch
 
 from splinterp._checks import as_samples, at_least
 from splinterp._features import BLOCK_ENTRIES, unit_rows
+from splinterp._inference import inference_mode_of
 from splinterp._typing import ArrayLike, Float, Int, Tensor
 
 if TYPE_CHECKING:
@@ -68,17 +69,13 @@ def bipolarity(sae: SAELike, x: ArrayLike, batch_size: int = 4096) -> Bipolarity
     device, n_latents = sae.W_enc.device, sae.W_enc.shape[1]
     counts = torch.zeros(2, n_latents, dtype=torch.int64, device=device)
     masses = torch.zeros(2, n_latents, dtype=torch.float64, device=device)
-    was_training = sae.training
-    sae.eval()
-    try:
+    with inference_mode_of(sae):
         for part in x.split(batch_size):
             acts = sae.encode(part.to(device=device, dtype=sae.W_enc.dtype))
             for row, signed in enumerate((acts, -acts)):
                 kept = signed.clamp_min(0)
                 counts[row] += torch.count_nonzero(kept, dim=0)
                 masses[row] += kept.sum(0, dtype=torch.float64)
-    finally:
-        sae.train(was_training)
     counts, masses = counts.cpu(), masses.cpu()
     return Bipolarity(counts[0], counts[1], masses[0], masses[1])
 

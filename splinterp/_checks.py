@@ -88,3 +88,22 @@ def warn_outliers(norms: Tensor, name: str = "x") -> None:
             "it dominates the loss; standardise the data or drop the sample",
             stacklevel=3,
         )
+
+
+def as_code(
+    values: ArrayLike, indices: Tensor, x: ArrayLike, n_latents: int, d_in: int, dtype: torch.dtype, device: torch.device
+) -> tuple[Tensor, Tensor]:
+    """The values (n, k) of a sparse code and its samples x (n, d_in) as tensors of `dtype`.
+
+    Raises:
+        TypeError, ValueError: as `as_samples`; shapes that do not belong together, an index of no latent.
+    """
+    values = as_samples(values, dtype=dtype, device=device, name="top_acts")
+    x = as_samples(x, d_in, dtype=dtype, device=device)
+    if len(values) != len(x) or indices.shape != values.shape:
+        raise ValueError(
+            f"top_acts {tuple(values.shape)} and top_indices {tuple(indices.shape)} must have the {len(x)} rows of x"
+        )
+    if len(x) and (indices.min() < 0 or indices.max() >= n_latents):
+        raise ValueError(f"top_indices must lie in 0 ... {n_latents - 1}: the statistics have n_latents={n_latents}")
+    return values, x

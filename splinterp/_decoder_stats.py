@@ -7,7 +7,7 @@ from typing import NamedTuple
 import scipy.linalg
 import torch
 
-from splinterp._checks import as_samples, at_least
+from splinterp._checks import as_code, as_samples, at_least
 from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.activations import TopActs
 from splinterp.sparse_kernels import KSparse
@@ -88,17 +88,8 @@ class DecoderStats:
         return self
 
     def _update_top(self, top: TopActs, x: ArrayLike) -> DecoderStats:
-        values = as_samples(top.top_acts, dtype=self.dtype, device=self.device, name="top_acts")
-        x = as_samples(x, self.d_in, dtype=self.dtype, device=self.device)
-        if len(values) != len(x) or top.top_indices.shape != values.shape:
-            raise ValueError(
-                f"top_acts {tuple(values.shape)} and top_indices {tuple(top.top_indices.shape)} must have the {len(x)} rows of x"
-            )
+        values, x = as_code(*top, x, self.n_latents, self.d_in, self.dtype, self.device)
         n, k = values.shape
-        if n and (top.top_indices.min() < 0 or top.top_indices.max() >= self.n_latents):
-            raise ValueError(
-                f"top_indices must lie in 0 ... {self.n_latents - 1}: the statistics have n_latents={self.n_latents}"
-            )
         gain = SPARSE_GAIN * k <= self.n_latents and self.device.type == "cpu" and n > 0
         code = KSparse.of(values, top.top_indices, self.n_latents) if gain else None
         if code is None or code.centring_loses(CENTRING_LOSS * torch.finfo(self.dtype).eps):

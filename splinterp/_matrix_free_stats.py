@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from splinterp._checks import as_samples, at_least
+from splinterp._checks import as_code, at_least
 from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.activations import TopActs
 from splinterp.sparse_kernels import KSparse, decode_rows
@@ -58,19 +58,10 @@ class MatrixFreeStats:
     @torch.no_grad()
     def update(self, acts: TopActs, x: ArrayLike) -> MatrixFreeStats:
         """Add a batch: a code's sparse form (n, k) and x (n, d_in). Returns self. Raises TypeError, ValueError for bad input."""
-        values = as_samples(acts.top_acts, dtype=self.dtype, name="top_acts")
-        x = as_samples(x, self.d_in, dtype=self.dtype)
-        if len(values) != len(x) or acts.top_indices.shape != values.shape:
-            raise ValueError(
-                f"top_acts {tuple(values.shape)} and top_indices {tuple(acts.top_indices.shape)} must have the rows of x"
-            )
+        values, x = as_code(*acts, x, self.n_latents, self.d_in, self.dtype, torch.device("cpu"))
         n, k = values.shape
         if n == 0:
             return self
-        if acts.top_indices.min() < 0 or acts.top_indices.max() >= self.n_latents:
-            raise ValueError(
-                f"top_indices must lie in 0 ... {self.n_latents - 1}: the statistics have n_latents={self.n_latents}"
-            )
         self._file.seek(0, 2)
         self._file.write(values.contiguous().numpy().tobytes())
         self._file.write(acts.top_indices.to(torch.int32).contiguous().numpy().tobytes())

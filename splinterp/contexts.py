@@ -8,6 +8,7 @@ from typing import TYPE_CHECKING, Any, NamedTuple
 import torch
 
 from splinterp._checks import as_samples, at_least, one_of
+from splinterp._inference import inference_mode_of
 from splinterp._typing import ArrayLike, Float, Int, Tensor
 from splinterp.data.store import ActivationStore
 
@@ -54,9 +55,7 @@ def top_activating(
     best = torch.zeros(len(chosen), n, dtype=dtype, device=device)
     rows = torch.full((len(chosen), n), -1, dtype=torch.int64, device=device)
     acts = torch.zeros_like(best)
-    was_training = sae.training
-    sae.eval()
-    try:
+    with inference_mode_of(sae):
         for start, part in _parts(sae, x, batch_size):
             codes = sae.encode(part.to(device=device, dtype=dtype))[:, chosen].T  # (latents, batch)
             strength = {"positive": codes, "negative": -codes, "magnitude": codes.abs()}[sign].clamp_min(0)
@@ -66,8 +65,6 @@ def top_activating(
             rows = torch.cat([rows, where], dim=1).gather(1, merged.indices)
             acts = torch.cat([acts, codes.gather(1, found.indices) * (found.values > 0)], dim=1).gather(1, merged.indices)
             best = merged.values
-    finally:
-        sae.train(was_training)
     return TopActivating(acts.cpu(), rows.cpu())
 
 

@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from splinterp._checks import at_least
+from splinterp._checks import at_least, one_of
 from splinterp._typing import Float, Int, Tensor
 from splinterp.data.extract import fitting_batch, length_batches, padded
 from splinterp.data.language_model import LanguageModel
@@ -40,8 +40,7 @@ class LossRecovered(NamedTuple):
 
     def loss_recovered(self, ablation: str = "zero") -> float:
         """(ablated - patched) / (ablated - clean): 1 is a perfect reconstruction, 0 no better than the ablation ("zero" or "mean")."""
-        if ablation not in ("zero", "mean"):
-            raise ValueError(f"ablation={ablation!r} is unknown; known: 'zero', 'mean'")
+        one_of("ablation", ablation, ("zero", "mean"))
         ablated = self.zero if ablation == "zero" else self.mean
         return (ablated - self.patched) / (ablated - self.clean)
 
@@ -73,7 +72,7 @@ def measure_loss(
     n_tokens = 0
     for ids, mask, real in batches:
         clean = model.logits(ids, mask)
-        scored = _scored(ids, real)
+        scored = real[:, 1:]  # predicted from the token before, which is in the same sequence
         n_tokens += int(scored.sum())
         totals["clean"] += _cross_entropy(clean, ids, scored)
         for name, edit in edits.items():
@@ -179,11 +178,6 @@ def _mean_activation(model: LanguageModel, batches: list[tuple[Tensor, Tensor, T
         total = total + model.hidden(ids, mask, layer, site)[real].double().sum(0)
         n += int(real.sum())
     return (total / n).float()
-
-
-def _scored(ids: Tensor, real: Tensor) -> Tensor:
-    """(n, length - 1): whether the token after this one is predicted: it is real, and this one is in the sequence."""
-    return real[:, 1:]
 
 
 def _cross_entropy(logits: Tensor, ids: Tensor, scored: Tensor) -> float:

@@ -13,6 +13,7 @@ from splinterp._checks import as_samples, at_least
 from splinterp._features import FeatureMatch as FeatureMatch
 from splinterp._features import match_features as match_features
 from splinterp._features import mean_max_cosine as mean_max_cosine
+from splinterp._inference import inference_mode_of
 from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.sae import SAE
 from splinterp.sparse_kernels import decode_sparse
@@ -102,9 +103,7 @@ def evaluate(sae: SAELike, x: ArrayLike, batch_size: int = 4096) -> Evaluation:
     error = torch.zeros((), dtype=torch.float64, device=device)
     deviation = torch.zeros((), dtype=torch.float64, device=device)
     fired = torch.zeros(sae.W_enc.shape[1], dtype=torch.int64, device=device)
-    was_training = sae.training
-    sae.eval()
-    try:
+    with inference_mode_of(sae):
         W_dec, b_dec, center = sae.W_dec, sae.b_dec, mean.to(device=device, dtype=dtype)
         for part in x.split(batch_size):
             part = part.to(device=device, dtype=dtype)
@@ -118,8 +117,6 @@ def evaluate(sae: SAELike, x: ArrayLike, batch_size: int = 4096) -> Evaluation:
                 fired += (acts != 0).sum(0)
             error += (part - x_hat).square().sum(1).double().sum()
             deviation += (part - center).square().sum(1).double().sum()
-    finally:
-        sae.train(was_training)
     frequencies = fired.double() / len(x)
     return Evaluation(
         fvu=float(error / deviation),

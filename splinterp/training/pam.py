@@ -215,15 +215,20 @@ class PAMSGD(GradientOptions):
         else:
             stats = DecoderStats(*W_dec.shape, dtype=self.stats_dtype, device=W_dec.device)
         own = batches if state.processes is None else state.processes.deal(batches)
-        for x, acts in codes_of(sae, (x.to(device=W_dec.device, dtype=W_dec.dtype) for x in own)):
-            if not torch.isfinite(acts.top_acts if isinstance(acts, TopActs) else acts).all():
-                raise DivergenceError(state.step, state)
-            stats.update(acts, x)
+        self.gather(sae, state, stats, (x.to(device=W_dec.device, dtype=W_dec.dtype) for x in own))
         if state.processes is not None:
             state.processes.merge_stats(stats)
         self.solve(sae, state, stats)
         if state.processes is not None:  # the same solve everywhere, and the same bits
             state.processes.broadcast_(p.detach() for p in sae.parameters())
+
+    @torch.no_grad()
+    def gather(self, sae: SAELike, state: PAMState, stats: Any, batches: Iterable[Tensor]) -> None:
+        """Add the current codes of `batches` to statistics. Raises DivergenceError if one is not finite."""
+        for x, acts in codes_of(sae, batches):
+            if not torch.isfinite(acts.top_acts if isinstance(acts, TopActs) else acts).all():
+                raise DivergenceError(state.step, state)
+            stats.update(acts, x)
 
     def _matrix_free(self, sae: SAELike) -> bool:
         if not isinstance(sae, SAE) or sae.n_latents < MATRIX_FREE_FROM or not sae.trains_sparse or sae.scale is not None:

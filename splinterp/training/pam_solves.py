@@ -11,6 +11,7 @@ from splinterp._typing import Tensor
 from splinterp.decoder import (
     DecoderSolution,
     DecoderStats,
+    GCVResult,
     gcv_ridge,
     optimality_residual,
     solve_decoder,
@@ -44,19 +45,13 @@ def solve_weights(method: PAMSGD, sae: Any, state: PAMState, stats: DecoderStats
     if isinstance(ridge, str):
         previous = sae.W_dec if method.prox_dec else None
         chosen = gcv_ridge(stats, prior, prox=method.prox_dec, previous=previous, inflation=method.gcv_inflation)
-        ridge = chosen.ridge
-        if math.isinf(ridge) and prior is None:  # W_dec = 0 would stop the encoder for good: stay finite
-            ridge = chosen.path[-2][0] if len(chosen.path) > 1 else 0.0
+        ridge = _usable(chosen, prior)
     solution = _solve(method, stats, sae.W_dec, sae.b_dec, ridge, prior)
     state.residual = optimality_residual(
         stats, solution, ridge=ridge, prox=method.prox_dec, previous=sae.W_dec if method.prox_dec else None, prior=prior
     )
     state.ridge = ridge
-    if prior is None:
-        sae.W_dec.copy_(solution.W_dec)
-    else:
-        residual_of(sae).copy_(solution.W_dec - prior)
-    sae.b_dec.copy_(solution.b_dec)
+    _write(sae, prior, solution.W_dec, solution.b_dec)
 
 
 def solve_matrix_free(method: PAMSGD, sae: Any, state: PAMState, stats: MatrixFreeStats) -> None:
@@ -64,9 +59,7 @@ def solve_matrix_free(method: PAMSGD, sae: Any, state: PAMState, stats: MatrixFr
     start, ridge = sae.W_dec, method.ridge
     if isinstance(ridge, str):
         chosen = gcv_ridge_cg(stats, prior, around=state.ridge, start=start)
-        ridge = chosen.ridge
-        if math.isinf(ridge) and prior is None:
-            ridge = chosen.path[-2][0] if len(chosen.path) > 1 else 0.0
+        ridge = _usable(chosen, prior)
     if math.isinf(ridge):
         W_dec, state.residual = torch.zeros_like(start) if prior is None else prior, 0.0
         b_dec = stats.mean_x - stats.mean_acts @ W_dec.double()
@@ -76,7 +69,22 @@ def solve_matrix_free(method: PAMSGD, sae: Any, state: PAMState, stats: MatrixFr
             stats, ridge=ridge, prox=method.prox_dec, previous=previous, prior=prior, start=start
         )
     state.ridge = ridge
-    (sae.W_dec if prior is None else residual_of(sae)).copy_(W_dec if prior is None else W_dec - prior)
+    _write(sae, prior, W_dec, b_dec)
+
+
+def _usable(chosen: GCVResult, prior: Tensor | None) -> float:
+    """The chosen ridge; without a prior the largest finite one looked at in place of infinity, since W_dec = 0 would stop the
+    encoder for good."""
+    if prior is not None or math.isfinite(chosen.ridge):
+        return chosen.ridge
+    return chosen.path[-2][0] if len(chosen.path) > 1 else 0.0
+
+
+def _write(sae: Any, prior: Tensor | None, W_dec: Tensor, b_dec: Tensor) -> None:
+    if prior is None:
+        sae.W_dec.copy_(W_dec)
+    else:
+        residual_of(sae).copy_(W_dec - prior)
     sae.b_dec.copy_(b_dec)
 
 

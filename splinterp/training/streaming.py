@@ -12,8 +12,7 @@ from splinterp._checks import at_least
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.data.store import ActivationStore
 from splinterp.decoder import DecoderStats
-from splinterp.training.base import DivergenceError
-from splinterp.training.blocks import SAELike, codes_of
+from splinterp.training.blocks import SAELike
 from splinterp.training.pam import MATRIX_FREE_FROM, PAMSGD, PAMState
 
 SUMS = ("mean_acts", "mean_x", "gram", "cross", "total")
@@ -100,10 +99,7 @@ class StreamingPAMSGD(PAMSGD):
         """Forget, add the window's statistics, solve. Raises DivergenceError if a code is not finite."""
         assert state.stats is not None
         state.stats.forget(self.keep)
-        for x, acts in codes_of(sae, state.window):
-            if not torch.isfinite(acts[0] if isinstance(acts, tuple) else acts).all():
-                raise DivergenceError(state.step, state)
-            state.stats.update(acts, x)
+        self.gather(sae, state, state.stats, state.window)
         state.window = []
         self.solve(sae, state, state.stats)
 
