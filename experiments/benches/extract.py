@@ -17,7 +17,7 @@ from experiments.benches.timing import interleaved
 from splinterp.data import LanguageModel, extract_activations, pack_tokens, python_documentation
 from splinterp.data.extract import fitting_batch, length_batches, padded
 
-LAYERS, TOKENS, CONTEXT = (3, 6), 12_000, 128
+LAYERS, TOKENS, CONTEXT = (3, 6), 60_000, 128
 
 
 def run(quick: bool, device: str) -> dict[str, Any]:

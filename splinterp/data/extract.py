@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import hashlib
 from collections.abc import Iterator, Sequence
+from concurrent.futures import Future, ThreadPoolExecutor
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -19,7 +20,8 @@ from splinterp.data.text import TokenSequences, pack_tokens
 
 WORKING_BYTES = 2**28
 """Of one forward pass, roughly: what `batch_tokens=None` allows."""
-BATCHES_A_SHARD = 64
+BATCHES_A_SHARD = 4
+"""Few, so that writing overlaps with the next shard's forward passes and an interruption loses little."""
 
 
 class Activations(NamedTuple):
@@ -98,9 +100,15 @@ def _to_store(plan: _Plan, folder: Path, bar: Any) -> ActivationStore:
         return ActivationStore(folder)
     done = sum(shard["rows"] for shard in writer.manifest["shards"])
     bar.update(done)
-    for part in plan.shards(writer.n_shards, done):
-        writer.append(part.x, part.tokens)
-        bar.update(len(part.x))
+    written: Future[None] | None = None
+    with ThreadPoolExecutor(1) as background:  # hashing and writing release the interpreter
+        for part in plan.shards(writer.n_shards, done):
+            if written is not None:
+                written.result()  # one shard waits at most; what went wrong is raised here
+            written = background.submit(writer.append, part.x, part.tokens)
+            bar.update(len(part.x))
+        if written is not None:
+            written.result()
     return writer.finish()
 
 
@@ -121,7 +129,8 @@ class _Plan:
         content = hashlib.sha256(repr(self.sequences.ids).encode()).hexdigest()
         return {
             "model": self.model.name, "layer": self.layer, "site": self.site, "tokens": self.tokens, "keep_special": self.keep_special,
-            "max_tokens": self.max_tokens, "batch_tokens": self.batch_tokens, "n_sequences": len(self.sequences), "text_sha256": content,
+            "max_tokens": self.max_tokens, "batch_tokens": self.batch_tokens, "sequences_a_shard": self.per_shard,
+            "n_sequences": len(self.sequences), "text_sha256": content,
         }  # fmt: skip
 
     def width(self) -> int:
@@ -146,12 +155,18 @@ class _Plan:
             counts = torch.tensor([len(k) for k in kept]).cumsum(0)
             needed = int(torch.searchsorted(counts, left)) + 1
             rows, kept = rows.take(0, needed), kept[:needed]
-        found: list[Tensor] = [torch.empty(0)] * len(rows)
+        ends = [0, *torch.tensor([len(k) for k in kept]).cumsum(0).tolist()]
+        x = torch.empty(0)
         for batch in length_batches(rows.ids, self.batch_tokens):
             ids, mask = padded([rows.ids[i] for i in batch])
-            for i, hidden in zip(batch, self.model.hidden(ids, mask, self.layer, self.site), strict=True):
-                found[i] = hidden[kept[i]].to(device="cpu", dtype=self.dtype)
-        x = torch.cat(found)
+            hidden = self.model.hidden(ids, mask, self.layer, self.site)
+            x = x if len(x) else torch.empty(ends[-1], hidden.shape[-1], dtype=self.dtype)
+            keep = torch.zeros(mask.shape, dtype=torch.bool)
+            for row, i in enumerate(batch):
+                keep[row, kept[i]] = True
+            chosen = hidden[keep.to(hidden.device)].to(device="cpu", dtype=self.dtype)
+            for i, values in zip(batch, chosen.split([len(kept[i]) for i in batch]), strict=True):
+                x[ends[i] : ends[i + 1]] = values
         about = [(row[j], rows.documents[i][j], start + i) for i, row in enumerate(rows.ids) for j in kept[i]]
         return Activations(x[:left], torch.tensor(about, dtype=torch.int64).reshape(-1, 3)[:left])
 

@@ -13,6 +13,7 @@ import pytest
 import torch
 
 from splinterp.data import ActivationStore, CorruptStoreError, LanguageModel, extract_activations, pack_tokens
+from splinterp.data.store_writer import StoreWriter
 from tests.data.tiny_models import BUILDERS, letters, tiny
 
 DOCUMENTS = [letters(n, seed=n) for n in (40, 3, 17, 1, 25)]
@@ -147,6 +148,21 @@ def test_an_interrupted_extraction_ends_in_the_same_bytes(tmp_path, monkeypatch,
     names = sorted(p.name for p in (tmp_path / "whole").iterdir())
     assert sorted(p.name for p in (tmp_path / "cut").iterdir()) == names
     assert all((tmp_path / "cut" / n).read_bytes() == (tmp_path / "whole" / n).read_bytes() for n in names)
+
+
+def test_a_shard_that_cannot_be_written_stops_the_extraction(tmp_path, monkeypatch):
+    monkeypatch.setattr("splinterp.data.extract.BATCHES_A_SHARD", 1)
+    append = StoreWriter.append
+
+    def full(writer, activations, tokens):
+        if writer.n_shards == 1:
+            raise OSError("no space left")
+        append(writer, activations, tokens)
+
+    monkeypatch.setattr(StoreWriter, "append", full)
+    with pytest.raises(OSError, match="no space left"):
+        extract_activations(tiny("BERT"), DOCUMENTS, 2, context=12, batch_tokens=24, folder=tmp_path)
+    assert len(ActivationStore(tmp_path, allow_incomplete=True).manifest["shards"]) == 1
 
 
 SCRIPT = """
