@@ -6,7 +6,7 @@ import functools
 import hashlib
 import os
 from pathlib import Path
-from typing import NamedTuple
+from typing import Literal, NamedTuple
 
 import torch
 
@@ -14,6 +14,7 @@ from splinterp.data import (
     ActivationStore,
     LanguageModel,
     Standardizer,
+    TokenSequences,
     extract_activations,
     pack_tokens,
     python_documentation,
@@ -24,7 +25,7 @@ from splinterp.data.text import WIKITEXT_HEADING
 
 CONTEXT = 128
 N_VALIDATION, N_TEST = 5_000, 20_000
-PER_SHARD = 8_192
+BATCH_TOKENS = 8_192
 
 
 class Tokens(NamedTuple):
@@ -58,17 +59,23 @@ def documents(data_dir: str | None) -> tuple[list[str], list[str], str]:
     return [t for i, t in enumerate(topics) if i % 4], topics[::4], "python documentation"
 
 
-def store(model: str, layer: int, texts: list[str], max_tokens: int) -> ActivationStore:
-    """The activations of the texts' first tokens, extracted if the cache does not have them."""
-    content = hashlib.sha256("\0".join(texts).encode()).hexdigest()[:16]
-    folder = cache_folder() / "activations" / f"{model.replace('/', '--')}-{layer}-{CONTEXT}-{max_tokens}-{content}"
+def store(
+    model: str, layer: int, text: list[str] | TokenSequences, max_tokens: int, which: Literal["all", "last"] = "all"
+) -> ActivationStore:
+    """The activations of the text's first tokens (or of the last one of each sequence), extracted if the cache lacks them."""
+    content = hashlib.sha256((repr(text.ids) if isinstance(text, TokenSequences) else "\0".join(text)).encode()).hexdigest()[
+        :16
+    ]
+    kind = "" if which == "all" else f"-{which}"
+    folder = cache_folder() / "activations" / f"{model.replace('/', '--')}-{layer}-{CONTEXT}-{max_tokens}{kind}-{content}"
     if (folder / "manifest.json").exists():
         earlier = ActivationStore(folder, allow_incomplete=True)
         if earlier.manifest["complete"]:
             return earlier
     found = extract_activations(
-        language_model(model), texts, layer, context=CONTEXT, max_tokens=max_tokens, folder=folder, batch_tokens=PER_SHARD
-    )
+        language_model(model), text, layer, tokens=which, context=CONTEXT, max_tokens=max_tokens, folder=folder,
+        batch_tokens=BATCH_TOKENS,
+    )  # fmt: skip
     assert isinstance(found, ActivationStore)
     return found
 
@@ -113,11 +120,7 @@ def last_tokens(model: str, layer: int, n_train: int, data_dir: str | None) -> t
     if len(sequences) < needed:
         articles = text_from_datasets("Salesforce/wikitext", limit=10 * needed, name="wikitext-103-raw-v1")
         sequences = pack_tokens(loaded.tokenizer, articles, CONTEXT)
-    folder = cache_folder() / "activations" / f"{model.replace('/', '--')}-{layer}-{CONTEXT}-last-{needed}"
-    found = extract_activations(
-        loaded, sequences, layer, tokens="last", max_tokens=needed, folder=folder, batch_tokens=PER_SHARD
-    )
-    x = found[:] if isinstance(found, ActivationStore) else found.x
+    x = store(model, layer, sequences, needed, "last")[:]
     if len(x) < needed:
         raise ValueError(f"the texts have {len(x)} sequences of {CONTEXT} tokens, fewer than {needed}: take fewer")
     return x[:n_train], x[n_train : n_train + held], x[n_train + held :]

@@ -10,6 +10,9 @@ import numpy as np
 
 from experiments.compare import t_interval
 
+DETAILS = {"train": 3, "l0": 1, "frac_dead": 2, "seconds": 1}
+"""Numbers of a row that tables print beside the error, and their digits."""
+
 
 def table(header: Sequence[str], rows: Iterable[Sequence[object]], markdown: bool = False) -> str:
     """Columns aligned to their widest cell; `markdown` adds the pipes."""
@@ -86,21 +89,13 @@ def summary(results: dict[str, Any], markdown: bool = False) -> str:
             with_interval(control["fvu"]), with_interval(ours["fvu"]), percent(found["log_ratio"]), found["verdict"],
         ])  # fmt: skip
     header = [
-        "budget",
-        "activation",
-        unit(results),
-        "steps",
-        "best control",
-        "its FVU",
-        "PAM's FVU",
-        "PAM against it",
-        "verdict",
-    ]
+        "budget", "activation", unit(results), "steps", "best control", "its FVU", "PAM's FVU", "PAM against it", "verdict",
+    ]  # fmt: skip
     return table(header, lines, markdown)
 
 
 def part_table(results: dict[str, Any], part: str, markdown: bool = False) -> str:
-    """Rows of another part: ReLU sweep, variants, ridge, or the published comparison and its ablations."""
+    """Every row of a part, means over its seeds: sizes, ReLU sweep, variants, ridge, or the published comparison's ablations."""
     lines = []
     for row in results["rows"]:
         if row["part"] == part:
@@ -111,10 +106,12 @@ def part_table(results: dict[str, Any], part: str, markdown: bool = False) -> st
                 )
             lines.append([
                 row["activation"], row["n_train"], row.get("budget", ""), row["method"], setting, row.get("lr", ""),
-                with_interval(row["fvu"]), f"{row['l0']:.1f}", f"{row['frac_dead']:.2f}",
+                with_interval(row["fvu"]), *(f"{row[key]:.{digits}f}" if key in row else "" for key, digits in DETAILS.items()),
             ])  # fmt: skip
     split = "validation" if part == "causes" else "test"
-    header = ["activation", unit(results), "budget", "method", "setting", "lr", f"{split} FVU", "l0", "dead"]
+    header = [
+        "activation", unit(results), "budget", "method", "setting", "lr", f"{split} FVU", "training FVU", "l0", "dead", "seconds",
+    ]  # fmt: skip
     return f"{part}\n\n{table(header, lines, markdown)}"
 
 
@@ -143,8 +140,7 @@ def render(results: dict[str, Any], markdown: bool = False) -> str:
     """Every table of a results file."""
     parts = [size_tables(results, markdown)] if "verdicts" in results else []
     for part in dict.fromkeys(row["part"] for row in results["rows"]):
-        if part != "sizes" or "verdicts" not in results:
-            parts.append(part_table(results, part, markdown))
+        parts.append(part_table(results, part, markdown))
         if part == "relu":
             parts.append(matched_l0(results, markdown))
     return "\n\n".join(parts)

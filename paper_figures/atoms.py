@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from experiments.atoms import N_ATOMS, unpack
-from paper_figures.style import PAGE, label
+from paper_figures.style import PAGE, bare, label
 
 COLUMNS = 12
 
@@ -32,10 +32,7 @@ def atoms(results: dict[str, Any]) -> tuple[Figure, str]:
         name = f"{model['activation']},\n{label(model['method'])}\nFVU {model['test_fvu']:.3f}"
         row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=6.5)
     for ax in axes.flat:
-        ax.set(xticks=[], yticks=[])
-        ax.grid(False)
-        for spine in ax.spines.values():
-            spine.set_visible(False)
+        bare(ax, frame=False)
     axes[0][1].imshow(np.full((side, side * COLUMNS), 128), cmap="RdBu_r", vmin=0, vmax=255, alpha=0)
     config = results["config"]
     return figure, (

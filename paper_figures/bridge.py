@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from paper_figures.style import PAGE
+from paper_figures.style import PAGE, bare
 from splinterp.geometry import PowerDiagram
 from splinterp.plotting import plot_cells
 
@@ -62,7 +62,5 @@ def _panel(ax: Axes, name: str, model: dict[str, Any], x: np.ndarray, bounds: tu
             ax.plot(*mean, "o", color="#D55E00", markersize=3, zorder=5)
     title = name.replace("published, ", "published ").replace("TopK SAE, ", "TopK, ")
     ax.set_title(f"{title}\nFVU {model['fvu']:.2g}", fontsize=6.5)
-    ax.set(xlim=bounds[:2], ylim=bounds[2:], xticks=[], yticks=[], aspect="equal")
-    ax.grid(False)
-    for spine in ax.spines.values():
-        spine.set_visible(True)
+    ax.set(xlim=bounds[:2], ylim=bounds[2:], aspect="equal")
+    bare(ax, frame=True)

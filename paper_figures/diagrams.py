@@ -12,7 +12,7 @@ from matplotlib.patches import Circle
 from scipy.spatial import Voronoi
 from sklearn.cluster import KMeans
 
-from paper_figures.style import PAGE
+from paper_figures.style import PAGE, bare
 from splinterp.geometry import Cells, PowerDiagram
 from splinterp.plotting import PALETTE, colour_groups, plot_cells
 
@@ -33,10 +33,8 @@ def _sites() -> tuple[np.ndarray, np.ndarray]:
 
 
 def _panel(ax: Axes, title: str) -> None:
-    ax.set(xlim=BOUNDS[:2], ylim=BOUNDS[2:], xticks=[], yticks=[], aspect="equal", title=title)
-    ax.grid(False)
-    for spine in ax.spines.values():
-        spine.set_visible(True)
+    ax.set(xlim=BOUNDS[:2], ylim=BOUNDS[2:], aspect="equal", title=title)
+    bare(ax, frame=True)
 
 
 def _dots(ax: Axes, sites: np.ndarray) -> None:

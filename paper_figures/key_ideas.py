@@ -11,7 +11,7 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from paper_figures.curves import data_name, draw, log_axes
-from paper_figures.style import PAGE, legend_below
+from paper_figures.style import PAGE, bare, legend_below
 from splinterp import SAE, TopK
 from splinterp.geometry import Plane, slice_cells
 from splinterp.plotting import plot_slice
@@ -69,10 +69,8 @@ def _pieces(ax: Axes) -> int:
 
 def _alternation(ax: Axes) -> None:
     """Two boxes and what passes between them."""
-    ax.set(xlim=(0, 1), ylim=(0, 1), xticks=[], yticks=[], title="PAM-SGD alternates two blocks")
-    ax.grid(False)
-    for spine in ax.spines.values():
-        spine.set_visible(False)
+    ax.set(xlim=(0, 1), ylim=(0, 1), title="PAM-SGD alternates two blocks")
+    bare(ax, frame=False)
     box = {"boxstyle": "round,pad=0.45", "edgecolor": "black", "linewidth": 0.8}
     encoder = "encoder: regions and codes\n" + r"$z = \rho(x\,W_{\mathrm{enc}} + b)$" + "\nstochastic gradients"
     normal_equations = r"$(Z^\top Z + \lambda I)\,W = Z^\top X + \lambda W_{\mathrm{enc}}^\top$"

@@ -11,7 +11,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from experiments.geometry import FLAT, flat_sae
-from paper_figures.style import METHOD_STYLES, PAGE, label, legend_below
+from paper_figures.style import METHOD_STYLES, PAGE, bare, label, legend_below
 from splinterp.geometry import Cells, slice_cells
 from splinterp.plotting import plot_cells, plot_slice
 
@@ -34,10 +34,7 @@ def _frame(ax: Any, cut: dict[str, Any]) -> None:
     ax.plot([left, left + 10], [low, low], color="black", linewidth=2, solid_capstyle="butt", zorder=4)
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.8}
     ax.text(left + 5, low + 0.02 * (xmax - xmin), "10", ha="center", va="bottom", fontsize=6, bbox=box, zorder=4)
-    ax.set(xticks=[], yticks=[])
-    ax.grid(False)
-    for spine in ax.spines.values():
-        spine.set_visible(True)
+    bare(ax, frame=True)
 
 
 def slices(results: dict[str, Any]) -> tuple[Figure, str]:

@@ -11,6 +11,7 @@ import matplotlib as mpl
 
 mpl.use("Agg")
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 COLUMN, PAGE = 3.4, 7.0
@@ -59,6 +60,14 @@ def legend_below(figure: Figure, columns: int) -> None:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             entries.setdefault(name, handle)
     figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns)
+
+
+def bare(axes: Axes, frame: bool) -> None:
+    """No ticks and no grid: a picture, with a frame around it or without."""
+    axes.set(xticks=[], yticks=[])
+    axes.grid(False)
+    for spine in axes.spines.values():
+        spine.set_visible(frame)
 
 
 def save(figure: Figure, folder: Path, name: str, caption: str) -> list[Path]:

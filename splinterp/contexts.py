@@ -69,9 +69,8 @@ def top_activating(
 
 
 def _parts(sae: SAELike, x: ArrayLike | ActivationStore, batch_size: int) -> Iterator[tuple[int, Tensor]]:
-    data = x if isinstance(x, ActivationStore) else as_samples(x, sae.W_enc.shape[0])
-    if data.shape[1] != sae.W_enc.shape[0]:
-        raise ValueError(f"the data has d_in={data.shape[1]} but {sae.W_enc.shape[0]} are expected: check d_in")
+    d_in = sae.W_enc.shape[0]
+    data = x.of_width(d_in) if isinstance(x, ActivationStore) else as_samples(x, d_in)
     for i, part in enumerate(data.split(batch_size)):
         yield i * batch_size, part
 

@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.benches.timing import exponent, median_seconds
+from experiments.benches.timing import exponent, median_seconds, require_cpu
 from experiments.report import table
 from splinterp.geometry import PowerDiagram
 from splinterp.geometry._hull import lower_hull_edges
@@ -85,6 +85,5 @@ GEOMETRY_SIZES = {
 
 def run(quick: bool, device: str) -> dict[str, Any]:
     """The sizes of the report, or their three smallest."""
-    if device != "cpu":
-        raise ValueError(f"geometry runs on the CPU, not on {device}: leave --device out")
+    require_cpu(device, "geometry runs on the CPU")
     return geometry({order: counts[:3] for order, counts in GEOMETRY_SIZES.items()} if quick else GEOMETRY_SIZES)

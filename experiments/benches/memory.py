@@ -6,7 +6,6 @@ store of 1.5 GiB: read as a tensor, which must fail, and as a store, which must 
 
 from __future__ import annotations
 
-import multiprocessing
 import resource
 import tempfile
 import time
@@ -15,6 +14,7 @@ from typing import Any
 
 import torch
 
+from experiments.benches.timing import in_fresh_process, require_cpu
 from splinterp import PAMSGD, SAE, TopK, fit
 from splinterp.data.store import ActivationStore
 from splinterp.data.store_writer import StoreWriter
@@ -55,16 +55,14 @@ def _child(folder: str, way: str, limit_mib: int, n_latents: int, budget: int) -
 
 def run(quick: bool, device: str) -> dict[str, Any]:
     """Both ways."""
-    if device != "cpu":
-        raise ValueError(f"the limit is on the CPU's memory, not on {device}'s: leave --device out")
+    require_cpu(device, "the limit is on the CPU's memory")
     rows, limit, n_latents = (2**15, 10**4, 32) if quick else (ROWS, LIMIT_MIB, 256)
     lines = []
     with tempfile.TemporaryDirectory() as folder:
         write(Path(folder) / "store", rows, D_IN, min(PER_SHARD, rows // 4))
         size = rows * D_IN * 4 / 2**20
         for way in ("tensor", "store"):
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                found = pool.apply(_child, (str(Path(folder) / "store"), way, limit, n_latents, BUDGET))
+            found = in_fresh_process(_child, str(Path(folder) / "store"), way, limit, n_latents, BUDGET)
             lines.append([way, f"{size:,.0f}", f"{limit:,}", found["outcome"], f"{found['seconds']:.0f}"])
     header = ["read as", "store, MiB", "allowed, MiB", "outcome", "seconds"]
     title = f"one epoch of PAM-SGD on {rows:,} activations, d_in {D_IN}, {n_latents} latents; budget of the shuffle {BUDGET // 2**20} MiB"

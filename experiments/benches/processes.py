@@ -14,6 +14,7 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
+from experiments.benches.timing import require_cpu
 from splinterp import SAE, SGD, TopK
 from splinterp.training import ProcessGroup
 
@@ -65,8 +66,7 @@ def seconds(size: int, threads: int, shape: tuple[int, int, int, int]) -> float:
 
 def run(quick: bool, device: str) -> dict[str, Any]:
     """Every width."""
-    if device != "cpu":
-        raise ValueError(f"the processes here share CPU cores, not {device}: leave --device out")
+    require_cpu(device, "the processes here share CPU cores")
     rows = []
     for shape in ((16, 128, 4, 64),) if quick else [(D_IN, width, K, BATCH) for width in WIDTHS]:
         alone = seconds(1, 1, shape)

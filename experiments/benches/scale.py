@@ -6,14 +6,13 @@ memory shows what the solve holds. Solved to a relative residual of 1e-4 with a 
 
 from __future__ import annotations
 
-import multiprocessing
 import resource
 import time
 from typing import Any
 
 import torch
 
-from experiments.benches.timing import exponent
+from experiments.benches.timing import exponent, in_fresh_process, require_cpu
 from splinterp import SAE, TopK
 from splinterp.matrix_free import MatrixFreeStats, solve_decoder_cg
 
@@ -51,13 +50,11 @@ def _case(n: int, n_latents: int, k: int, d_in: int, threads: int) -> dict[str, 
 
 def run(quick: bool, device: str) -> dict[str, Any]:
     """Every case, and the exponents along each of the three."""
-    if device != "cpu":
-        raise ValueError(f"the spooled codes are on the CPU, not on {device}: leave --device out")
+    require_cpu(device, "the spooled codes are on the CPU")
     cases, d_in = (QUICK, 16) if quick else (CASES, D_IN)
     found: dict[tuple[int, int, int], dict[str, float]] = {}
     for case in sorted({case for several in cases.values() for case in several}):
-        with multiprocessing.get_context("spawn").Pool(1) as pool:
-            found[case] = pool.apply(_case, (*case, d_in, torch.get_num_threads()))
+        found[case] = in_fresh_process(_case, *case, d_in, torch.get_num_threads())
     rows = [
         [
             f"{n:,}", f"{m:,}", k, f"{r['live']:,}", f"{r['encode']:.1f}", f"{r['solve']:.1f}", r["iterations"],

@@ -7,7 +7,6 @@ by each is compared. Each runs in a process of its own, whose peak memory is cou
 
 from __future__ import annotations
 
-import multiprocessing
 import resource
 import statistics
 import threading
@@ -16,6 +15,7 @@ from typing import Any
 
 import torch
 
+from experiments.benches.timing import in_fresh_process, require_cpu
 from splinterp.activations import TopActs
 from splinterp.decoder import DecoderStats, solve_decoder
 from splinterp.sparse_kernels import decode_rows
@@ -102,15 +102,13 @@ def _child(way: str, shape: tuple[int, int, int, int], repeats: int, threads: in
 
 def run(quick: bool, device: str) -> dict[str, Any]:
     """Every k, each way in its own process."""
-    if device != "cpu":
-        raise ValueError(f"this compares CPU solves, not {device}: leave --device out")
+    require_cpu(device, "this compares CPU solves")
     n, d_in, n_latents, ks = (300, 40, 64, (8, 2)) if quick else (N, D_IN, N_LATENTS, KS)
     rows = []
     for k in ks:
         found = {}
         for way in WAYS:
-            with multiprocessing.get_context("spawn").Pool(1) as pool:
-                found[way] = pool.apply(_child, (way, (n, d_in, n_latents, k), REPEATS, torch.get_num_threads()))
+            found[way] = in_fresh_process(_child, way, (n, d_in, n_latents, k), REPEATS, torch.get_num_threads())
         base = found["published: stacked lstsq"]
         for way, (seconds, peak, objective) in found.items():
             rows.append([

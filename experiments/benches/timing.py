@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import multiprocessing
 import statistics
 import time
 from collections.abc import Callable, Mapping, Sequence
@@ -41,3 +42,15 @@ def synchronise() -> None:
 def exponent(sizes: Sequence[float], seconds: Sequence[float]) -> float:
     """Slope of log(seconds) against log(size), by least squares."""
     return float(np.polyfit(np.log(sizes), np.log(seconds), 1)[0])
+
+
+def require_cpu(device: str, what: str) -> None:
+    """Raises ValueError for another device, saying what it is that the CPU is needed for."""
+    if device != "cpu":
+        raise ValueError(f"{what}: leave --device {device} out")
+
+
+def in_fresh_process(work: Callable[..., Any], *arguments: Any) -> Any:
+    """The result of a call in a new process, whose memory no earlier case has touched."""
+    with multiprocessing.get_context("spawn").Pool(1) as pool:
+        return pool.apply(work, arguments)

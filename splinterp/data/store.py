@@ -94,6 +94,12 @@ class ActivationStore:
         """(N, d_in)."""
         return self.n_rows, self.d_in
 
+    def of_width(self, d_in: int) -> ActivationStore:
+        """Itself. Raises ValueError unless the activations are `d_in` wide."""
+        if self.d_in != d_in:
+            raise ValueError(f"the store in {self.folder} has d_in={self.d_in} but {d_in} are expected: check d_in")
+        return self
+
     def __len__(self) -> int:
         return self.n_rows
 

@@ -244,9 +244,7 @@ def training_data(sae: SAELike, x: ArrayLike | ActivationStore) -> Tensor | Acti
     The rows of a store are not read here.
     """
     if isinstance(x, ActivationStore):
-        if x.d_in != sae.W_enc.shape[0]:
-            raise ValueError(f"the store in {x.folder} has d_in={x.d_in} but {sae.W_enc.shape[0]} are expected: check d_in")
-        data: Tensor | ActivationStore = x
+        data: Tensor | ActivationStore = x.of_width(sae.W_enc.shape[0])
     else:
         data = as_samples(x, sae.W_enc.shape[0], name="x")
     if len(data) < 2:
