@@ -28,7 +28,7 @@ PAPER_PARTS = ("sizes", "encoder_updates", "k", "weight_decay", "mu_nu_pull")
 CONFIG = Config(
     data="minilm-3", k=32, n_latents=1_536, activations=("TopK", "AbsTopK"), shares=(1_000 / TOKEN_POOL, 9_000 / TOKEN_POOL,
     36_000 / TOKEN_POOL, 1.0), batch_size=256, early_epochs=4, long_steps=2_000, grid=(2e-3, 4e-3, 8e-3, 1.6e-2), seeds=(0, 1, 2, 3),
-    seeds_full=(0, 1), relu_shares=(9_000 / TOKEN_POOL,), relu_l1=(3e-3, 1e-2), part_seeds=(0, 1, 2),
+    seeds_full=(0, 1), relu_shares=(9_000 / TOKEN_POOL,), relu_l1=(1e-3, 3e-3, 1e-2, 3e-2), part_seeds=(0, 1, 2),
     relu_grid=(2e-3, 4e-3, 8e-3), cause_activations=("TopK",), cause_share=9_000 / TOKEN_POOL,
 )  # fmt: skip
 

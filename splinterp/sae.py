@@ -14,7 +14,7 @@ from splinterp._atomic import replace_file
 from splinterp._checks import as_samples, at_least, one_of
 from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.activations import Activation, RowTop, TopActs, activation_from_config
-from splinterp.sparse_kernels import Transposed, decode_sparse, kept_scores
+from splinterp.sparse_kernels import Transposed, autocast_dtype, decode_sparse, kept_scores, takes_triton
 
 if TYPE_CHECKING:
     from splinterp.data.standardizer import Standardizer
@@ -22,6 +22,9 @@ if TYPE_CHECKING:
 DECODERS = ("free", "tied", "tied_residual")
 FORMAT = "splinterp-sae-1"
 SPARSE_GAIN = 8
+"""On a CPU an entry of a dense product has about an eighth of the cost of a sparse one (measured)."""
+TRITON_GAIN = 32
+"""On a GPU: of the ratio of float32 operations to bytes a second of current cards (estimated, not measured)."""
 
 
 class SAEOutput(NamedTuple):
@@ -132,7 +135,8 @@ class SAE(nn.Module):
 
     def pre_acts(self, x: ArrayLike) -> Tensor:
         """Affine scores (n, n_latents) of x (n, d_in). Raises TypeError, ValueError for input that does not fit."""
-        return torch.addmm(self.b_enc, self._centred(x), self.W_enc)
+        scores = torch.addmm(self.b_enc, self._centred(x), self.W_enc)
+        return scores.to(self.W_enc.dtype)  # under autocast the product alone is lowered
 
     def _centred(self, x: ArrayLike) -> Tensor:
         """Checked samples less b_pre."""
@@ -150,17 +154,20 @@ class SAE(nn.Module):
     def _encode_top(self, x: ArrayLike) -> tuple[TopActs, Transposed | None]:
         if not isinstance(self.activation, RowTop):
             return self.activation.top(self.pre_acts(x)), None
-        kept = kept_scores(self._centred(x), self.W_enc, self.b_enc, self.activation.select, self.activation.k)
+        lower = autocast_dtype(self.W_enc.device)
+        kept = kept_scores(self._centred(x), self.W_enc, self.b_enc, self.activation.select, self.activation.k, lower)
         return TopActs(self.activation.keep(kept.values), kept.top_indices), kept.by_latent
 
     @property
     def trains_sparse(self) -> bool:
-        """Whether training takes the k-sparse products: a TopK or AbsTopK of few latents, on a CPU.
-
-        Dense products have about an eighth of the cost for each entry.
-        """
-        sparse = isinstance(self.activation, RowTop) and SPARSE_GAIN * self.activation.k <= self.n_latents
-        return sparse and self.W_enc.device.type == "cpu" and self.W_enc.dtype in (torch.float32, torch.float64)
+        """Whether training takes the k-sparse products: a TopK or AbsTopK of few latents, on a CPU or on a GPU with Triton."""
+        cpu = self.W_enc.device.type == "cpu"
+        if (
+            not isinstance(self.activation, RowTop)
+            or (SPARSE_GAIN if cpu else TRITON_GAIN) * self.activation.k > self.n_latents
+        ):
+            return False
+        return (cpu or takes_triton(self.W_enc)) and self.W_enc.dtype in (torch.float32, torch.float64)
 
     def decode_top(self, top: TopActs) -> Float[Tensor, "n d_in"]:
         """The reconstruction from the sparse form of a code."""
@@ -173,7 +180,7 @@ class SAE(nn.Module):
 
     def decode(self, acts: Float[Tensor, "n n_latents"]) -> Float[Tensor, "n d_in"]:
         """The reconstruction acts @ W_dec + b_dec."""
-        return torch.addmm(self.b_dec, acts, self.W_dec)
+        return torch.addmm(self.b_dec, acts, self.W_dec).to(self.W_enc.dtype)
 
     def forward(self, x: ArrayLike) -> SAEOutput:
         """Encode and decode x (n, d_in)."""

@@ -7,12 +7,14 @@ n_latents wide, and that one is taken in blocks of rows, each reduced to its k k
     decoding                  n k d_in     gradients of the kept values and of W_dec
 
 Both weight matrices are read and written by latents: rows of W_dec and of W_enc.T, which an SAE stores contiguously.
-On the CPU, sums over samples use the code transposed once (SciPy) and then MKL's sparse product where torch has MKL,
-SciPy's elsewhere. Other devices take torch's own gathers and index sums.
+Sums over samples use the code transposed once. On the CPU they are MKL's sparse product where torch has MKL, SciPy's elsewhere;
+on a GPU with Triton there are kernels for all three products. What is left takes torch's own gathers and index sums.
 """
 
 from __future__ import annotations
 
+import functools
+import importlib.util
 import warnings
 from collections.abc import Callable
 from typing import Any, NamedTuple
@@ -29,12 +31,14 @@ __all__ = [
     "KSparse",
     "KeptScores",
     "Transposed",
+    "autocast_dtype",
     "decode_rows",
     "decode_sparse",
     "kept_products",
     "kept_scores",
     "select_largest",
     "sum_by_latent",
+    "takes_triton",
     "transpose_code",
 ]
 
@@ -55,13 +59,45 @@ class Transposed(NamedTuple):
     order: Tensor  # (n k,) int64
 
 
-def transpose_code(top_indices: Int[Tensor, "n k"], n_latents: int) -> Transposed:
-    """Entries of a CPU code grouped by latent, samples in order: a counting sort, n k + n_latents work."""
+@functools.cache
+def _has_triton() -> bool:
+    return importlib.util.find_spec("triton") is not None
+
+
+def takes_triton(x: Tensor) -> bool:
+    """Whether products with a code on this tensor's device are Triton's: a GPU, and Triton is installed."""
+    return x.is_cuda and _has_triton()
+
+
+def autocast_dtype(device: torch.device) -> torch.dtype | None:
+    """What `torch.autocast` lowers products on this device to; None outside of it."""
+    return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
+
+
+def transpose_code(top_indices: Int[Tensor, "n k"], n_latents: int) -> Transposed | None:
+    """Entries of a code grouped by latent, samples in order; None where nothing takes it (a GPU without Triton).
+
+    On the CPU a counting sort, n k + n_latents work.
+    """
+    if top_indices.device.type == "cpu":
+        return _transpose_on_cpu(top_indices, n_latents)
+    if not takes_triton(top_indices):
+        return None
+    return _transpose_by_sorting(top_indices, n_latents)
+
+
+def _transpose_on_cpu(top_indices: Tensor, n_latents: int) -> Transposed:
     n, k = top_indices.shape
     rows = np.arange(0, n * k + 1, k, dtype=np.int32)
     columns = top_indices.numpy().ravel().astype(np.int32)
     by_latent = scipy.sparse.csr_matrix((np.arange(n * k, dtype=np.int32), columns, rows), shape=(n, n_latents)).tocsc()
     return Transposed(*(torch.from_numpy(a) for a in (by_latent.indptr, by_latent.indices, by_latent.data.astype(np.int64))))
+
+
+def _transpose_by_sorting(top_indices: Tensor, n_latents: int) -> Transposed:
+    found = top_indices.flatten().sort(stable=True)
+    starts = torch.searchsorted(found.values, torch.arange(n_latents + 1, device=top_indices.device), out_int32=True)
+    return Transposed(starts, (found.indices // top_indices.shape[1]).int(), found.indices)
 
 
 def sum_by_latent(
@@ -75,13 +111,17 @@ def sum_by_latent(
 ) -> Float[Tensor, "n_latents d"]:
     """Z.T @ x for the code Z of these values and indices; into, or added to, a contiguous `out` where it is given.
 
-    `by` is the code's `transpose_code`, needed on the CPU only.
+    `by` is the code's `transpose_code`.
     """
     if out is None:
         out, add = x.new_empty(n_latents, x.shape[1]), False
     if by is None:
         total = out if add else out.zero_()
         return total.index_add_(0, top_indices.flatten(), (values[:, :, None] * x[:, None, :]).flatten(0, 1))
+    if takes_triton(x):
+        from splinterp import _triton_kernels
+
+        return _triton_kernels.sum_by_latent(values, *by, x, out, add)
     grouped = values.detach().flatten()[by.order]
     if _HAS_MKL:
         matrix = torch.sparse_csr_tensor(by.starts, by.samples, grouped, size=(n_latents, len(x)), check_invariants=False)
@@ -106,13 +146,21 @@ _HAS_MKL = _warm_up()
 
 def decode_rows(values: Tensor, top_indices: Tensor, rows: Tensor) -> Tensor:
     """The weighted sums (n, d) of rows (n_latents, d)."""
+    if takes_triton(rows):
+        from splinterp import _triton_kernels
+
+        return _triton_kernels.decode_rows(values, top_indices, rows)
     return F.embedding_bag(top_indices, rows, per_sample_weights=values, mode="sum")
 
 
 def kept_products(top_indices: Tensor, rows: Tensor, x: Tensor) -> Tensor:
     """rows[top_indices[r, j]] . x[r] for every kept entry, (n, k)."""
+    if takes_triton(x):
+        from splinterp import _triton_kernels
+
+        return _triton_kernels.kept_products(top_indices, rows, x)
     if x.device.type != "cpu":
-        return torch.einsum("nkd,nd->nk", rows[top_indices], x)
+        return (rows[top_indices] * x[:, None, :]).sum(2)
     n, k = top_indices.shape
     starts = torch.arange(0, n * k + 1, k)
     pattern = torch.sparse_csr_tensor(
@@ -177,11 +225,18 @@ def kept_scores(
     b_enc: Float[Tensor, " n_latents"],
     select: Callable[[Tensor], Tensor],
     k: int,
+    lower: torch.dtype | None = None,
 ) -> KeptScores:
     """The k scores a row of x @ W_enc + b_enc whose indices `select` picks, from blocks of rows.
 
-    The same as gathering from the full product, in values and gradients, but for the order of summation.
+    The same as gathering from the full product, in values and gradients, but for the order of summation. With `lower`, the full
+    product is taken in that dtype and decides which scores are kept; their values are then computed in x's own.
     """
+    if lower is not None and lower != x.dtype:
+        with torch.no_grad():
+            top_indices = select(torch.addmm(b_enc.to(lower), x.to(lower), W_enc.to(lower)))
+            values = kept_products(top_indices, W_enc.T, x).add_(b_enc[top_indices])
+        return _differentiable(x, W_enc, b_enc, values, top_indices)
     n, n_latents = len(x), W_enc.shape[1]
     with torch.no_grad():
         values, top_indices = x.new_empty(n, k), torch.empty(n, k, dtype=torch.int64, device=x.device)
@@ -193,9 +248,13 @@ def kept_scores(
             part = torch.addmm(b_enc, x[rows], W_enc, out=scores[: len(x[rows])])
             top_indices[rows] = select(part)
             torch.gather(part, 1, top_indices[rows], out=values[rows])
+    return _differentiable(x, W_enc, b_enc, values, top_indices)
+
+
+def _differentiable(x: Tensor, W_enc: Tensor, b_enc: Tensor, values: Tensor, top_indices: Tensor) -> KeptScores:
     if not torch.is_grad_enabled():
         return KeptScores(values, top_indices, None)
-    by_latent = transpose_code(top_indices, n_latents) if x.device.type == "cpu" else None
+    by_latent = transpose_code(top_indices, W_enc.shape[1])
     return KeptScores(_Scores.apply(x, W_enc, b_enc, values, top_indices, by_latent), top_indices, by_latent)
 
 
@@ -210,7 +269,7 @@ def decode_sparse(
 
     `by_latent` is the code's `transpose_code`, computed where it is None and needed.
     """
-    if by_latent is None and top_acts.device.type == "cpu" and torch.is_grad_enabled():
+    if by_latent is None and torch.is_grad_enabled():
         by_latent = transpose_code(top_indices, len(W_dec))
     return _Decode.apply(top_acts, top_indices, W_dec, by_latent) + b_dec
 
@@ -226,7 +285,7 @@ class KSparse(NamedTuple):
     @classmethod
     def of(cls, values: Float[Tensor, "n k"], top_indices: Int[Tensor, "n k"], n_latents: int) -> KSparse:
         """The code of these values and indices."""
-        return cls(values, top_indices, n_latents, transpose_code(top_indices, n_latents))
+        return cls(values, top_indices, n_latents, _transpose_on_cpu(top_indices, n_latents))
 
     def _sums(self, values: Tensor) -> Tensor:
         return torch.bincount(self.top_indices.flatten(), weights=values.flatten(), minlength=self.n_latents).to(values.dtype)

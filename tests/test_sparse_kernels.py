@@ -163,3 +163,20 @@ def test_sparse_reconstruction_equals_the_dense_one():
         torch.testing.assert_close(sae.decode_top(sae.encode_top(x)), x_hat)
     with pytest.raises(TypeError, match="no fixed number"):
         SAE(8, 40, ReLU()).reconstruct(x)
+
+
+def test_a_lower_dtype_chooses_what_is_kept_and_leaves_the_values_exact():
+    x, W, b = normal(200, 16, seed=0), normal(16, 96, seed=1), normal(96, seed=2)
+    W.requires_grad_()
+    full = kept_scores(x, W, b, TopK(4).select, 4)
+    kept = kept_scores(x, W, b, TopK(4).select, 4, lower=torch.bfloat16)
+    assert (full.top_indices.sort(1).values != kept.top_indices.sort(1).values).any()
+    assert kept.values.dtype == torch.float64
+    torch.testing.assert_close(kept.values, (x @ W + b).gather(1, kept.top_indices))
+    by_kept = torch.autograd.grad(kept.values.square().sum(), W)[0]
+    torch.testing.assert_close(by_kept, torch.autograd.grad((x @ W + b).gather(1, kept.top_indices).square().sum(), W)[0])
+    with torch.autocast("cpu", torch.bfloat16):
+        sae = SAE(16, 96, TopK(4), dtype=torch.float32)
+        outer = sae.encode_top(x.float())
+    assert outer.top_acts.dtype == torch.float32
+    assert (outer.top_indices.sort(1).values != sae.encode_top(x.float()).top_indices.sort(1).values).any()

@@ -42,25 +42,31 @@ def plain_step(d_in: int, n_latents: int, k: int, x: torch.Tensor, tied: bool = 
 
 
 def our_step(
-    d_in: int, n_latents: int, k: int, x: torch.Tensor, method: Any, decoder: str, dense: bool = False
+    d_in: int, n_latents: int, k: int, x: torch.Tensor, method: Any, decoder: str, dense: bool = False, lowered: bool = False
 ) -> Callable[[], None]:
-    """One gradient step of a method; `dense` takes dense codes and autograd, as activations without a fixed k do."""
+    """One gradient step of a method; `dense` takes dense codes and autograd, as activations without a fixed k do, `lowered` takes
+    products in bfloat16."""
     sae = SAE(d_in, n_latents, TopK(k), decoder, device=x.device)
     state = method.init(sae, x, total_steps=1_000_000)
     if dense:
         state.observer = lambda acts: None
-    return lambda: method.step(sae, state, x)
+
+    def step() -> None:
+        with torch.autocast(x.device.type, torch.bfloat16, enabled=lowered):
+            method.step(sae, state, x)
+
+    return step
 
 
-def parts(d_in: int, n_latents: int, k: int, batch: int, repeats: int = REPEATS) -> list[list[Any]]:
-    """Rows of the profile of one sparse step on the CPU: what, milliseconds, multiplications, bytes of weights that it touches."""
-    x = torch.randn(batch, d_in, generator=torch.Generator().manual_seed(0))
-    sae = SAE(d_in, n_latents, TopK(k))
+def parts(d_in: int, n_latents: int, k: int, batch: int, device: str, repeats: int = REPEATS) -> list[list[Any]]:
+    """Rows of the profile of one sparse step: what, milliseconds, multiplications, bytes of weights that it touches."""
+    x = torch.randn(batch, d_in, generator=torch.Generator().manual_seed(0)).to(device)
+    sae = SAE(d_in, n_latents, TopK(k), device=device)
     W_enc, b_enc, W_dec = sae.W_enc.detach(), sae.b_enc.detach(), sae.W_dec.detach()
     scores = torch.addmm(b_enc, x, W_enc)
     top = select_largest(scores, k)
     values, by_latent = scores.gather(1, top), transpose_code(top, n_latents)
-    out, optimizer = torch.empty(n_latents, d_in), torch.optim.Adam(list(sae.parameters()), lr=1e-3, fused=True)
+    out, optimizer = torch.empty(n_latents, d_in, device=device), torch.optim.Adam(list(sae.parameters()), lr=1e-3, fused=True)
     for p in sae.parameters():
         p.grad = torch.zeros_like(p)
     with torch.no_grad():
@@ -115,6 +121,11 @@ def measure(d_in: int, n_latents: int, k: int, batch: int, device: str, repeats:
         "SGD, tied-residual": our_step(d_in, n_latents, k, x, SGD(), "tied_residual"),
         "PAM-SGD, tied-residual": our_step(d_in, n_latents, k, x, PAMSGD(), "tied_residual"),
     }
+    if device != "cpu":
+        works["SGD, tied-residual, bfloat16"] = our_step(d_in, n_latents, k, x, SGD(), "tied_residual", lowered=True)
+        works["SGD, tied-residual, dense codes, bfloat16"] = our_step(
+            d_in, n_latents, k, x, SGD(), "tied_residual", dense=True, lowered=True
+        )
     seconds = interleaved(works, repeats)
     plain = {False: seconds["plain loop, untied"], True: seconds["plain loop, tied"]}
     least = seconds["floor: product and torch.topk"]
@@ -131,8 +142,7 @@ def run(quick: bool, device: str) -> dict[str, Any]:
     title = f"a training step: d_in {sizes[0][0]}, k {sizes[0][2]}, batch {sizes[0][3]:,}, float32"
     header = ["n_latents", "what", "ms", "plain loop / it", "it / floor"]
     tables = [{"title": title, "header": header, "rows": rows}]
-    if device == "cpu":
-        profile = [row for d_in, width, k, batch in sizes for row in parts(d_in, width, k, batch)]
-        header = ["n_latents", "part of an untied step", "ms", "10^9 multiplications", "10^9 a second"]
-        tables.append({"title": "profile of a sparse step", "header": header, "rows": profile})
+    profile = [row for d_in, width, k, batch in sizes for row in parts(d_in, width, k, batch, device)]
+    header = ["n_latents", "part of an untied step", "ms", "10^9 multiplications", "10^9 a second"]
+    tables.append({"title": "profile of a sparse step", "header": header, "rows": profile})
     return {"bench": "train", "tables": tables}

@@ -84,6 +84,11 @@ class TrainState:
         if self.loss is not None and not math.isfinite(float(self.loss)):
             raise DivergenceError(self.step, self)
 
+    def watch(self) -> None:
+        """`check_finite`, on a GPU every 50 steps only."""
+        if self.loss is not None and (not self.loss.is_cuda or self.step % GPU_CHECK_EVERY == 0):
+            self.check_finite()
+
 
 @dataclass(frozen=True, kw_only=True)
 class GradientOptions:
@@ -206,14 +211,13 @@ class GradientOptions:
         """Set `state.loss` and the gradients of the `moved` parameters. Raises DivergenceError."""
         if isinstance(sae, SAE) and state.observer is None and takes_sparse_gradients(sae):
             state.loss = sparse_gradients(sae, x, {id(p) for p in moved})  # no penalty acts on these activations
-            state.check_finite()
+            state.watch()
             return
         for p in sae.parameters():
             p.grad = None
         loss = self.loss(sae, x) if state.observer is None else self.loss(sae, x, state.observer)
         state.loss = loss.detach()
-        if not x.is_cuda or state.step % GPU_CHECK_EVERY == 0:
-            state.check_finite()
+        state.watch()
         loss.backward()
 
     def shared_gradients(

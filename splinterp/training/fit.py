@@ -7,6 +7,8 @@ import hashlib
 import math
 import time
 from collections.abc import Callable, Iterator
+from contextlib import nullcontext
+from itertools import zip_longest
 from pathlib import Path
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -86,6 +88,7 @@ def fit(
     resume: bool = False,
     progress: bool = False,
     processes: ProcessGroup | None = None,
+    autocast: torch.dtype | None = None,
 ) -> FitResult:
     """Train `sae` in place on x (N, d_in) with `method` (SGD, PAMSGD, ...).
 
@@ -111,6 +114,8 @@ def fit(
         progress: show a progress bar on stderr.
         processes: of several processes that run this same call on the same data: each takes its rows of every batch, the first one
             writes checkpoints (one before the first epoch too), calls back and shows progress.
+        autocast: torch.bfloat16 takes the products of gradient steps in that dtype (`torch.autocast`; for TopK and AbsTopK of few
+            latents the one that decides which are kept). Parameters, losses, decoder solves and evaluation keep the SAE's dtype.
 
     Raises:
         TypeError, ValueError: data, options or module that do not fit, a checkpoint of another run.
@@ -120,13 +125,15 @@ def fit(
     _check_options(epochs, batch_size, log_every, checkpoint_every, train_eval_samples)
     if keep_best and x_val is None:
         raise ValueError("keep_best=True chooses by val_fvu: pass x_val")
+    if autocast not in (None, torch.bfloat16):
+        raise ValueError(f"autocast={autocast} is not torch.bfloat16 (float16 would need its gradients scaled)")
     if resume and checkpoint is None:
         raise ValueError("resume=True needs checkpoint=PATH")
     data = training_data(sae, x)
     warn_outliers(_norms(data))
     x_val = None if x_val is None else _validation_data(x_val, data)
     batches = Batches(data, batch_size, sae.W_enc.device, sae.W_enc.dtype)
-    run = _Run(sae, method, generator if generator is not None else torch.Generator().manual_seed(0), keep_best)
+    run = _Run(sae, method, generator if generator is not None else torch.Generator().manual_seed(0), keep_best, autocast)
     run.plan = run.describe(data, batches.batch_size, epochs)
     _start_at_mean(sae, data)
     run.state = method.init(sae, data, total_steps=epochs * len(batches))
@@ -195,8 +202,10 @@ def _start_at_mean(sae: SAELike, data: Tensor | ActivationStore) -> None:
 class _Run:
     """What one call of `fit` moves, with its checkpoint."""
 
-    def __init__(self, sae: SAELike, method: Method, generator: torch.Generator, keep_best: bool) -> None:
-        self.sae, self.method, self.generator, self.keep_best = sae, method, generator, keep_best
+    def __init__(
+        self, sae: SAELike, method: Method, generator: torch.Generator, keep_best: bool, autocast: torch.dtype | None
+    ) -> None:
+        self.sae, self.method, self.generator, self.keep_best, self.autocast = sae, method, generator, keep_best, autocast
         self.state: Any = None
         self.plan: list[Any] = []
         self.epoch, self.seconds = 0, 0.0
@@ -208,7 +217,8 @@ class _Run:
         shapes = [f"{name} {tuple(value.shape)}" for name, value in self.sae.state_dict().items()]
         order = hashlib.sha256(self.generator.get_state().numpy().tobytes()).hexdigest()
         total = float(data.sum(dtype=torch.float64)) if isinstance(data, Tensor) else data.fingerprint()
-        return [str(self.method), str(self.sae), shapes, self.keep_best, len(data), total, batch_size, epochs, order]
+        plan = [str(self.method), str(self.sae), shapes, self.keep_best, len(data), total, batch_size, epochs, order]
+        return plan if self.autocast is None else [*plan, f"autocast={self.autocast}"]
 
     def join(self, processes: ProcessGroup) -> None:
         """Start from the first process's parameters, and share every batch from now on."""
@@ -222,7 +232,8 @@ class _Run:
         processes = getattr(self.state, "processes", None)
         start = time.perf_counter()
         for x in batches.shuffled(self.generator):
-            self.method.step(self.sae, self.state, x if processes is None else processes.share(x))
+            with nullcontext() if self.autocast is None else torch.autocast(x.device.type, self.autocast):
+                self.method.step(self.sae, self.state, x if processes is None else processes.share(x))
             bar.update()
         if hasattr(self.state, "check_finite"):
             self.state.check_finite()
@@ -259,7 +270,7 @@ class _Run:
     def load(self, path: Path) -> None:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         if saved["plan"] != self.plan:
-            ours, theirs = next((a, b) for a, b in zip(self.plan, saved["plan"], strict=False) if a != b)
+            ours, theirs = next((a, b) for a, b in zip_longest(self.plan, saved["plan"]) if a != b)
             raise ValueError(f"{path} belongs to another run: it has {theirs!r}, this one {ours!r}")
         self.sae.load_state_dict(saved["sae"])
         self.state.load_state_dict(saved["state"])

@@ -233,6 +233,8 @@ class PAMSGD(GradientOptions):
     def _matrix_free(self, sae: SAELike) -> bool:
         if not isinstance(sae, SAE) or sae.n_latents < MATRIX_FREE_FROM or not sae.trains_sparse or sae.scale is not None:
             return False
+        if sae.W_enc.device.type != "cpu":  # its products with codes are a CPU's; a GPU forms the Gram matrix
+            return False
         plain_bias = self.bias == "joint" and not (self.bias_ridge or self.bias_prox)
         return plain_bias and (self.ridge != "gcv" or (self.prox_dec == 0 and self.gcv_inflation == 1))
 

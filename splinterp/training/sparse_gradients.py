@@ -17,7 +17,7 @@ from splinterp._select import workspace
 from splinterp._typing import Float, Tensor
 from splinterp.activations import RowTop
 from splinterp.sae import SAE
-from splinterp.sparse_kernels import decode_rows, kept_products, kept_scores, sum_by_latent, transpose_code
+from splinterp.sparse_kernels import autocast_dtype, decode_rows, kept_products, kept_scores, sum_by_latent, transpose_code
 
 
 def takes_sparse_gradients(sae: object) -> bool:
@@ -31,7 +31,8 @@ def sparse_gradients(sae: SAE, x: Float[Tensor, "n d_in"], moved: Collection[int
     activation = sae.activation
     assert isinstance(activation, RowTop)
     centred = sae._centred(x)
-    scores, top_indices, _ = kept_scores(centred, sae.W_enc, sae.b_enc, activation.select, activation.k)
+    lower = autocast_dtype(x.device)
+    scores, top_indices, _ = kept_scores(centred, sae.W_enc, sae.b_enc, activation.select, activation.k, lower)
     acts = activation.keep(scores)
     rows = _decoder_rows(sae)
     error = decode_rows(acts, top_indices, rows).add_(sae.b_dec).sub_(x)
@@ -42,7 +43,8 @@ def sparse_gradients(sae: SAE, x: Float[Tensor, "n d_in"], moved: Collection[int
     _set(sae.b_dec, error.sum(0), moved)
     _set(sae.b_enc, d_b_enc, moved)
     if sae.b_pre is not None:
-        _set(sae.b_pre, -(sae.W_enc @ d_b_enc), moved)
+        with torch.autocast(x.device.type, enabled=False):
+            _set(sae.b_pre, -(sae.W_enc @ d_b_enc), moved)
 
     by_latent = transpose_code(top_indices, sae.n_latents)
     decoder_sum = partial(sum_by_latent, acts, top_indices, error, sae.n_latents, by_latent)
@@ -61,6 +63,8 @@ def sparse_gradients(sae: SAE, x: Float[Tensor, "n d_in"], moved: Collection[int
 def _decoder_rows(sae: SAE) -> Tensor:
     if sae.residual is None:
         return sae.W_dec.detach()
+    if sae.residual.is_cuda:
+        return sae.W_enc.T + sae.residual
     return torch.add(sae.W_enc.T, sae.residual, out=workspace("decoder", tuple(sae.residual.shape), sae.residual.dtype))
 
 

@@ -11,7 +11,7 @@ import torch
 
 from splinterp import PAMSGD, SGD, DivergenceError, fit
 from splinterp.metrics import evaluate
-from tests.helpers import DECODERS, make_sae, rng, samples
+from tests.helpers import ACTIVATIONS, DECODERS, make_sae, rng, samples
 
 
 def test_trains_in_place_and_logs_rows():
@@ -136,6 +136,21 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         fit(make_sae(), x, SGD(), generator=rng(8), **same)
     with pytest.raises(ValueError, match="belongs to another run"):
         fit(make_sae(), x, SGD(), keep_best=True, x_val=x, **same)
+    with pytest.raises(ValueError, match=r"belongs to another run.*autocast=torch.bfloat16"):
+        fit(make_sae(), x, SGD(), autocast=torch.bfloat16, **same)
+
+
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+@pytest.mark.parametrize("method", [SGD(lr=1e-2), PAMSGD(lr=1e-2, solve_gap=1)])
+def test_autocast_lowers_the_products_and_nothing_else(activation, method):
+    x, found = samples(400), {}
+    for autocast in (None, torch.bfloat16):
+        sae = make_sae(activation, "tied_residual", m=64)
+        found[autocast] = (sae, fit(sae, x, method, epochs=8, batch_size=50, autocast=autocast).history[-1]["train_fvu"])
+        assert all(p.dtype == torch.float32 for p in sae.parameters())
+    (full, fvu), (lowered, lower_fvu) = found.values()
+    assert not torch.equal(full.W_enc, lowered.W_enc)
+    assert lower_fvu == pytest.approx(fvu, rel=0.15)
 
 
 def test_errors_come_early():
@@ -148,6 +163,8 @@ def test_errors_come_early():
         fit(sae, x, SGD(), epochs=0)
     with pytest.raises(ValueError, match="pass x_val"):
         fit(sae, x, SGD(), keep_best=True)
+    with pytest.raises(ValueError, match=r"autocast=torch.float16 is not torch.bfloat16"):
+        fit(sae, x, SGD(), autocast=torch.float16)
     with pytest.raises(ValueError, match="needs checkpoint=PATH"):
         fit(sae, x, SGD(), resume=True)
     with pytest.raises(ValueError, match="x_val has 7 columns"):
