@@ -174,7 +174,22 @@ def render(results: dict[str, Any], markdown: bool = False) -> str:
             f"{r['untrained_minority']['q50']:.3f}", with_interval([100 * t["twins"] for t in tests], 1),
             *(f"{sum(v) / len(v):.3f}" if v else "" for v in r["likeness"]), ", ".join(_recovered(tests)),
         ])  # fmt: skip
-    return f"{results['text']}, {results['config']['model']}\n\n{table(header, lines, markdown)}"
+    whole = f"{results['text']}, {results['config']['model']}\n\n{table(header, lines, markdown)}"
+    return "\n\n".join([whole, *_bounds(results)])
+
+
+def _bounds(results: dict[str, Any]) -> list[str]:
+    """What the loss recovered lies between, for each layer of a causal model."""
+    found = {}
+    for r in results["signs"]:
+        losses = [t["loss"] for t in r["test"] if t is not None and t["loss"] is not None]
+        if losses:
+            found[r["layer"]] = losses[0]
+    return [
+        f"layer {layer}: cross-entropy {loss['clean']:.3f} nats a token; with zeros in the activation's place {loss['zero']:.3f}, with "
+        f"its mean {loss['mean']:.3f}"
+        for layer, loss in found.items()
+    ]
 
 
 def _recovered(tests: list[dict[str, Any]]) -> list[str]:

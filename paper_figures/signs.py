@@ -19,7 +19,7 @@ STYLES: dict[str, dict[str, Any]] = {
 
 
 def signs(results: dict[str, Any]) -> tuple[Figure, str]:
-    """FVU, share of latents that fire with both signs, likeness of dictionaries and, for causal models, loss recovered, by layer."""
+    """FVU, share of latents that fire with both signs, likeness of dictionaries and, for causal models, loss not recovered, by layer."""
     rows, config = results["signs"], results["config"]
     causal = any(t is not None and t["loss"] is not None for row in rows for t in row["test"])
     panels = 4 if causal else 3
@@ -35,7 +35,7 @@ def signs(results: dict[str, Any]) -> tuple[Figure, str]:
             ax.errorbar(x, [i.mean for i in intervals], yerr=half, capsize=1.5, elinewidth=0.7, label=name, **STYLES[name])
     titles = [
         "test FVU\n(lower is better)", "latents firing with both\nsigns (minority above 0.1)", "likeness of seeds\n(mean best |cosine|)",
-        "cross-entropy recovered\n(of mean ablation)",
+        "loss not recovered\n(share of mean ablation's)",
     ]  # fmt: skip
     for ax, title in zip(axes, titles, strict=False):
         top = max(ax.get_ylim()[1], ax.dataLim.y1)
@@ -47,7 +47,7 @@ def signs(results: dict[str, Any]) -> tuple[Figure, str]:
         f"{config['model']}, {results['text']}, {config['n_train']:,} training tokens, each with its own step size. From the left: "
         "test FVU; the share of live latents whose rarer sign makes up more than a tenth of their firings, 0 by construction for TopK and "
         "JumpReLU; the mean best absolute cosine between dictionaries of different seeds"
-        + ("; the share of the loss from mean ablation that the reconstruction recovers" if causal else "")
+        + ("; the share of the loss from mean ablation that the reconstruction leaves (lower is better)" if causal else "")
         + f". Mean and 95 % interval over {len(config['seeds'])} seeds (likeness: over pairs of seeds, no interval)."
     )
 
@@ -61,5 +61,5 @@ def _values(rows: list[dict[str, Any]], causal: bool) -> list[list[list[float]]]
         [[sum(row["likeness"][1]) / len(row["likeness"][1])] for row in rows],
     ]
     if causal:
-        found.append([[t["loss"]["recovered_mean"] for t in of_layer] for of_layer in tests])
+        found.append([[1 - t["loss"]["recovered_mean"] for t in of_layer] for of_layer in tests])
     return found
