@@ -96,22 +96,22 @@ def summary(results: dict[str, Any], markdown: bool = False) -> str:
 
 def part_table(results: dict[str, Any], part: str, markdown: bool = False) -> str:
     """Every row of a part, means over its seeds: sizes, ReLU sweep, variants, ridge, or the published comparison's ablations."""
+    rows = [row for row in results["rows"] if row["part"] == part]
+    if all(isinstance(row.get("setting"), int | float) for row in rows):
+        rows.sort(key=lambda row: (row["activation"], row["n_train"], row["setting"]))
+    details = {key: digits for key, digits in DETAILS.items() if any(key in row for row in rows)}
     lines = []
-    for row in results["rows"]:
-        if row["part"] == part:
-            setting = row.get("setting")
-            if setting is None:
-                setting = ", ".join(
-                    f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.get("options", {}).items()
-                )
-            lines.append([
-                row["activation"], row["n_train"], row.get("budget", ""), row["method"], setting, row.get("lr", ""),
-                with_interval(row["fvu"]), *(f"{row[key]:.{digits}f}" if key in row else "" for key, digits in DETAILS.items()),
-            ])  # fmt: skip
+    for row in rows:
+        setting = row.get("setting")
+        if setting is None:
+            setting = ", ".join(f"{k}={v:g}" if isinstance(v, float) else f"{k}={v}" for k, v in row.get("options", {}).items())
+        lines.append([
+            row["activation"], row["n_train"], row.get("budget", ""), row["method"], setting, row.get("lr", ""),
+            with_interval(row["fvu"]), *(f"{row[key]:.{digits}f}" if key in row else "" for key, digits in details.items()),
+        ])  # fmt: skip
     split = "validation" if part == "causes" else "test"
-    header = [
-        "activation", unit(results), "budget", "method", "setting", "lr", f"{split} FVU", "training FVU", "l0", "dead", "seconds",
-    ]  # fmt: skip
+    names = [{"train": "training FVU", "frac_dead": "dead"}.get(key, key) for key in details]
+    header = ["activation", unit(results), "budget", "method", "setting", "lr", f"{split} FVU", *names]
     return f"{part}\n\n{table(header, lines, markdown)}"
 
 

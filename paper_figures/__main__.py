@@ -22,7 +22,7 @@ GEOMETRY = ("geometry-mnist.json", "python -m experiments geometry --data-dir FO
 LLM = ("llm-minilm-3.json", "python -m experiments llm --preset controlled --data-dir FOLDER --jobs 2")
 SIGNS = ("abstopk.json", "python -m experiments abstopk --layers 1 3 5 --data-dir FOLDER --jobs 2")
 SIGNS_GPT2 = ("abstopk-small-gpt2.json", "python -m experiments abstopk --model small-gpt2 --layers 1 3 --jobs 2")
-LLM_PAPER = ("llm-minilm-3-paper.json", "python -m experiments llm --preset paper --parts k --data-dir FOLDER --jobs 2")
+LLM_PAPER = ("llm-minilm-3-paper.json", "python -m experiments llm --preset paper --data-dir FOLDER --jobs 2")
 RECOVERY = ("recovery.json", "python -m experiments recovery --jobs 2")
 PAPER = ("mnist-paper.json", "python -m experiments mnist --preset paper --data-dir FOLDER --jobs 2")
 
@@ -40,9 +40,10 @@ def _figures() -> dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, st
         "atoms": (atoms.atoms, ATOMS),
         "sample_efficiency": (curves.sample_efficiency, CONTROLLED),
         "sample_efficiency_llm": (curves.sample_efficiency, LLM),
-        "llm_k": (partial(settings, part="k", xlabel="k (active latents of 768)",
-                          what="The published methods (AbsTopK, 20 epochs) against k, on"), LLM_PAPER),
+        "llm_paper_sizes": (curves.paper_sizes, LLM_PAPER),
+        "llm_ablations": (curves.ablations, LLM_PAPER),
         "sparsity": (curves.sparsity, CONTROLLED),
+        "sparsity_llm": (curves.sparsity, LLM),
         "variants": (curves.variants, CONTROLLED),
         "ridge": (curves.ridge, CONTROLLED),
         "paper_sizes": (curves.paper_sizes, PAPER),
