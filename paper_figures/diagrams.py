@@ -8,7 +8,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.patches import Circle
+from matplotlib.patches import Circle, Polygon
 from scipy.spatial import Voronoi
 from sklearn.cluster import KMeans
 
@@ -83,6 +83,10 @@ def partitions(_: dict[str, Any]) -> tuple[Figure, str]:
     )
 
 
+LABEL_CORNERS = np.array([[-0.11, -0.05], [0.11, -0.05], [0.11, 0.05], [-0.11, 0.05]])
+"""Of the box around a pair of numbers."""
+
+
 def orders(_: dict[str, Any]) -> tuple[Figure, str]:
     """Voronoi, power and order-2 power diagram of the same sites."""
     sites, weights = _sites()
@@ -99,13 +103,10 @@ def orders(_: dict[str, Any]) -> tuple[Figure, str]:
                         bbox={"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": "black", "linewidth": 0.5})  # fmt: skip
         if diagram.order == 2:
             for cell in cells:
-                span = np.ptp(cell.polygon, axis=0).min()
-                if span > 0.2:
-                    centre = _centroid(cell.polygon)
-                    if np.linalg.norm(sites - centre, axis=1).min() > 0.12:
-                        ax.text(
-                            *centre, ", ".join(str(i + 1) for i in sorted(cell.sites)), ha="center", va="center", fontsize=5
-                        )
+                centre = _centroid(cell.polygon)
+                inside = Polygon(cell.polygon).get_path().contains_points(centre + LABEL_CORNERS).all()
+                if inside and np.linalg.norm(sites - centre, axis=1).min() > 0.12:
+                    ax.text(*centre, ", ".join(str(i + 1) for i in sorted(cell.sites)), ha="center", va="center", fontsize=5)
         _panel(ax, f"{title}: {len(cells)} cells")
     return figure, (
         f"The same {N_SITES} sites: Voronoi diagram, power diagram (weights as in figure `partitions`), and the power diagram of order 2, "

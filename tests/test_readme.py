@@ -2,11 +2,16 @@
 
 from __future__ import annotations
 
+import argparse
 import re
+import shlex
 from pathlib import Path
 
+import pytest
 import torch
 
+from experiments import __main__ as experiments
+from paper_figures import __main__ as figures
 from splinterp.data import LanguageModel
 
 README = Path(__file__).resolve().parent.parent / "README.md"
@@ -50,3 +55,43 @@ def test_commands_exist():
         assert f"\n{target}:" in makefile
     for path in re.findall(r"\]\(((?!http)[^)]+)\)", text):
         assert (README.parent / path).exists(), path
+
+
+class Accepted(Exception):  # noqa: N818
+    """A command line was parsed to the end."""
+
+
+COMMANDS = sorted({
+    command
+    for document in (README, README.parent / "experiments" / "RESULTS.md")
+    for command in re.findall(r"python -m (?:experiments|paper_figures) [^`#;\n]+", document.read_text())
+})  # fmt: skip
+
+
+@pytest.mark.parametrize("command", COMMANDS)
+def test_documented_commands_are_accepted(command, monkeypatch):
+    parse = argparse.ArgumentParser.parse_args
+
+    def parsed(self, argv):
+        parse(self, argv)
+        raise Accepted
+
+    monkeypatch.setattr(argparse.ArgumentParser, "parse_args", parsed)
+    if not torch.cuda.is_available():
+        command = command.replace("--device cuda", "--device cpu")
+    module, *arguments = shlex.split(command.rstrip(" .,):"))[2:]
+    if "NAME" in arguments:
+        pytest.skip("a pattern")
+    main = {"experiments": experiments.main, "paper_figures": figures.main}[module]
+    with pytest.raises(Accepted):
+        main(arguments)
+
+
+@pytest.mark.slow
+def test_every_figure_is_drawn_from_the_committed_results(tmp_path):
+    assert figures.main(["--all", "--out", str(tmp_path)]) == 0
+    assert {path.name for path in figures.OUT.iterdir()} == {path.name for path in tmp_path.iterdir()}
+
+
+def test_documented_commands_are_found():
+    assert len(COMMANDS) > 15
