@@ -164,3 +164,17 @@ def eigh(gram: Float[Tensor, "n_latents n_latents"]) -> Spectrum:
     tolerance = max(RANK_TOLERANCE, len(gram) * torch.finfo(gram.dtype).eps)
     positive = values > tolerance * values.max().clamp_min(0)
     return Spectrum(values, vectors, positive)
+
+
+def require_samples(stats: DecoderStats) -> None:
+    """Raises ValueError for statistics of nothing."""
+    if stats.n_samples == 0:
+        raise ValueError("the statistics are empty: call update(acts, x) first")
+
+
+def as_rows(value: ArrayLike, name: str, stats: DecoderStats) -> Tensor:
+    """A decoder's rows (n_latents, d_in) in the dtype and on the device of the statistics. Raises TypeError, ValueError."""
+    matrix = as_samples(value, stats.d_in, dtype=stats.dtype, device=stats.device, name=name)
+    if len(matrix) != stats.n_latents:
+        raise ValueError(f"{name} has {len(matrix)} rows but n_latents={stats.n_latents}")
+    return matrix

@@ -13,12 +13,12 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
-import numpy as np
 import torch
 
 from splinterp._checks import as_samples, at_least
 from splinterp._cholesky import cholesky_in_place
-from splinterp._decoder_stats import DecoderStats, Spectrum, eigh
+from splinterp._decoder_stats import DecoderStats, Spectrum, as_rows, eigh, require_samples
+from splinterp._gcv import GCVResult, gcv_ridge
 from splinterp._typing import ArrayLike, Float, Tensor
 
 __all__ = [
@@ -39,18 +39,6 @@ class DecoderSolution(NamedTuple):
 
     W_dec: Float[Tensor, "n_latents d_in"]
     b_dec: Float[Tensor, " d_in"]
-
-
-def _require_samples(stats: DecoderStats) -> None:
-    if stats.n_samples == 0:
-        raise ValueError("the statistics are empty: call update(acts, x) first")
-
-
-def _as_matrix(value: ArrayLike, name: str, stats: DecoderStats) -> Tensor:
-    matrix = as_samples(value, stats.d_in, dtype=stats.dtype, device=stats.device, name=name)
-    if len(matrix) != stats.n_latents:
-        raise ValueError(f"{name} has {len(matrix)} rows but n_latents={stats.n_latents}")
-    return matrix
 
 
 @torch.no_grad()
@@ -87,7 +75,7 @@ def solve_decoder(
     Raises:
         ValueError: empty statistics, a negative strength, prox or bias_prox > 0 without `previous`, wrong shapes.
     """
-    _require_samples(stats)
+    require_samples(stats)
     for name, value in {"ridge": ridge, "bias_ridge": bias_ridge, "prox": prox, "bias_prox": bias_prox}.items():
         at_least(name, value, 0.0)
     if math.isinf(prox) or math.isinf(bias_prox):
@@ -96,9 +84,9 @@ def solve_decoder(
     if prox > 0 or bias_prox > 0:
         if previous is None:
             raise ValueError(f"prox={prox}, bias_prox={bias_prox} pull to the previous decoder: pass previous=(W_dec, b_dec)")
-        W_prev = _as_matrix(previous[0], "previous W_dec", stats)
+        W_prev = as_rows(previous[0], "previous W_dec", stats)
         b_prev = as_samples(previous[1][None], stats.d_in, dtype=stats.dtype, device=stats.device, name="previous b_dec")[0]
-    Q = None if prior is None else _as_matrix(prior, "prior", stats)
+    Q = None if prior is None else as_rows(prior, "prior", stats)
 
     N = stats.n_samples
     share = N / (N + bias_ridge + bias_prox)  # N / n of the derivation; 1 without bias terms, 0 at bias_ridge = inf
@@ -152,128 +140,6 @@ def _by_spectrum(spectrum: Spectrum, strength: float, right: Tensor) -> Tensor:
     return vectors @ (inverse[:, None] * (vectors.T @ right))
 
 
-class GCVResult(NamedTuple):
-    """A ridge chosen by generalised cross-validation.
-
-    `ridge` multiplies a sum over samples and may be `math.inf` (the prior alone); `df` counts the bias;
-    `score` is GCV at the choice, mean squared error over samples (summed over d_in) over ((N - df) / N)^2;
-    `path` holds the (ridge, score) pairs looked at, by increasing ridge.
-    """
-
-    ridge: float
-    df: float
-    score: float
-    path: tuple[tuple[float, float], ...]
-
-
-@torch.no_grad()
-def gcv_ridge(
-    stats: DecoderStats,
-    prior: ArrayLike | None = None,
-    *,
-    prox: float = 0.0,
-    previous: ArrayLike | None = None,
-    inflation: float = 1.0,
-    n_grid: int = 101,
-) -> GCVResult:
-    """Choose the ridge of `solve_decoder` by generalised cross-validation (Golub, Heath and Wahba 1979).
-
-    One eigendecomposition of the centred Gram matrix serves every ridge: a logarithmic grid from 1e-6 to 1e4 times
-    the mean positive eigenvalue, refined around its best point by a second grid, and infinity. Residuals are sums of
-    squares per eigenvector, never differences, so the score is right for N <= n_latents too.
-
-    Args:
-        stats: the statistics; float64 is advised.
-        prior: Q, the mean the ridge pulls to (n_latents, d_in); None means 0.
-        prox: strength of the pull to `previous` (n_latents, d_in) that the solve will have.
-        inflation: factor on the degrees of freedom beyond the bias in the denominator, at least 1 (plain GCV). Above 1
-            it guards against the optimism of GCV (Kim and Gu 2004 advise 1.4), which is larger here because the
-            encoder was fitted to the same samples.
-        n_grid: points of each of the two grids.
-
-    Raises:
-        ValueError: empty statistics, a single sample, prox > 0 without `previous`.
-    """
-    _require_samples(stats)
-    at_least("prox", prox, 0.0)
-    at_least("inflation", inflation, 1.0)
-    at_least("n_grid", n_grid, 3)
-    if stats.n_samples < 2:
-        raise ValueError("generalised cross-validation needs at least 2 samples")
-    if prox > 0 and previous is None:
-        raise ValueError(f"prox={prox} pulls to the previous decoder: pass previous=W_dec")
-    curve = _gcv_curve(stats, prior, prox, previous, inflation)
-    at_infinity = curve.score_at_infinity()
-    if len(curve.eig) == 0:
-        return GCVResult(math.inf, 1.0, at_infinity, ())
-    grid = curve.eig.mean() * np.logspace(-6, 4, n_grid)
-    scores = curve.score(grid)
-    best = int(scores.argmin())
-    fine = np.geomspace(grid[max(best - 1, 0)], grid[min(best + 1, n_grid - 1)], n_grid)
-    grid, scores = np.concatenate([grid, fine]), np.concatenate([scores, curve.score(fine)])
-    order = np.argsort(grid, kind="stable")
-    path = (*((float(grid[i]), float(scores[i])) for i in order), (math.inf, at_infinity))
-    ridge, value = min(path, key=lambda point: point[1])
-    df = 1.0 if math.isinf(ridge) else 1.0 + float((curve.eig / (curve.eig + ridge + prox)).sum())
-    return GCVResult(ridge, df, value, path)
-
-
-class _GCVCurve(NamedTuple):
-    """rss(l) = rest + sum_i |l A_i + prox B_i|^2 / (e_i (e_i + l + prox)^2), A and B the gradients at prior and previous.
-
-    `eig` holds the e_i above zero, `aa`, `ab`, `bb` the products |A_i|^2, <A_i, B_i>, |B_i|^2.
-    """
-
-    eig: np.ndarray
-    aa: np.ndarray
-    ab: np.ndarray
-    bb: np.ndarray
-    rest: float
-    N: float
-    prox: float
-    inflation: float
-
-    def score(self, ridges: np.ndarray) -> np.ndarray:
-        """GCV at finite ridges."""
-        lam, prox = ridges[:, None], self.prox
-        pulled = lam * lam * self.aa + 2 * lam * prox * self.ab + prox * prox * self.bb
-        rss = self.rest + (pulled / (self.eig * (self.eig + lam + prox) ** 2)).sum(1)
-        with np.errstate(divide="ignore"):
-            return rss / self.N / self._slack(lam + prox) ** 2
-
-    def score_at_infinity(self) -> float:
-        """GCV of the prior alone."""
-        return (self.rest + float((self.aa / self.eig).sum())) / self.N / (1 - 1 / self.N) ** 2
-
-    def _slack(self, strength: np.ndarray) -> np.ndarray:
-        """(N - 1 - inflation * (df - 1)) / N; at inflation 1 a sum of positive terms, so it does not cancel at rank N - 1.
-
-        Where inflation exhausts the samples it is 0, and the score infinite.
-        """
-        slack = max(0, self.N - 1 - len(self.eig)) + (strength / (self.eig + strength)).sum(1)
-        if self.inflation > 1:
-            slack = np.maximum(0.0, slack - (self.inflation - 1) * (self.eig / (self.eig + strength)).sum(1))
-        return slack / self.N
-
-
-def _gcv_curve(
-    stats: DecoderStats, prior: ArrayLike | None, prox: float, previous: ArrayLike | None, inflation: float
-) -> _GCVCurve:
-    values, vectors, positive = stats.spectrum()
-    e = values[positive]
-    P = (vectors.T @ stats.cross)[positive]
-
-    def gradient_at(W: ArrayLike, name: str) -> Tensor:
-        return P - e[:, None] * (vectors.T @ _as_matrix(W, name, stats))[positive]
-
-    A = P if prior is None else gradient_at(prior, "prior")
-    B = gradient_at(previous, "previous") if prox > 0 and previous is not None else torch.zeros_like(P)
-    explained = float((P.square().sum(1) / e).sum())
-    rest = 0.0 if len(e) >= stats.n_samples - 1 else max(0.0, float(stats.total) - explained)
-    eig, aa, ab, bb = (t.double().cpu().numpy() for t in (e, (A * A).sum(1), (A * B).sum(1), (B * B).sum(1)))
-    return _GCVCurve(eig, aa, ab, bb, rest, stats.n_samples, prox, inflation)
-
-
 @torch.no_grad()
 def optimality_residual(
     stats: DecoderStats,
@@ -294,16 +160,16 @@ def optimality_residual(
     W, b = solution
     misfit = stats.mean_acts @ W + b - stats.mean_x
     gradient = torch.addr(stats.gram @ W - stats.cross, stats.mean_acts, misfit, alpha=stats.n_samples)
-    gradient += ridge * (W if prior is None else W - _as_matrix(prior, "prior", stats))
+    gradient += ridge * (W if prior is None else W - as_rows(prior, "prior", stats))
     if prox > 0 and previous is not None:
-        gradient += prox * (W - _as_matrix(previous, "previous", stats))
+        gradient += prox * (W - as_rows(previous, "previous", stats))
     return float(gradient.norm() / stats.cross.norm().clamp_min(torch.finfo(stats.dtype).tiny))
 
 
 @torch.no_grad()
 def tied_scale(stats: DecoderStats, rows: ArrayLike, fallback: float = 1.0) -> float:
     """The common scale s of the decoder s * rows with the least squared error; `fallback` where the codes never move."""
-    P = _as_matrix(rows, "rows", stats)
+    P = as_rows(rows, "rows", stats)
     denominator = float((P * (stats.gram @ P)).sum())
     return float((P * stats.cross).sum()) / denominator if denominator > 0 else fallback
 
@@ -314,7 +180,7 @@ def solve_scales(stats: DecoderStats, rows: ArrayLike, previous: Tensor) -> Floa
 
     Where they are not determined (dead latents), the solution nearest to `previous` (n_latents,).
     """
-    P = _as_matrix(rows, "rows", stats)
+    P = as_rows(rows, "rows", stats)
     start = previous.to(P)
     hessian = stats.gram * (P @ P.T)
     values, vectors, positive = eigh(hessian)

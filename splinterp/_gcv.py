@@ -1,0 +1,135 @@
+"""Generalised cross-validation of the decoder's ridge."""
+
+from __future__ import annotations
+
+import math
+from typing import NamedTuple
+
+import numpy as np
+import torch
+
+from splinterp._checks import at_least
+from splinterp._decoder_stats import DecoderStats, as_rows, require_samples
+from splinterp._typing import ArrayLike, Tensor
+
+
+class GCVResult(NamedTuple):
+    """A ridge chosen by generalised cross-validation.
+
+    `ridge` multiplies a sum over samples and may be `math.inf` (the prior alone); `df` counts the bias;
+    `score` is GCV at the choice, mean squared error over samples (summed over d_in) over ((N - df) / N)^2;
+    `path` holds the (ridge, score) pairs looked at, by increasing ridge.
+    """
+
+    ridge: float
+    df: float
+    score: float
+    path: tuple[tuple[float, float], ...]
+
+
+@torch.no_grad()
+def gcv_ridge(
+    stats: DecoderStats,
+    prior: ArrayLike | None = None,
+    *,
+    prox: float = 0.0,
+    previous: ArrayLike | None = None,
+    inflation: float = 1.0,
+    n_grid: int = 101,
+) -> GCVResult:
+    """Choose the ridge of `solve_decoder` by generalised cross-validation (Golub, Heath and Wahba 1979).
+
+    One eigendecomposition of the centred Gram matrix serves every ridge: a logarithmic grid from 1e-6 to 1e4 times
+    the mean positive eigenvalue, refined around its best point by a second grid, and infinity. Residuals are sums of
+    squares per eigenvector, never differences, so the score is right for N <= n_latents too.
+
+    Args:
+        stats: the statistics; float64 is advised.
+        prior: Q, the mean the ridge pulls to (n_latents, d_in); None means 0.
+        prox: strength of the pull to `previous` (n_latents, d_in) that the solve will have.
+        inflation: factor on the degrees of freedom beyond the bias in the denominator, at least 1 (plain GCV). Above 1
+            it guards against the optimism of GCV (Kim and Gu 2004 advise 1.4), which is larger here because the
+            encoder was fitted to the same samples.
+        n_grid: points of each of the two grids.
+
+    Raises:
+        ValueError: empty statistics, a single sample, prox > 0 without `previous`.
+    """
+    require_samples(stats)
+    at_least("prox", prox, 0.0)
+    at_least("inflation", inflation, 1.0)
+    at_least("n_grid", n_grid, 3)
+    if stats.n_samples < 2:
+        raise ValueError("generalised cross-validation needs at least 2 samples")
+    if prox > 0 and previous is None:
+        raise ValueError(f"prox={prox} pulls to the previous decoder: pass previous=W_dec")
+    curve = _gcv_curve(stats, prior, prox, previous, inflation)
+    at_infinity = curve.score_at_infinity()
+    if len(curve.eig) == 0:
+        return GCVResult(math.inf, 1.0, at_infinity, ())
+    grid = curve.eig.mean() * np.logspace(-6, 4, n_grid)
+    scores = curve.score(grid)
+    best = int(scores.argmin())
+    fine = np.geomspace(grid[max(best - 1, 0)], grid[min(best + 1, n_grid - 1)], n_grid)
+    grid, scores = np.concatenate([grid, fine]), np.concatenate([scores, curve.score(fine)])
+    order = np.argsort(grid, kind="stable")
+    path = (*((float(grid[i]), float(scores[i])) for i in order), (math.inf, at_infinity))
+    ridge, value = min(path, key=lambda point: point[1])
+    df = 1.0 if math.isinf(ridge) else 1.0 + float((curve.eig / (curve.eig + ridge + prox)).sum())
+    return GCVResult(ridge, df, value, path)
+
+
+class _GCVCurve(NamedTuple):
+    """rss(l) = rest + sum_i |l A_i + prox B_i|^2 / (e_i (e_i + l + prox)^2), A and B the gradients at prior and previous.
+
+    `eig` holds the e_i above zero, `aa`, `ab`, `bb` the products |A_i|^2, <A_i, B_i>, |B_i|^2.
+    """
+
+    eig: np.ndarray
+    aa: np.ndarray
+    ab: np.ndarray
+    bb: np.ndarray
+    rest: float
+    N: float
+    prox: float
+    inflation: float
+
+    def score(self, ridges: np.ndarray) -> np.ndarray:
+        """GCV at finite ridges."""
+        lam, prox = ridges[:, None], self.prox
+        pulled = lam * lam * self.aa + 2 * lam * prox * self.ab + prox * prox * self.bb
+        rss = self.rest + (pulled / (self.eig * (self.eig + lam + prox) ** 2)).sum(1)
+        with np.errstate(divide="ignore"):
+            return rss / self.N / self._slack(lam + prox) ** 2
+
+    def score_at_infinity(self) -> float:
+        """GCV of the prior alone."""
+        return (self.rest + float((self.aa / self.eig).sum())) / self.N / (1 - 1 / self.N) ** 2
+
+    def _slack(self, strength: np.ndarray) -> np.ndarray:
+        """(N - 1 - inflation * (df - 1)) / N; at inflation 1 a sum of positive terms, so it does not cancel at rank N - 1.
+
+        Where inflation exhausts the samples it is 0, and the score infinite.
+        """
+        slack = max(0, self.N - 1 - len(self.eig)) + (strength / (self.eig + strength)).sum(1)
+        if self.inflation > 1:
+            slack = np.maximum(0.0, slack - (self.inflation - 1) * (self.eig / (self.eig + strength)).sum(1))
+        return slack / self.N
+
+
+def _gcv_curve(
+    stats: DecoderStats, prior: ArrayLike | None, prox: float, previous: ArrayLike | None, inflation: float
+) -> _GCVCurve:
+    values, vectors, positive = stats.spectrum()
+    e = values[positive]
+    P = (vectors.T @ stats.cross)[positive]
+
+    def gradient_at(W: ArrayLike, name: str) -> Tensor:
+        return P - e[:, None] * (vectors.T @ as_rows(W, name, stats))[positive]
+
+    A = P if prior is None else gradient_at(prior, "prior")
+    B = gradient_at(previous, "previous") if prox > 0 and previous is not None else torch.zeros_like(P)
+    explained = float((P.square().sum(1) / e).sum())
+    rest = 0.0 if len(e) >= stats.n_samples - 1 else max(0.0, float(stats.total) - explained)
+    eig, aa, ab, bb = (t.double().cpu().numpy() for t in (e, (A * A).sum(1), (A * B).sum(1), (B * B).sum(1)))
+    return _GCVCurve(eig, aa, ab, bb, rest, stats.n_samples, prox, inflation)
