@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterable
 from typing import NamedTuple
 
 import scipy.linalg
@@ -12,8 +13,12 @@ from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.activations import TopActs
 from splinterp.sparse_kernels import KSparse
 
-SPARSE_GAIN = 12
-"""The sparse Gram matrix is used where k is at most this part of n_latents (measured: `bench solve`)."""
+SPARSE_GAIN = 16
+"""Sums of products are sparse where k is at most this part of n_latents (measured: `bench solve`)."""
+STRIP, SYMMETRIC_ROWS = 512, 256
+"""From so many rows on half of a Gram matrix is formed, in strips of so many latents, and mirrored."""
+DENSE_ENTRIES = 2**22
+"""Of a sparse code that are made dense at a time."""
 CENTRING_LOSS = 1e6
 """Raw sums are centred afterwards where each latent's centred sum of squares is at least so many eps of its raw one."""
 RANK_TOLERANCE = 1e-12
@@ -79,12 +84,25 @@ class DecoderStats:
             raise ValueError(f"acts has {len(z)} rows and x has {len(x)}: pass the codes of the same samples")
         if len(x) == 0:
             return self
-        mean_acts, mean_x = z.mean(0), x.mean(0)
-        z, x = z - mean_acts, x - mean_x
+        return self._add(z.mean(0), x, [z])
+
+    def _add(self, mean_acts: Tensor, x: Tensor, blocks: Iterable[Tensor]) -> DecoderStats:
+        """Add samples x whose dense codes, of this mean, come in blocks of rows."""
+        mean_x, start = x.mean(0), 0
         self._absorb(len(x), mean_acts, mean_x)
-        self.gram.addmm_(z.T, z)
-        self.cross.addmm_(z.T, x)
-        self.total += x.square().sum()
+        half = len(x) >= SYMMETRIC_ROWS and self.n_latents > STRIP
+        for z in blocks:
+            z = z - mean_acts
+            part = x[start : start + len(z)] - mean_x
+            start += len(z)
+            for first in range(0, self.n_latents, STRIP if half else self.n_latents):
+                last = first + STRIP if half else self.n_latents
+                self.gram[first:last, first:].addmm_(z[:, first:last].T, z[:, first:])
+            self.cross.addmm_(z.T, part)
+            self.total += part.square().sum()
+        if half:
+            for first in range(STRIP, self.n_latents, STRIP):
+                self.gram[first : first + STRIP, :first] = self.gram[:first, first : first + STRIP].T
         return self
 
     def _update_top(self, top: TopActs, x: ArrayLike) -> DecoderStats:
@@ -93,8 +111,7 @@ class DecoderStats:
         gain = SPARSE_GAIN * k <= self.n_latents and self.device.type == "cpu" and n > 0
         code = KSparse.of(values, top.top_indices, self.n_latents) if gain else None
         if code is None or code.centring_loses(CENTRING_LOSS * torch.finfo(self.dtype).eps):
-            z = x.new_zeros(n, self.n_latents).scatter_add_(1, top.top_indices, values)
-            return self.update(z, x)
+            return self if n == 0 else self._add_scattered(values, top.top_indices, x)
         mean_acts, mean_x = code.mean(), x.mean(0)
         self._absorb(n, mean_acts, mean_x)
         code.add_gram(self.gram)
@@ -103,6 +120,12 @@ class DecoderStats:
         self.cross += code.product(x)
         self.total += x.square().sum()
         return self
+
+    def _add_scattered(self, values: Tensor, indices: Tensor, x: Tensor) -> DecoderStats:
+        rows = max(1, DENSE_ENTRIES // self.n_latents)
+        mean_acts = x.new_zeros(self.n_latents).index_add_(0, indices.flatten(), values.flatten()) / len(x)
+        pairs = zip(values.split(rows), indices.split(rows), strict=True)
+        return self._add(mean_acts, x, (x.new_zeros(len(v), self.n_latents).scatter_add_(1, i, v) for v, i in pairs))
 
     def merge(self, other: DecoderStats) -> DecoderStats:
         """Add the samples of `other` (same widths; converted to this dtype and device). Returns self."""

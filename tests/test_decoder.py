@@ -306,3 +306,25 @@ def test_nearly_dependent_latents_go_to_the_least_norm_solution():
     indefinite = torch.tensor([[1.0, 2.0], [2.0, 1.0]], dtype=torch.float64)
     assert not cholesky_in_place(indefinite, 0.5, right[:2])
     assert indefinite.tolist() == [[1.0, 2.0], [2.0, 1.0]]
+
+
+@pytest.mark.parametrize(("n_latents", "k"), [(700, 60), (1_030, 100), (700, 5)])
+def test_half_of_a_large_gram_matrix_is_formed_and_mirrored(n_latents, k):
+    g = rng(0)
+    indices = torch.rand(600, n_latents, generator=g).topk(k).indices
+    top = TopActs(torch.randn(600, k, dtype=torch.float64, generator=g) + 1, indices)
+    x = torch.randn(600, 7, dtype=torch.float64, generator=g)
+    z = torch.zeros(600, n_latents, dtype=torch.float64).scatter_(1, indices, top.top_acts)
+    for parts in ((600,), (300, 300), (500, 100)):  # the last part is of too few rows
+        by_top, by_dense = DecoderStats(n_latents, 7), DecoderStats(n_latents, 7)
+        for values, where, rows, dense in zip(
+            top.top_acts.split(parts), indices.split(parts), x.split(parts), z.split(parts), strict=True
+        ):
+            by_top.update(TopActs(values, where), rows)
+            by_dense.update(dense, rows)
+        centred = z - z.mean(0)
+        for stats in (by_top, by_dense):
+            torch.testing.assert_close(stats.gram, centred.T @ centred, rtol=1e-10, atol=1e-8)
+            torch.testing.assert_close(stats.cross, centred.T @ (x - x.mean(0)), rtol=1e-10, atol=1e-8)
+            torch.testing.assert_close(stats.total, (x - x.mean(0)).square().sum())
+            torch.testing.assert_close(stats.gram, stats.gram.T, rtol=1e-12, atol=1e-12)
