@@ -41,7 +41,7 @@ def train(name: str, processes: ProcessGroup | None, checkpoint: str | None = No
 def main(name: str, out: str, dies: bool) -> None:
     """`callback` runs in the first process alone, so a death is the first one's; the other must report it."""
     torch.set_num_threads(1)
-    dist.init_process_group("gloo", timeout=timedelta(seconds=30))
+    dist.init_process_group("gloo", timeout=timedelta(seconds=120))
     processes = ProcessGroup()
     sae = train(name, processes, f"{out}.checkpoint" if dies or os.path.exists(f"{out}.checkpoint") else None, dies)
     torch.save(sae.state_dict(), f"{out}.{processes.rank}")
