@@ -8,6 +8,7 @@ import os
 from pathlib import Path
 from typing import Any
 
+import numpy as np
 import torch
 
 from splinterp._atomic import replace_file
@@ -79,9 +80,9 @@ class StoreWriter:
         values = activations.detach().cpu().to(DTYPES[self.manifest["dtype"]]).contiguous()
         raw = values.view(torch.uint16).numpy() if values.dtype == torch.bfloat16 else values.numpy()
         for key, array in (("activations", raw), ("tokens", tokens.cpu().to(torch.int32).contiguous().numpy())):
-            content = array.tobytes()
+            content = array.reshape(-1).view(np.uint8).data  # hashed and written where it lies
             file = f"{name}.{key}"
-            shard[key] = {"file": file, "sha256": hashlib.sha256(content).hexdigest(), "bytes": len(content)}
+            shard[key] = {"file": file, "sha256": hashlib.sha256(content).hexdigest(), "bytes": content.nbytes}
             _write_synced(self.folder / file, content)
         self.manifest["shards"].append(shard)
         self._write_manifest()
@@ -97,7 +98,7 @@ class StoreWriter:
         replace_file(self.folder / "manifest.json", lambda path: path.write_text(text))
 
 
-def _write_synced(path: Path, content: bytes) -> None:
+def _write_synced(path: Path, content: memoryview) -> None:
     def write(temporary: Path) -> None:
         with open(temporary, "wb") as file:
             file.write(content)
