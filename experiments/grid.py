@@ -66,9 +66,9 @@ class Config:
     variant_shares: tuple[float, ...] = (0.05, 0.25)
     variant_activations: tuple[str, ...] = ("AbsTopK",)
     ridges: tuple[float, ...] = (0.0, 100.0, 10_000.0)
-    cause_activations: tuple[str, ...] | None = None
-    """None: those of the sizes."""
-    cause_share: float = 0.01
+    cause_cells: tuple[tuple[str, float, str], ...] = (("AbsTopK", 0.01, "long"), ("TopK", 0.01, "long"))
+    """Activation, share, budget."""
+    cause_settings: tuple[tuple[str, tuple[tuple[str, float], ...]], ...] = CAUSES
     cause_lr: float = 8e-3
 
     def run(self, activation: str, share: float, budget: str, **fields: Any) -> Run:
@@ -138,13 +138,11 @@ class Comparison:
         self.report("variants", self.tune(cells, "variants: step sizes"), config.part_seeds)
 
     def causes(self) -> None:
-        """Why small sizes are hard for exact solves: the long budget at the smallest size, one step size, no tuning."""
+        """Why small sizes are hard for exact solves: one step size, no tuning."""
         config = self.config
         choices = {
-            Cell(config.run(activation, config.cause_share, "long", options=options), METRICS["long"], (method,), ()): {
-                method: config.cause_lr
-            }
-            for activation in config.cause_activations or config.activations for method, options in CAUSES
+            Cell(config.run(activation, share, budget, options=options), METRICS[budget], (method,), ()): {method: config.cause_lr}
+            for activation, share, budget in config.cause_cells for method, options in config.cause_settings
         }  # fmt: skip
         self.report("causes", choices, config.part_seeds, role="tuning")
 

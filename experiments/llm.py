@@ -17,7 +17,7 @@ import dataclasses
 from pathlib import Path
 
 from experiments.activations import raw_tokens
-from experiments.grid import Config
+from experiments.grid import CAUSES, Config
 from experiments.mnist import main
 from experiments.options import add_common_options
 from experiments.paper import LANGUAGE_MODEL, SMALL_LANGUAGE_MODEL, PaperConfig
@@ -29,7 +29,10 @@ CONFIG = Config(
     data="minilm-3", k=32, n_latents=1_536, activations=("TopK", "AbsTopK"), shares=(1_000 / TOKEN_POOL, 9_000 / TOKEN_POOL,
     36_000 / TOKEN_POOL, 1.0), batch_size=256, early_epochs=4, long_steps=2_000, grid=(2e-3, 4e-3, 8e-3, 1.6e-2), seeds=(0, 1, 2, 3),
     seeds_full=(0, 1), relu_shares=(9_000 / TOKEN_POOL,), relu_l1=(1e-3, 3e-3, 1e-2, 3e-2), part_seeds=(0, 1, 2),
-    relu_grid=(2e-3, 4e-3, 8e-3), cause_activations=("TopK",), cause_share=9_000 / TOKEN_POOL,
+    relu_grid=(2e-3, 4e-3, 8e-3),
+    cause_cells=tuple((activation, n / TOKEN_POOL, budget) for n, budget in ((1_000, "long"), (9_000, "early"), (9_000, "long"))
+                      for activation in ("TopK", "AbsTopK")),
+    cause_settings=tuple(c for c in CAUSES if ("solve_gap", 1) not in c[1]),
 )  # fmt: skip
 
 QUICK = dataclasses.replace(

@@ -137,6 +137,8 @@ def fit(
     run.plan = run.describe(data, batches.batch_size, epochs)
     _start_at_mean(sae, data)
     run.state = method.init(sae, data, total_steps=epochs * len(batches))
+    if _hold_out(run.state, x_val):
+        run.plan.append(f"held out: {float(x_val.sum(dtype=torch.float64))}")  # type: ignore[union-attr]
     if resume and Path(str(checkpoint)).exists():
         run.load(Path(str(checkpoint)))
 
@@ -178,6 +180,17 @@ def _validation_data(x_val: ArrayLike, data: Tensor | ActivationStore) -> Tensor
     if len(x_val) < 2:
         raise ValueError(f"x_val has {len(x_val)} samples, and fvu needs at least 2")
     return x_val
+
+
+def _hold_out(state: Any, x_val: Tensor | None) -> bool:
+    """Give a method that chooses by held-out samples the validation data. Returns whether it is one."""
+    state = getattr(state, "base", state)  # a method around another one
+    if not getattr(state, "wants_held_out", False):
+        return False
+    if x_val is None:
+        raise ValueError("ridge='held_out' chooses by held-out samples: pass x_val")
+    state.held_out = x_val
+    return True
 
 
 def _norms(data: Tensor | ActivationStore) -> Tensor:

@@ -35,11 +35,14 @@ class PAMState(TrainState):
 
     `ridge` is the strength at the last solve (None before the first one with ridge="gcv"); `residual` is the optimality
     residual of that solve (`splinterp.decoder.optimality_residual`); `anchor` holds the encoder's parameters that
-    `prox_enc` pulls to; `since_solve` counts the steps since the last solve.
+    `prox_enc` pulls to; `since_solve` counts the steps since the last solve; `held_out` (n, d_in) are the samples that
+    ridge="held_out" chooses by.
     """
 
     ridge: float | None = None
     residual: float = math.nan
+    wants_held_out: bool = False
+    held_out: Tensor | None = None
     anchor: list[Tensor] | None = None
     since_solve: int = 0
     in_epoch: bool = False
@@ -81,7 +84,8 @@ class PAMSGD(GradientOptions):
     bias_prox: float = 0.0
     """Pull of b_dec to its value before the solve; multiplies a sum over samples."""
     ridge: float | str = "gcv"
-    """Ridge of the solve, multiplying a sum over samples, or "gcv": chosen at each solve by cross-validation."""
+    """Ridge of the solve, multiplying a sum over samples; "gcv": chosen at each solve by cross-validation; "held_out": by the error on
+    samples that the encoder has not seen, the x_val of `fit` (or set `state.held_out`)."""
     gcv_inflation: float = 1.0
     """Factor on the decoder's degrees of freedom in GCV, at least 1; larger values choose larger ridges."""
     bias_ridge: float = 0.0
@@ -112,9 +116,13 @@ class PAMSGD(GradientOptions):
         for name in ("prox_enc", "prox_dec", "bias_prox", "bias_ridge"):
             at_least(name, getattr(self, name), 0.0)
         if isinstance(self.ridge, str):
-            one_of("ridge", self.ridge, ("gcv",))
+            one_of("ridge", self.ridge, ("gcv", "held_out"))
             if self.bias_ridge or self.bias_prox or self.bias == "separate":
-                raise ValueError("ridge='gcv' assumes an unpenalised joint bias: set bias_ridge=0, bias_prox=0, bias='joint'")
+                raise ValueError(
+                    f"ridge={self.ridge!r} assumes an unpenalised joint bias: set bias_ridge=0, bias_prox=0, bias='joint'"
+                )
+            if self.ridge == "held_out" and (self.prox_dec or self.gcv_inflation != 1):
+                raise ValueError("ridge='held_out' takes no prox_dec and no gcv_inflation")
         else:
             at_least("ridge", self.ridge, 0.0)
             if self.gcv_inflation != 1:
@@ -172,7 +180,7 @@ class PAMSGD(GradientOptions):
         scales = [sae.scale] if isinstance(sae, SAE) and sae.scale is not None else []
         optimizer = self.make_optimizer(sae, fixed=[*weights, *bias, *scales] if self.gradient == "encoder" else [])
         ridge = None if tied or isinstance(self.ridge, str) else float(self.ridge)
-        state = PAMState(optimizer, training_data(sae, x), total_steps, ridge=ridge)
+        state = PAMState(optimizer, training_data(sae, x), total_steps, ridge=ridge, wants_held_out=self.ridge == "held_out")
         self._set_anchor(sae, state)
         return state
 
@@ -236,7 +244,11 @@ class PAMSGD(GradientOptions):
         if sae.W_enc.device.type != "cpu":  # its products with codes are a CPU's; a GPU forms the Gram matrix
             return False
         plain_bias = self.bias == "joint" and not (self.bias_ridge or self.bias_prox)
-        return plain_bias and (self.ridge != "gcv" or (self.prox_dec == 0 and self.gcv_inflation == 1))
+        return (
+            plain_bias
+            and self.ridge != "held_out"
+            and (self.ridge != "gcv" or (self.prox_dec == 0 and self.gcv_inflation == 1))
+        )
 
     @torch.no_grad()
     def solve(self, sae: SAELike, state: PAMState, stats: DecoderStats | MatrixFreeStats) -> None:

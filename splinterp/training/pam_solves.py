@@ -7,19 +7,22 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 
+from splinterp._inference import inference_mode_of
 from splinterp._typing import Tensor
 from splinterp.decoder import (
     DecoderSolution,
     DecoderStats,
     GCVResult,
+    HeldOutResult,
     gcv_ridge,
+    held_out_ridge,
     optimality_residual,
     solve_decoder,
     solve_scales,
     tied_scale,
 )
 from splinterp.matrix_free import MatrixFreeStats, gcv_ridge_cg, solve_decoder_cg
-from splinterp.training.blocks import residual_of
+from splinterp.training.blocks import codes_of, residual_of
 
 if TYPE_CHECKING:
     from splinterp.training.pam import PAMSGD, PAMState
@@ -42,7 +45,9 @@ def solve_weights(method: PAMSGD, sae: Any, state: PAMState, stats: DecoderStats
             sae.scale.fill_(tied_scale(stats, sae.W_enc.T, fallback=float(sae.scale[0])))
         prior = sae.tied_rows()
     ridge = method.ridge
-    if isinstance(ridge, str):
+    if ridge == "held_out":
+        ridge = _usable(held_out_ridge(stats, _held_out_stats(sae, state, stats), prior), prior)
+    elif isinstance(ridge, str):
         previous = sae.W_dec if method.prox_dec else None
         chosen = gcv_ridge(stats, prior, prox=method.prox_dec, previous=previous, inflation=method.gcv_inflation)
         ridge = _usable(chosen, prior)
@@ -72,7 +77,19 @@ def solve_matrix_free(method: PAMSGD, sae: Any, state: PAMState, stats: MatrixFr
     _write(sae, prior, W_dec, b_dec)
 
 
-def _usable(chosen: GCVResult, prior: Tensor | None) -> float:
+def _held_out_stats(sae: Any, state: PAMState, stats: DecoderStats) -> DecoderStats:
+    if state.held_out is None:
+        raise ValueError(
+            "ridge='held_out' needs samples that the encoder is not trained on: pass x_val to fit, or set state.held_out"
+        )
+    found = DecoderStats(stats.n_latents, stats.d_in, dtype=stats.dtype, device=stats.device)
+    with inference_mode_of(sae):
+        for x, acts in codes_of(sae, (x.to(sae.W_enc) for x in state.held_out.split(1024))):
+            found.update(acts, x)
+    return found
+
+
+def _usable(chosen: GCVResult | HeldOutResult, prior: Tensor | None) -> float:
     """The chosen ridge; without a prior the largest finite one looked at in place of infinity, since W_dec = 0 would stop the
     encoder for good."""
     if prior is not None or math.isfinite(chosen.ridge):

@@ -75,7 +75,10 @@ class StreamingPAMSGD(PAMSGD):
                 f"{len(W_dec)} latents need a Gram matrix of {8 * len(W_dec) ** 2 / 2**30:.1f} GiB here: use PAMSGD"
             )
         stats = DecoderStats(*W_dec.shape, dtype=self.stats_dtype, device=W_dec.device)
-        return StreamState(state.optimizer, state.data, total_steps, ridge=state.ridge, anchor=state.anchor, stats=stats)
+        return StreamState(
+            state.optimizer, state.data, total_steps, ridge=state.ridge, anchor=state.anchor, stats=stats,
+            wants_held_out=state.wants_held_out,
+        )  # fmt: skip
 
     def step(self, sae: SAELike, state: PAMState, x: Tensor) -> None:
         """The gradient phase on a batch (n, d_in), and a refresh where one is due. Raises DivergenceError."""

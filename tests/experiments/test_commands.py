@@ -16,7 +16,7 @@ from paper_figures import __main__ as figures
 SMALL = dataclasses.replace(
     digits.CONFIG, n_latents=16, k=2, shares=(0.05, 0.1, 0.2), full_from=0.2, activations=("TopK",), early_epochs=1, long_steps=3,
     seeds=(0, 1), seeds_full=(0, 1), grid=(4e-3, 8e-3), relu_shares=(0.1,), relu_l1=(1e-3, 1e-2), variant_shares=(0.1,),
-    variant_activations=("TopK",), part_seeds=(0, 1), ridges=(0.0, 10.0), cause_share=0.05,
+    variant_activations=("TopK",), part_seeds=(0, 1), ridges=(0.0, 10.0), cause_cells=(("TopK", 0.05, "long"), ("AbsTopK", 0.05, "early")),
 )  # fmt: skip
 PAPER = dataclasses.replace(
     PaperConfig(), data="digits", n_latents=16, k=2, epochs=1, shares=(0.05, 0.1), ablation_shares=(0.1,), seeds=(0, 1)

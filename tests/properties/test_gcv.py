@@ -10,7 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splinterp.decoder import gcv_ridge, solve_decoder
+from splinterp.decoder import DecoderStats, gcv_ridge, held_out_ridge, solve_decoder
 from tests.helpers import rng, sparse_codes, stats_of
 
 sizes = {"n": st.integers(3, 30), "m": st.integers(1, 40), "d": st.integers(1, 5), "seed": st.integers(0, 10**6)}
@@ -131,3 +131,30 @@ def test_infinity_is_chosen_when_the_prior_is_the_truth():
     exact = gcv_ridge(stats_of(z, z @ Q + 1), Q)
     assert math.isinf(exact.ridge)
     assert exact.score < 1e-12
+
+
+@given(**sizes, with_prior=st.booleans(), n_held_out=st.integers(1, 20))
+def test_held_out_score_is_the_error_of_the_solve(n, m, d, seed, with_prior, n_held_out):
+    z, x, Q, _ = draw(n, m, d, seed)
+    z_out, x_out, _, _ = draw(n_held_out, m, d, seed + 1)
+    stats, prior = stats_of(z, x), Q if with_prior else None
+    found = held_out_ridge(stats, stats_of(z_out, x_out), prior, n_grid=11)
+    assert found.score == min(score for _, score in found.path)
+    assert found.ridge in {ridge for ridge, _ in found.path}
+    largest = float(stats.spectrum().values.max())
+    for ridge, score in found.path:
+        if ridge > 1e-6 * largest:
+            solution = solve_decoder(stats, ridge=ridge, prior=Q if with_prior else torch.zeros_like(Q))
+            error = (x_out - z_out @ solution.W_dec - solution.b_dec).square().sum() / n_held_out
+            assert score == pytest.approx(float(error), rel=1e-6, abs=1e-9)
+
+
+def test_held_out_ridge_refuses_what_does_not_fit():
+    z, x, _, _ = draw(10, 6, 3, 0)
+    stats = stats_of(z, x)
+    with pytest.raises(ValueError, match="statistics are empty"):
+        held_out_ridge(stats, DecoderStats(6, 3))
+    with pytest.raises(ValueError, match=r"the held-out statistics have \(n_latents, d_in\) = \(5, 3\)"):
+        held_out_ridge(stats, stats_of(z[:, :5], x))
+    dead = stats_of(torch.zeros(10, 6, dtype=torch.float64), x)
+    assert held_out_ridge(dead, stats).ridge == math.inf

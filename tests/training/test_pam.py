@@ -11,9 +11,9 @@ import torch
 from torch import nn
 from torch.nn import functional as F
 
-from splinterp import PAMSGD, SAE, SGD, ReLU, TopK, fit
-from splinterp.decoder import DecoderStats, gcv_ridge, solve_decoder
-from tests.helpers import DECODERS, make_sae, rng, samples
+from splinterp import PAMSGD, SAE, SGD, BiasAdaptation, ReLU, TopK, fit
+from splinterp.decoder import DecoderStats, gcv_ridge, held_out_ridge, solve_decoder
+from tests.helpers import DECODERS, make_sae, rng, samples, stats_of
 
 
 def batches_of(x, size=32):
@@ -324,3 +324,41 @@ def test_empty_batches_are_an_error():
 def test_methods_are_frozen():
     with pytest.raises(dataclasses.FrozenInstanceError):
         PAMSGD().lr = 1.0
+
+
+def test_held_out_ridge_is_that_of_the_validation_samples():
+    x, x_val = samples(300), samples(200, seed=5)
+    sae = make_sae(decoder="tied_residual", m=40)
+    result = fit(sae, x, PAMSGD(ridge="held_out", solve_gap=1), epochs=3, x_val=x_val)
+    other = make_sae(decoder="tied_residual", m=40)
+    fit(other, x, PAMSGD(solve_gap=1), epochs=3, x_val=x_val)
+    assert not torch.equal(sae.residual, other.residual)
+    with torch.no_grad():
+        codes = [stats_of(sae.encode(part).double(), part.double()) for part in (x, x_val)]
+        prior = sae.W_enc.T.double()
+        ridge = held_out_ridge(*codes, prior).ridge
+        assert result.state.ridge == pytest.approx(ridge, rel=1e-3)
+        expected = solve_decoder(codes[0], ridge=ridge, prior=prior).W_dec
+        torch.testing.assert_close(sae.W_dec.double(), expected, rtol=1e-3, atol=1e-4)
+
+
+def test_held_out_ridge_needs_held_out_samples_and_no_other_option():
+    x = samples()
+    with pytest.raises(ValueError, match="pass x_val"):
+        fit(make_sae(), x, PAMSGD(ridge="held_out"))
+    with pytest.raises(ValueError, match="pass x_val"):
+        fit(make_sae("ReLU"), x, BiasAdaptation(base=PAMSGD(ridge="held_out"), target_frequencies=0.1))
+    method = PAMSGD(ridge="held_out")
+    sae = make_sae()
+    state = method.init(sae, x)
+    method.encoder_step(sae, state, x[:50])
+    with pytest.raises(ValueError, match=r"set state.held_out"):
+        method.decoder_step(sae, state, [x])
+    state.held_out = x[:20]
+    method.decoder_step(sae, state, [x])
+    assert state.ridge is not None
+    for options in ({"prox_dec": 1.0}, {"gcv_inflation": 1.4}, {"bias": "separate"}):
+        with pytest.raises(ValueError, match="ridge='held_out'"):
+            PAMSGD(ridge="held_out", **options)
+    with pytest.raises(ValueError, match="do not act on a tied decoder"):
+        fit(make_sae(decoder="tied"), x, PAMSGD(ridge="held_out"), x_val=x)

@@ -1,8 +1,9 @@
-"""Generalised cross-validation of the decoder's ridge."""
+"""Choosing the decoder's ridge: by generalised cross-validation, or on held-out samples."""
 
 from __future__ import annotations
 
 import math
+from collections.abc import Callable
 from typing import NamedTuple
 
 import numpy as np
@@ -64,19 +65,27 @@ def gcv_ridge(
     if prox > 0 and previous is None:
         raise ValueError(f"prox={prox} pulls to the previous decoder: pass previous=W_dec")
     curve = _gcv_curve(stats, prior, prox, previous, inflation)
-    at_infinity = curve.score_at_infinity()
-    if len(curve.eig) == 0:
-        return GCVResult(math.inf, 1.0, at_infinity, ())
-    grid = curve.eig.mean() * np.logspace(-6, 4, n_grid)
-    scores = curve.score(grid)
-    best = int(scores.argmin())
-    fine = np.geomspace(grid[max(best - 1, 0)], grid[min(best + 1, n_grid - 1)], n_grid)
-    grid, scores = np.concatenate([grid, fine]), np.concatenate([scores, curve.score(fine)])
-    order = np.argsort(grid, kind="stable")
-    path = (*((float(grid[i]), float(scores[i])) for i in order), (math.inf, at_infinity))
+    path = _path(curve.score, curve.score_at_infinity(), curve.eig, n_grid)
     ridge, value = min(path, key=lambda point: point[1])
+    if len(path) == 1:
+        return GCVResult(ridge, 1.0, value, ())
     df = 1.0 if math.isinf(ridge) else 1.0 + float((curve.eig / (curve.eig + ridge + prox)).sum())
     return GCVResult(ridge, df, value, path)
+
+
+def _path(
+    score: Callable[[np.ndarray], np.ndarray], at_infinity: float, eig: np.ndarray, n_grid: int
+) -> tuple[tuple[float, float], ...]:
+    """(ridge, score) by increasing ridge: a logarithmic grid, a second one around its best point, and infinity."""
+    if len(eig) == 0:
+        return ((math.inf, at_infinity),)
+    grid = eig.mean() * np.logspace(-6, 4, n_grid)
+    scores = score(grid)
+    best = int(scores.argmin())
+    fine = np.geomspace(grid[max(best - 1, 0)], grid[min(best + 1, n_grid - 1)], n_grid)
+    grid, scores = np.concatenate([grid, fine]), np.concatenate([scores, score(fine)])
+    order = np.argsort(grid, kind="stable")
+    return (*((float(grid[i]), float(scores[i])) for i in order), (math.inf, at_infinity))
 
 
 class _GCVCurve(NamedTuple):
@@ -133,3 +142,67 @@ def _gcv_curve(
     rest = 0.0 if len(e) >= stats.n_samples - 1 else max(0.0, float(stats.total) - explained)
     eig, aa, ab, bb = (t.double().cpu().numpy() for t in (e, (A * A).sum(1), (A * B).sum(1), (B * B).sum(1)))
     return _GCVCurve(eig, aa, ab, bb, rest, stats.n_samples, prox, inflation)
+
+
+class HeldOutResult(NamedTuple):
+    """A ridge chosen on held-out samples.
+
+    `ridge` multiplies a sum over the training samples and may be `math.inf` (the prior alone); `score` is the held-out mean squared
+    error at the choice (summed over d_in); `path` holds the (ridge, score) pairs looked at, by increasing ridge.
+    """
+
+    ridge: float
+    score: float
+    path: tuple[tuple[float, float], ...]
+
+
+@torch.no_grad()
+def held_out_ridge(
+    stats: DecoderStats, held_out: DecoderStats, prior: ArrayLike | None = None, *, n_grid: int = 101
+) -> HeldOutResult:
+    """Choose the ridge of `solve_decoder` by the error of its solution (weights and bias) on held-out samples.
+
+    GCV takes the codes as given, though the encoder was fitted to the same samples, and so trusts the decoder's solution too much.
+    Held-out samples that the encoder has not seen do not. Ridges are those that `gcv_ridge` looks at, and each costs n_latents^2
+    after one eigendecomposition: the error is a quadratic form in the filter factors.
+
+    Args:
+        stats: of the training samples; float64 is advised.
+        held_out: of the held-out samples, same widths, dtype and device.
+        prior: Q, the mean the ridge pulls to (n_latents, d_in); None means 0.
+        n_grid: points of each of the two grids.
+
+    Raises:
+        ValueError: empty statistics, or of other widths.
+    """
+    require_samples(stats)
+    require_samples(held_out)
+    at_least("n_grid", n_grid, 3)
+    if (held_out.n_latents, held_out.d_in) != (stats.n_latents, stats.d_in):
+        raise ValueError(
+            f"the held-out statistics have (n_latents, d_in) = {(held_out.n_latents, held_out.d_in)}, those of the training samples "
+            f"{(stats.n_latents, stats.d_in)}"
+        )
+    n = held_out.n_samples
+    step_acts, step_x = held_out.mean_acts - stats.mean_acts, held_out.mean_x - stats.mean_x
+    gram = held_out.gram.addr(step_acts, step_acts, alpha=n)  # about the training means, which the bias is exact at
+    cross = held_out.cross.addr(step_acts, step_x, alpha=n)
+    total = held_out.total + n * step_x.square().sum()
+    start = torch.zeros_like(stats.cross) if prior is None else as_rows(prior, "prior", stats)
+    values, vectors, positive = stats.spectrum()
+    e, basis = values[positive], vectors[:, positive]
+    # W = Q + basis @ diag(1 / (e + ridge)) @ A, so the error is constant + 2 h . f + f . H f in f = 1 / (e + ridge)
+    A = basis.T @ stats.cross - e[:, None] * (basis.T @ start)
+    moved = gram @ start - cross
+    constant = float(total + ((moved - cross) * start).sum())
+    H = ((basis.T @ gram @ basis) * (A @ A.T)).double().cpu().numpy()
+    h = ((basis.T @ moved) * A).sum(1).double().cpu().numpy()
+    eig = e.double().cpu().numpy()
+
+    def score(ridges: np.ndarray) -> np.ndarray:
+        filters = 1 / (eig + ridges[:, None])
+        return (constant + 2 * filters @ h + ((filters @ H) * filters).sum(1)) / n
+
+    path = _path(score, constant / n, eig, n_grid)
+    ridge, value = min(path, key=lambda point: point[1])
+    return HeldOutResult(ridge, value, path)
