@@ -14,6 +14,7 @@ from experiments.tuning import Cell, choose_step_sizes
 
 CONTROLS = ("SGD tied", "SGD untied", "SGD untied from W_enc^T", "SGD tied-residual")
 OURS = "PAM"
+FINAL = "PAM, one solve at the end"
 VARIANTS = (
     "PAM published",
     "PAM joint bias",
@@ -98,14 +99,21 @@ class Comparison:
 
     def sizes(self) -> None:
         """The main table: controls and PAM at every size, in both budgets."""
-        config, methods = self.config, (*CONTROLS, OURS)
+        self._at_every_size("sizes", (*CONTROLS, OURS))
+
+    def final(self) -> None:
+        """Tied SGD and one solve at the end, in every cell of the main table."""
+        self._at_every_size("final", (FINAL,))
+
+    def _at_every_size(self, part: str, methods: tuple[str, ...]) -> None:
+        config = self.config
         small = [s for s in config.shares if s < config.full_from]
         cells = [
             Cell(config.run(activation, share, budget), METRICS[budget], methods, config.grid)
             for activation in config.activations for share in small for budget in BUDGETS
         ]  # fmt: skip
-        choices = self.tune(cells, "sizes: step sizes")
-        self.report("sizes", choices, config.seeds)
+        choices = self.tune(cells, f"{part}: step sizes")
+        self.report(part, choices, config.seeds)
         full = [s for s in config.shares if s >= config.full_from]
         reference = {(c.base.activation, c.metric): chosen for c, chosen in choices.items() if c.base == config.run(
             c.base.activation, max(small), _budget(c))}  # fmt: skip
@@ -114,7 +122,7 @@ class Comparison:
             for activation in config.activations for share in full for budget in BUDGETS
             for method, lr in reference[activation, METRICS[budget]].items()
         ]  # fmt: skip
-        self.report("sizes", self.tune(cells, "full size: step sizes"), config.seeds_full)
+        self.report(part, self.tune(cells, f"{part}, full size: step sizes"), config.seeds_full)
 
     def relu(self) -> None:
         """l0 against FVU along an L1 sweep: steps of the long budget, the model at the end, step sizes by the penalised loss."""
@@ -189,16 +197,18 @@ def _row(
     }  # fmt: skip
 
 
-def verdicts(rows: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """PAM against the control of lowest mean validation FVU, in every cell of the main table."""
+def verdicts(rows: list[dict[str, Any]], method: str = OURS) -> list[dict[str, Any]]:
+    """A method against the control of lowest mean validation FVU, in every cell of the main table that it was run in."""
     found = []
     cells: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for row in rows:
-        if row["part"] == "sizes":
+        if row["part"] in ("sizes", "final"):
             cells.setdefault((row["activation"], row["budget"], row["n_train"]), {})[row["method"]] = row
     for (activation, budget, n_train), here in cells.items():
+        if method not in here or not set(CONTROLS) <= set(here):
+            continue
         best = min((here[m] for m in CONTROLS), key=lambda row: row["val"])
-        ratios = {m: log_ratio(here[OURS]["fvu"], here[m]["fvu"]) for m in CONTROLS}
+        ratios = {m: log_ratio(here[method]["fvu"], here[m]["fvu"]) for m in CONTROLS}
         found.append(
             {
                 "activation": activation, "budget": budget, "n_train": n_train, "control": best["method"],

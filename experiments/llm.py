@@ -23,7 +23,7 @@ from experiments.options import add_common_options
 from experiments.paper import LANGUAGE_MODEL, SMALL_LANGUAGE_MODEL, PaperConfig
 from experiments.runs import LAST, TOKEN_POOL
 
-PARTS = ("sizes", "causes", "relu")
+PARTS = ("sizes", "final", "causes", "relu")
 PAPER_PARTS = ("sizes", "encoder_updates", "k", "weight_decay", "mu_nu_pull")
 CONFIG = Config(
     data="minilm-3", k=32, n_latents=1_536, activations=("TopK", "AbsTopK"), shares=(1_000 / TOKEN_POOL, 9_000 / TOKEN_POOL,

@@ -9,6 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.compare import t_interval
+from experiments.grid import FINAL, OURS
 
 DETAILS = {"train": 3, "l0": 1, "frac_dead": 2, "seconds": 1}
 """Numbers of a row that tables print beside the error, and their digits."""
@@ -78,18 +79,28 @@ def size_tables(results: dict[str, Any], markdown: bool = False) -> str:
 
 
 def summary(results: dict[str, Any], markdown: bool = False) -> str:
-    """One row a cell of the main comparison: the best control, PAM, their ratio and the verdict."""
-    rows = {(r["activation"], r["budget"], r["n_train"], r["method"]): r for r in results["rows"] if r["part"] == "sizes"}
+    """One row a cell of the main comparison: the best control, PAM, their ratio and the verdict; and the same for one solve at the end."""
+    tables = [_summary(results, results["verdicts"], OURS, "PAM", markdown)]
+    if results.get("final_verdicts"):
+        tables.append(f"{FINAL}\n\n{_summary(results, results['final_verdicts'], FINAL, 'it', markdown)}")
+    return "\n\n".join(tables)
+
+
+def _summary(results: dict[str, Any], verdicts: list[dict[str, Any]], method: str, name: str, markdown: bool) -> str:
+    rows = {
+        (r["activation"], r["budget"], r["n_train"], r["method"]): r for r in results["rows"] if r["part"] in ("sizes", "final")
+    }
     lines = []
-    for found in sorted(results["verdicts"], key=lambda v: (v["budget"], v["activation"], v["n_train"])):
+    for found in sorted(verdicts, key=lambda v: (v["budget"], v["activation"], v["n_train"])):
         cell = (found["activation"], found["budget"], found["n_train"])
-        control, ours = rows[*cell, found["control"]], rows[*cell, "PAM"]
+        control, ours = rows[*cell, found["control"]], rows[*cell, method]
         lines.append([
             found["budget"], found["activation"], f"{found['n_train']:,}", f"{ours['steps']:,}", found["control"],
             with_interval(control["fvu"]), with_interval(ours["fvu"]), percent(found["log_ratio"]), found["verdict"],
         ])  # fmt: skip
+    possessive = "its FVU" if name == "it" else f"{name}'s FVU"
     header = [
-        "budget", "activation", unit(results), "steps", "best control", "its FVU", "PAM's FVU", "PAM against it", "verdict",
+        "budget", "activation", unit(results), "steps", "best control", "control's FVU", possessive, f"{name} against it", "verdict",
     ]  # fmt: skip
     return table(header, lines, markdown)
 

@@ -37,6 +37,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "SGD tied-residual": {"method": SGD, "decoder": "tied_residual"},
     "PAM": {"method": PAMSGD, "decoder": "tied_residual"},
     # other variants of PAM, reported apart
+    "PAM, one solve at the end": {"method": PAMSGD.final_solve, "decoder": "tied_residual"},
     "PAM published": {"method": PAMSGD.published, "decoder": "free", "init_dec": "random", "schedule": "cosine"},
     "PAM joint bias": {
         "method": PAMSGD.published,

@@ -26,6 +26,8 @@ from splinterp.training.pam_solves import solve_matrix_free, solve_tied, solve_w
 
 MATRIX_FREE_FROM = 8_192
 """Latents from which solves of k-sparse codes are matrix-free: the Gram matrix would have 512 MiB in float64."""
+NEVER = 10**9
+"""Steps between solves, where there is only the last one."""
 SAVED = ("ridge", "residual", "anchor", "since_solve", "in_epoch")
 
 
@@ -74,7 +76,8 @@ class PAMSGD(GradientOptions):
     """
 
     gradient: str = "both"
-    """Blocks the gradient phase moves: "both", or "encoder" (the decoder moves by solves alone)."""
+    """Blocks the gradient phase moves: "both"; "tied": all but the residual of a tied-residual decoder, which moves by solves alone;
+    or "encoder" (the decoder, bias and all, moves by solves alone)."""
     encoder_updates: int = 1
     """Gradient updates on each batch; steps and the schedule count batches."""
     prox_enc: float = 0.0
@@ -93,7 +96,7 @@ class PAMSGD(GradientOptions):
     bias: str = "joint"
     """Either "joint": weights and bias solved together, or "separate": weights without a bias, then it (as published)."""
     solve_gap: int = 50
-    """Least number of steps between two solves at ends of epochs, for gradient="both". On few samples an epoch is a few
+    """Least number of steps between two solves at ends of epochs, but for gradient="encoder". On few samples an epoch is a few
     steps, and solving that often raised the validation error of TopK (not of AbsTopK). The last epoch always ends on a
     solve. Where the decoder moves by solves alone, and where the number of steps is unknown, every epoch does."""
     decoder_every: int | None = None
@@ -107,7 +110,7 @@ class PAMSGD(GradientOptions):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("gradient", self.gradient, ("both", "encoder"))
+        one_of("gradient", self.gradient, ("both", "tied", "encoder"))
         one_of("bias", self.bias, ("joint", "separate"))
         one_of("scale", self.scale, ("one", "fit"))
         at_least("encoder_updates", self.encoder_updates, 1)
@@ -161,6 +164,15 @@ class PAMSGD(GradientOptions):
         }  # fmt: skip
         return cls(**{**defaults, **options})
 
+    @classmethod
+    def final_solve(cls, **options: Any) -> PAMSGD:
+        """Tied SGD, then one exact solve for the residual, its ridge chosen on held-out samples; `options` override.
+
+        For few samples seen many times: a decoder of its own overfits in training, and changes what the encoder learns.
+        """
+        defaults: dict[str, Any] = {"gradient": "tied", "solve_gap": NEVER, "ridge": "held_out"}
+        return cls(**{**defaults, **options})
+
     def init(self, sae: SAELike, x: ArrayLike | ActivationStore, total_steps: int | None = None) -> PAMState:
         """Start training on x (N, d_in) or a store. `total_steps` (batches) sets the schedule's length; None: constant step size.
 
@@ -178,7 +190,10 @@ class PAMSGD(GradientOptions):
         if not tied and residual_of(sae) is None and self.ridge == math.inf:
             raise ValueError("ridge=inf would hold a free W_dec at 0: choose a finite ridge or decoder='tied_residual'")
         scales = [sae.scale] if isinstance(sae, SAE) and sae.scale is not None else []
-        optimizer = self.make_optimizer(sae, fixed=[*weights, *bias, *scales] if self.gradient == "encoder" else [])
+        if self.gradient == "tied" and residual_of(sae) is None:
+            raise ValueError("gradient='tied' holds a residual: it needs SAE(decoder='tied_residual')")
+        fixed = {"both": [], "tied": weights, "encoder": [*weights, *bias, *scales]}[self.gradient]
+        optimizer = self.make_optimizer(sae, fixed=fixed)
         ridge = None if tied or isinstance(self.ridge, str) else float(self.ridge)
         state = PAMState(optimizer, training_data(sae, x), total_steps, ridge=ridge, wants_held_out=self.ridge == "held_out")
         self._set_anchor(sae, state)
@@ -201,7 +216,7 @@ class PAMSGD(GradientOptions):
     def end_epoch(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
         """The exact solve on all `batches`, if one is due: see `solve_gap`, `decoder_every` and `solve_first`."""
         state.in_epoch = False
-        rests = self.gradient == "both" and self.decoder_every is None and state.total_steps is not None
+        rests = self.gradient != "encoder" and self.decoder_every is None and state.total_steps is not None
         unfinished = state.total_steps is not None and state.step < state.total_steps
         due = state.since_solve > 0 and not (rests and unfinished and state.since_solve < self.solve_gap)
         if due and not self.solve_first:

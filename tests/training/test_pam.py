@@ -362,3 +362,33 @@ def test_held_out_ridge_needs_held_out_samples_and_no_other_option():
             PAMSGD(ridge="held_out", **options)
     with pytest.raises(ValueError, match="do not act on a tied decoder"):
         fit(make_sae(decoder="tied"), x, PAMSGD(ridge="held_out"), x_val=x)
+
+
+def test_final_solve_is_tied_sgd_and_one_solve():
+    x, x_val = samples(300), samples(200, seed=5)
+    sae, tied = make_sae(decoder="tied_residual", m=40), make_sae(decoder="tied", m=40)
+    options = {"epochs": 3, "x_val": x_val, "log_every": 1}
+    result = fit(sae, x, PAMSGD.final_solve(lr=1e-2), **options)
+    alone = fit(tied, x, SGD(lr=1e-2), **options)
+    torch.testing.assert_close(sae.W_enc, tied.W_enc, rtol=1e-5, atol=1e-6)
+    for ours, theirs in zip(result.history[:-1], alone.history[:-1], strict=True):
+        assert ours["val_fvu"] == pytest.approx(theirs["val_fvu"], rel=1e-5)
+    assert sae.residual.abs().max() > 0
+    assert result.history[-1]["val_fvu"] < alone.history[-1]["val_fvu"]
+    assert math.isfinite(result.state.ridge)
+    with pytest.raises(ValueError, match="gradient='tied' holds a residual"):
+        fit(make_sae(), x, PAMSGD(gradient="tied"))
+
+
+def test_gradient_tied_moves_the_residual_by_solves_alone():
+    x = samples(300)
+    sae, method = make_sae(decoder="tied_residual", m=40), PAMSGD(gradient="tied", ridge=3.0)
+    state = method.init(sae, x)
+    method.encoder_step(sae, state, x[:100])
+    assert sae.residual.abs().max() == 0
+    method.decoder_step(sae, state, [x])
+    solved, bias = sae.residual.clone(), sae.b_dec.clone()
+    assert solved.abs().max() > 0
+    method.encoder_step(sae, state, x[:100])
+    assert torch.equal(sae.residual, solved)
+    assert not torch.equal(sae.b_dec, bias)
