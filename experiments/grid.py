@@ -69,7 +69,7 @@ class Config:
     ridges: tuple[float, ...] = (0.0, 100.0, 10_000.0)
     cause_cells: tuple[tuple[str, float, str], ...] = (("AbsTopK", 0.01, "long"), ("TopK", 0.01, "long"))
     """Activation, share, budget."""
-    cause_settings: tuple[tuple[str, tuple[tuple[str, float], ...]], ...] = CAUSES
+    cause_settings: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = CAUSES
     cause_lr: float = 8e-3
 
     def run(self, activation: str, share: float, budget: str, **fields: Any) -> Run:
@@ -197,21 +197,21 @@ def _row(
     }  # fmt: skip
 
 
-def verdicts(rows: list[dict[str, Any]], methods: tuple[str, ...] = (OURS,)) -> list[dict[str, Any]]:
-    """The one of `methods` against the one of the controls, each of lowest mean validation FVU, in every cell of the main table."""
+def verdicts(rows: list[dict[str, Any]], method: str = OURS) -> list[dict[str, Any]]:
+    """A method against the control of lowest mean validation FVU, in every cell of the main table that it was run in."""
     found = []
     cells: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for row in rows:
         if row["part"] in ("sizes", "final"):
             cells.setdefault((row["activation"], row["budget"], row["n_train"]), {})[row["method"]] = row
     for (activation, budget, n_train), here in cells.items():
-        if not {*methods, *CONTROLS} <= set(here):
+        if not {method, *CONTROLS} <= set(here):
             continue
-        ours, best = (min((here[m] for m in names), key=lambda row: row["val"]) for names in (methods, CONTROLS))
-        ratios = {m: log_ratio(ours["fvu"], here[m]["fvu"]) for m in CONTROLS}
+        best = min((here[m] for m in CONTROLS), key=lambda row: row["val"])
+        ratios = {m: log_ratio(here[method]["fvu"], here[m]["fvu"]) for m in CONTROLS}
         found.append(
             {
-                "activation": activation, "budget": budget, "n_train": n_train, "method": ours["method"], "control": best["method"],
+                "activation": activation, "budget": budget, "n_train": n_train, "control": best["method"],
                 "log_ratio": list(ratios[best["method"]]), "verdict": verdict(ratios[best["method"]]),
                 "against": {m: [*ratio, verdict(ratio)] for m, ratio in ratios.items()},
             }

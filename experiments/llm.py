@@ -17,7 +17,7 @@ import dataclasses
 from pathlib import Path
 
 from experiments.activations import raw_tokens
-from experiments.grid import CAUSES, Config
+from experiments.grid import CAUSES, OURS, Config
 from experiments.mnist import main
 from experiments.options import add_common_options
 from experiments.paper import LANGUAGE_MODEL, SMALL_LANGUAGE_MODEL, PaperConfig
@@ -32,7 +32,7 @@ CONFIG = Config(
     relu_grid=(2e-3, 4e-3, 8e-3),
     cause_cells=tuple((activation, n / TOKEN_POOL, budget) for n, budget in ((1_000, "long"), (9_000, "early"), (9_000, "long"))
                       for activation in ("TopK", "AbsTopK")),
-    cause_settings=tuple(c for c in CAUSES if ("solve_gap", 1) not in c[1]),
+    cause_settings=(*(c for c in CAUSES if ("solve_gap", 1) not in c[1]), (OURS, (("ridge", "held_out"),))),
 )  # fmt: skip
 
 QUICK = dataclasses.replace(

@@ -14,7 +14,7 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from experiments.grid import FINAL, OURS, Comparison, Config, verdicts
+from experiments.grid import FINAL, Comparison, Config, verdicts
 from experiments.options import add_common_options
 from experiments.paper import PaperConfig, run_paper
 from experiments.report import render
@@ -55,10 +55,7 @@ def run_preset(config: Config | PaperConfig, store: RecordStore, parts: Iterable
         except MissingRunsError:
             continue
         rows += comparison.rows
-    return {
-        "config": asdict(config), "rows": rows, "verdicts": verdicts(rows), "final_verdicts": verdicts(rows, (FINAL,)),
-        "either_verdicts": verdicts(rows, (OURS, FINAL)),
-    }  # fmt: skip
+    return {"config": asdict(config), "rows": rows, "verdicts": verdicts(rows), "final_verdicts": verdicts(rows, FINAL)}
 
 
 def main(config: Config | PaperConfig, args: argparse.Namespace, name: str) -> Path:

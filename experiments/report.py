@@ -79,30 +79,29 @@ def size_tables(results: dict[str, Any], markdown: bool = False) -> str:
 
 
 def summary(results: dict[str, Any], markdown: bool = False) -> str:
-    """One row a cell of the main comparison: the best control, PAM, their ratio and the verdict; the same for one solve at the end, and
-    for the one of both that validation chooses."""
-    tables = [_summary(results, "verdicts", markdown)]
-    for key, title in (("final_verdicts", FINAL), ("either_verdicts", f"{OURS} or {FINAL}, by validation FVU")):
-        if results.get(key):
-            tables.append(f"{title}\n\n{_summary(results, key, markdown)}")
+    """One row a cell of the main comparison: the best control, PAM, ratio and verdict; apart, one solve at the end."""
+    tables = [_summary(results, results["verdicts"], OURS, "PAM", markdown)]
+    if results.get("final_verdicts"):
+        tables.append(f"apart: {FINAL}\n\n{_summary(results, results['final_verdicts'], FINAL, 'it', markdown)}")
     return "\n\n".join(tables)
 
 
-def _summary(results: dict[str, Any], key: str, markdown: bool) -> str:
+def _summary(results: dict[str, Any], verdicts: list[dict[str, Any]], method: str, name: str, markdown: bool) -> str:
     rows = {
         (r["activation"], r["budget"], r["n_train"], r["method"]): r for r in results["rows"] if r["part"] in ("sizes", "final")
     }
     lines = []
-    for found in sorted(results[key], key=lambda v: (v["budget"], v["activation"], v["n_train"])):
-        cell, method = (found["activation"], found["budget"], found["n_train"]), found.get("method", OURS)
+    for found in sorted(verdicts, key=lambda v: (v["budget"], v["activation"], v["n_train"])):
+        cell = (found["activation"], found["budget"], found["n_train"])
         control, ours = rows[*cell, found["control"]], rows[*cell, method]
-        chosen = [{OURS: "PAM", FINAL: "one solve"}[method]] if key == "either_verdicts" else []
         lines.append([
             found["budget"], found["activation"], f"{found['n_train']:,}", f"{ours['steps']:,}", found["control"],
-            with_interval(control["fvu"]), *chosen, with_interval(ours["fvu"]), percent(found["log_ratio"]), found["verdict"],
+            with_interval(control["fvu"]), with_interval(ours["fvu"]), percent(found["log_ratio"]), found["verdict"],
         ])  # fmt: skip
-    names = ["ours", "its FVU", "against the control"] if key == "either_verdicts" else ["PAM's FVU", "PAM against it"]
-    header = ["budget", "activation", unit(results), "steps", "best control", "control's FVU", *names, "verdict"]
+    possessive = "its FVU" if name == "it" else f"{name}'s FVU"
+    header = [
+        "budget", "activation", unit(results), "steps", "best control", "control's FVU", possessive, f"{name} against control", "verdict",
+    ]  # fmt: skip
     return table(header, lines, markdown)
 
 
