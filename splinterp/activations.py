@@ -65,7 +65,11 @@ def _infeasible(condition: Tensor) -> Tensor:
 
 
 class ReLU(Activation):
-    """max(u, 0): the proximal map of the indicator of z >= 0. An l1 penalty lambda is the bias b_enc - lambda."""
+    """max(u, 0): the proximal map of the indicator of z >= 0. An l1 penalty lambda is the bias b_enc - lambda.
+
+    >>> ReLU()(torch.tensor([[-1.0, 2.0]]))
+    tensor([[0., 2.]])
+    """
 
     allows_l1 = True
 
@@ -215,6 +219,9 @@ class TopK(RowTop):
 
     Raises:
         TypeError, ValueError: k is not an int of at least 1.
+
+    >>> TopK(1)(torch.tensor([[1.0, 3.0, -5.0]]))
+    tensor([[0., 3., 0.]])
     """
 
     def select(self, pre_acts: Float[Tensor, "n n_latents"]) -> Int[Tensor, "n k"]:
@@ -234,6 +241,9 @@ class AbsTopK(RowTop):
 
     Raises:
         TypeError, ValueError: k is not an int of at least 1.
+
+    >>> AbsTopK(1)(torch.tensor([[1.0, 3.0, -5.0]]))
+    tensor([[ 0.,  0., -5.]])
     """
 
     def select(self, pre_acts: Float[Tensor, "n n_latents"]) -> Int[Tensor, "n k"]:

@@ -63,6 +63,12 @@ class SAE(nn.Module):
 
     Raises:
         ValueError: sizes below 1, k > n_latents, an unknown or inapplicable option.
+
+    >>> from splinterp import TopK
+    >>> sae = SAE(d_in=4, n_latents=8, activation=TopK(2), decoder="tied_residual")
+    >>> x_hat, acts, pre_acts = sae(torch.ones(3, 4))
+    >>> x_hat.shape, acts.shape, int((acts != 0).sum(1).max())
+    (torch.Size([3, 4]), torch.Size([3, 8]), 2)
     """
 
     W_enc: nn.Parameter

@@ -268,6 +268,9 @@ def decode_sparse(
     """Z @ W_dec + b_dec for the code Z of these values and indices; indices that repeat in a row add up.
 
     `by_latent` is the code's `transpose_code`, computed where it is None and needed.
+
+    >>> decode_sparse(torch.tensor([[2.0]]), torch.tensor([[1]]), torch.eye(3), torch.zeros(3))
+    tensor([[0., 2., 0.]])
     """
     if by_latent is None and torch.is_grad_enabled():
         by_latent = transpose_code(top_indices, len(W_dec))

@@ -28,6 +28,11 @@ class Standardizer:
 
     Raises:
         ValueError: unknown mode.
+
+    >>> x = torch.tensor([[0.0, 5.0], [2.0, 7.0]])
+    >>> Standardizer("per_feature").fit(x).transform(x)
+    tensor([[-1., -1.],
+            [ 1.,  1.]])
     """
 
     def __init__(self, mode: str = "global") -> None:

@@ -121,6 +121,12 @@ def fit(
         TypeError, ValueError: data, options or module that do not fit, a checkpoint of another run.
         DivergenceError: non-finite loss or reconstruction error.
         WorkerLostError: another process is gone.
+
+    >>> from splinterp import PAMSGD, SAE, TopK
+    >>> x = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+    >>> result = fit(SAE(8, 16, TopK(2), decoder="tied_residual"), x, PAMSGD(), epochs=2)
+    >>> len(result.history), result.history[-1]["l0"] <= 2
+    (2, True)
     """
     _check_options(epochs, batch_size, log_every, checkpoint_every, train_eval_samples)
     if keep_best and x_val is None:
