@@ -116,7 +116,7 @@ def test_permuting_latents_permutes_nothing_else_in_training():
         (lambda: SGD(clip=0.0), "clip=0.0"),
         (lambda: SGD(l1=-1.0), "l1=-1.0"),
         (lambda: SGD(decay_biases=True), "changes nothing"),
-        (lambda: PAMSGD(gradient="decoder"), "known: 'both', 'encoder'"),
+        (lambda: PAMSGD(gradient="decoder"), "known: 'both', 'tied', 'encoder'"),
         (lambda: PAMSGD(ridge="loo"), "known: 'gcv'"),
         (lambda: PAMSGD(ridge=-1.0), "ridge=-1.0"),
         (lambda: PAMSGD(bias_ridge=1.0), "ridge='gcv' assumes"),
