@@ -11,6 +11,7 @@ from experiments.compare import log_ratio, t_interval, verdict
 from experiments.runs import Run, pool_size
 from experiments.store import RecordStore
 from experiments.tuning import Cell, choose_step_sizes
+from splinterp.training.pam import NEVER
 
 CONTROLS = ("SGD tied", "SGD untied", "SGD untied from W_enc^T", "SGD tied-residual")
 OURS = "PAM"
@@ -27,7 +28,7 @@ METRICS = {"early": "val_last", "long": "val_best", "penalised": "val_objective"
 BUDGETS = ("early", "long")
 CAUSES: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = (
     ("SGD tied", ()),
-    (OURS, (("ridge", math.inf), ("solve_gap", 10**9))),
+    (OURS, (("ridge", math.inf), ("solve_gap", NEVER))),
     (OURS, (("ridge", math.inf), ("solve_gap", 50))),
     (OURS, (("ridge", math.inf), ("solve_gap", 1))),
     (OURS, (("solve_gap", 200),)),

@@ -80,13 +80,16 @@ def size_tables(results: dict[str, Any], markdown: bool = False) -> str:
 
 def summary(results: dict[str, Any], markdown: bool = False) -> str:
     """One row a cell of the main comparison: the best control, PAM, ratio and verdict; apart, one solve at the end."""
-    tables = [_summary(results, results["verdicts"], OURS, "PAM", markdown)]
+    tables = [_summary(results, results["verdicts"], OURS, ("PAM's FVU", "PAM against control"), markdown)]
     if results.get("final_verdicts"):
-        tables.append(f"apart: {FINAL}\n\n{_summary(results, results['final_verdicts'], FINAL, 'it', markdown)}")
+        apart = _summary(results, results["final_verdicts"], FINAL, ("its FVU", "it against control"), markdown)
+        tables.append(f"apart: {FINAL}\n\n{apart}")
     return "\n\n".join(tables)
 
 
-def _summary(results: dict[str, Any], verdicts: list[dict[str, Any]], method: str, name: str, markdown: bool) -> str:
+def _summary(
+    results: dict[str, Any], verdicts: list[dict[str, Any]], method: str, names: tuple[str, str], markdown: bool
+) -> str:
     rows = {
         (r["activation"], r["budget"], r["n_train"], r["method"]): r for r in results["rows"] if r["part"] in ("sizes", "final")
     }
@@ -98,9 +101,8 @@ def _summary(results: dict[str, Any], verdicts: list[dict[str, Any]], method: st
             found["budget"], found["activation"], f"{found['n_train']:,}", f"{ours['steps']:,}", found["control"],
             with_interval(control["fvu"]), with_interval(ours["fvu"]), percent(found["log_ratio"]), found["verdict"],
         ])  # fmt: skip
-    possessive = "its FVU" if name == "it" else f"{name}'s FVU"
     header = [
-        "budget", "activation", unit(results), "steps", "best control", "control's FVU", possessive, f"{name} against control", "verdict",
+        "budget", "activation", unit(results), "steps", "best control", "control's FVU", *names, "verdict",
     ]  # fmt: skip
     return table(header, lines, markdown)
 

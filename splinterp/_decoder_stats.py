@@ -90,28 +90,28 @@ class DecoderStats:
         """Add samples x whose dense codes, of this mean, come in blocks of rows."""
         mean_x, start = x.mean(0), 0
         self._absorb(len(x), mean_acts, mean_x)
-        half = len(x) >= SYMMETRIC_ROWS and self.n_latents > STRIP
+        strip = STRIP if len(x) >= SYMMETRIC_ROWS else self.n_latents
         for z in blocks:
             z = z - mean_acts
             part = x[start : start + len(z)] - mean_x
             start += len(z)
-            for first in range(0, self.n_latents, STRIP if half else self.n_latents):
-                last = first + STRIP if half else self.n_latents
-                self.gram[first:last, first:].addmm_(z[:, first:last].T, z[:, first:])
+            for first in range(0, self.n_latents, strip):
+                self.gram[first : first + strip, first:].addmm_(z[:, first : first + strip].T, z[:, first:])
             self.cross.addmm_(z.T, part)
             self.total += part.square().sum()
-        if half:
-            for first in range(STRIP, self.n_latents, STRIP):
-                self.gram[first : first + STRIP, :first] = self.gram[:first, first : first + STRIP].T
+        for first in range(strip, self.n_latents, strip):
+            self.gram[first : first + strip, :first] = self.gram[:first, first : first + strip].T
         return self
 
     def _update_top(self, top: TopActs, x: ArrayLike) -> DecoderStats:
         values, x = as_code(*top, x, self.n_latents, self.d_in, self.dtype, self.device)
         n, k = values.shape
-        gain = SPARSE_GAIN * k <= self.n_latents and self.device.type == "cpu" and n > 0
+        if n == 0:
+            return self
+        gain = SPARSE_GAIN * k <= self.n_latents and self.device.type == "cpu"
         code = KSparse.of(values, top.top_indices, self.n_latents) if gain else None
         if code is None or code.centring_loses(CENTRING_LOSS * torch.finfo(self.dtype).eps):
-            return self if n == 0 else self._add_scattered(values, top.top_indices, x)
+            return self._add_scattered(values, top.top_indices, x)
         mean_acts, mean_x = code.mean(), x.mean(0)
         self._absorb(n, mean_acts, mean_x)
         code.add_gram(self.gram)

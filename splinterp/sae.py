@@ -168,12 +168,9 @@ class SAE(nn.Module):
     def trains_sparse(self) -> bool:
         """Whether training takes the k-sparse products: a TopK or AbsTopK of few latents, on a CPU or on a GPU with Triton."""
         cpu = self.W_enc.device.type == "cpu"
-        if (
-            not isinstance(self.activation, RowTop)
-            or (SPARSE_GAIN if cpu else TRITON_GAIN) * self.activation.k > self.n_latents
-        ):
-            return False
-        return (cpu or takes_triton(self.W_enc)) and self.W_enc.dtype in (torch.float32, torch.float64)
+        gain = SPARSE_GAIN if cpu else TRITON_GAIN
+        few = isinstance(self.activation, RowTop) and gain * self.activation.k <= self.n_latents
+        return few and (cpu or takes_triton(self.W_enc)) and self.W_enc.dtype in (torch.float32, torch.float64)
 
     def decode_top(self, top: TopActs) -> Float[Tensor, "n d_in"]:
         """The reconstruction from the sparse form of a code."""

@@ -22,7 +22,7 @@ from splinterp.decoder import (
     tied_scale,
 )
 from splinterp.matrix_free import MatrixFreeStats, gcv_ridge_cg, solve_decoder_cg
-from splinterp.training.blocks import codes_of, residual_of
+from splinterp.training.blocks import residual_of
 
 if TYPE_CHECKING:
     from splinterp.training.pam import PAMSGD, PAMState
@@ -46,7 +46,7 @@ def solve_weights(method: PAMSGD, sae: Any, state: PAMState, stats: DecoderStats
         prior = sae.tied_rows()
     ridge = method.ridge
     if ridge == "held_out":
-        ridge = _usable(held_out_ridge(stats, _held_out_stats(sae, state, stats), prior), prior)
+        ridge = _usable(held_out_ridge(stats, _held_out_stats(method, sae, state, stats), prior), prior)
     elif isinstance(ridge, str):
         previous = sae.W_dec if method.prox_dec else None
         chosen = gcv_ridge(stats, prior, prox=method.prox_dec, previous=previous, inflation=method.gcv_inflation)
@@ -77,15 +77,14 @@ def solve_matrix_free(method: PAMSGD, sae: Any, state: PAMState, stats: MatrixFr
     _write(sae, prior, W_dec, b_dec)
 
 
-def _held_out_stats(sae: Any, state: PAMState, stats: DecoderStats) -> DecoderStats:
+def _held_out_stats(method: PAMSGD, sae: Any, state: PAMState, stats: DecoderStats) -> DecoderStats:
     if state.held_out is None:
         raise ValueError(
             "ridge='held_out' needs samples that the encoder is not trained on: pass x_val to fit, or set state.held_out"
         )
     found = DecoderStats(stats.n_latents, stats.d_in, dtype=stats.dtype, device=stats.device)
     with inference_mode_of(sae):
-        for x, acts in codes_of(sae, (x.to(sae.W_enc) for x in state.held_out.split(1024))):
-            found.update(acts, x)
+        method.gather(sae, state, found, (x.to(sae.W_enc) for x in state.held_out.split(1024)))
     return found
 
 
