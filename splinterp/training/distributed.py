@@ -17,6 +17,12 @@ from splinterp._decoder_stats import DecoderStats
 from splinterp._matrix_free_stats import MatrixFreeStats
 from splinterp._typing import Tensor
 
+if dist.is_available():
+    # The first optimizer step imports this module, and its functions then keep the default group of that moment as an argument's
+    # default: gloo's threads outlive destroy_process_group, and one that lets go of a tensor while Python ends aborts the process.
+    # Imported before there is a group, it keeps none.
+    import torch.distributed.nn.functional
+
 
 class WorkerLostError(RuntimeError):
     """A process of the group died or stopped answering."""

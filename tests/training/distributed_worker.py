@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import weakref
 from datetime import timedelta
 
 import torch
@@ -45,7 +46,9 @@ def main(name: str, out: str, dies: bool) -> None:
     processes = ProcessGroup()
     sae = train(name, processes, f"{out}.checkpoint" if dies or os.path.exists(f"{out}.checkpoint") else None, dies)
     torch.save(sae.state_dict(), f"{out}.{processes.rank}")
+    group = weakref.ref(dist.group.WORLD)
     dist.destroy_process_group()
+    assert group() is None, "the group outlives its end, and with it gloo's threads, which may abort a process that is ending"
 
 
 if __name__ == "__main__":
