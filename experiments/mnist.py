@@ -14,14 +14,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from experiments.grid import FINAL, Comparison, Config, verdicts
+from experiments.grid import APART, Comparison, Config, verdicts
 from experiments.options import add_common_options
 from experiments.paper import PaperConfig, run_paper
 from experiments.report import render
 from experiments.runs import Run
 from experiments.store import MissingRunsError, RecordStore
 
-PARTS = ("sizes", "final", "causes", "relu", "variants", "ridge")
+PARTS = ("sizes", "final", "unheld", "causes", "relu", "variants", "ridge")
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -55,7 +55,12 @@ def run_preset(config: Config | PaperConfig, store: RecordStore, parts: Iterable
         except MissingRunsError:
             continue
         rows += comparison.rows
-    return {"config": asdict(config), "rows": rows, "verdicts": verdicts(rows), "final_verdicts": verdicts(rows, FINAL)}
+    return {
+        "config": asdict(config),
+        "rows": rows,
+        "verdicts": verdicts(rows),
+        "apart": {m: verdicts(rows, m) for m in APART.values()},
+    }
 
 
 def main(config: Config | PaperConfig, args: argparse.Namespace, name: str) -> Path:

@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.compare import t_interval
-from experiments.grid import FINAL, OURS
+from experiments.grid import APART, OURS
 
 DETAILS = {"train": 3, "l0": 1, "frac_dead": 2, "seconds": 1}
 """Numbers of a row that tables print beside the error, and their digits."""
@@ -79,11 +79,12 @@ def size_tables(results: dict[str, Any], markdown: bool = False) -> str:
 
 
 def summary(results: dict[str, Any], markdown: bool = False) -> str:
-    """One row a cell of the main comparison: the best control, PAM, ratio and verdict; apart, one solve at the end."""
+    """One row a cell of the main comparison: the best control, PAM, ratio and verdict; its variants apart."""
     tables = [_summary(results, results["verdicts"], OURS, ("PAM's FVU", "PAM against control"), markdown)]
-    if results.get("final_verdicts"):
-        apart = _summary(results, results["final_verdicts"], FINAL, ("its FVU", "it against control"), markdown)
-        tables.append(f"apart: {FINAL}\n\n{apart}")
+    for method, found in results.get("apart", {}).items():
+        if found:
+            apart = _summary(results, found, method, ("its FVU", "it against control"), markdown)
+            tables.append(f"apart: {method}\n\n{apart}")
     return "\n\n".join(tables)
 
 
@@ -91,7 +92,7 @@ def _summary(
     results: dict[str, Any], verdicts: list[dict[str, Any]], method: str, names: tuple[str, str], markdown: bool
 ) -> str:
     rows = {
-        (r["activation"], r["budget"], r["n_train"], r["method"]): r for r in results["rows"] if r["part"] in ("sizes", "final")
+        (r["activation"], r["budget"], r["n_train"], r["method"]): r for r in results["rows"] if r["part"] in ("sizes", *APART)
     }
     lines = []
     for found in sorted(verdicts, key=lambda v: (v["budget"], v["activation"], v["n_train"])):

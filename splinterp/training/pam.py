@@ -28,7 +28,7 @@ MATRIX_FREE_FROM = 8_192
 """Latents from which solves of k-sparse codes are matrix-free: the Gram matrix would have 512 MiB in float64."""
 NEVER = 10**9
 """Steps between solves, where there is only the last one."""
-SAVED = ("ridge", "residual", "anchor", "since_solve", "in_epoch")
+SAVED = ("ridge", "residual", "anchor", "since_solve", "in_epoch", "held")
 
 
 @dataclass
@@ -37,8 +37,8 @@ class PAMState(TrainState):
 
     `ridge` is the strength at the last solve (None before the first one with ridge="gcv"); `residual` is the optimality
     residual of that solve (`splinterp.decoder.optimality_residual`); `anchor` holds the encoder's parameters that
-    `prox_enc` pulls to; `since_solve` counts the steps since the last solve; `held_out` (n, d_in) are the samples that
-    ridge="held_out" chooses by.
+    `prox_enc` pulls to; `since_solve` counts the steps since the last solve; `held` says that no gradient moves the residual
+    until the first solve; `held_out` (n, d_in) are the samples that ridge="held_out" chooses by.
     """
 
     ridge: float | None = None
@@ -48,6 +48,7 @@ class PAMState(TrainState):
     anchor: list[Tensor] | None = None
     since_solve: int = 0
     in_epoch: bool = False
+    held: bool = False
 
     def state_dict(self) -> dict[str, Any]:
         return {**super().state_dict(), **{name: getattr(self, name) for name in SAVED}}
@@ -62,8 +63,9 @@ class PAMState(TrainState):
 class PAMSGD(GradientOptions):
     """Alternate a gradient phase with an exact decoder solve.
 
-    The defaults are the variant we recommend, best with `SAE(decoder="tied_residual")`: gradients on every block, an
-    exact solve after every epoch (but at least 50 steps apart), its ridge by GCV. `PAMSGD.published()` is the paper's
+    The defaults are the variant we recommend, best with `SAE(decoder="tied_residual")`: a tied SAE for the first tenth of the
+    steps, then gradients on every block, an exact solve after every epoch (but at least 50 steps apart), its ridge by GCV, and
+    the residual held at 0 for as long as GCV finds that it does not pay. `PAMSGD.published()` is the paper's
     algorithm. To drive it by hand: `encoder_step` (which `fit` calls as `step`) on batches, `decoder_step` when you
     want the solve; `end_epoch` is `decoder_step` where one is due.
 
@@ -78,6 +80,10 @@ class PAMSGD(GradientOptions):
     gradient: str = "both"
     """Blocks the gradient phase moves: "both"; "tied": all but the residual of a tied-residual decoder, which moves by solves alone;
     or "encoder" (the decoder, bias and all, moves by solves alone)."""
+    hold: float = 0.1
+    """With gradient="both", the share of the steps for which a residual stays as it starts, at 0, and nothing is solved; the first
+    solve after it decides by its ridge whether the residual comes in. (Let in from the start it is fitted to an encoder that has
+    learned nothing, which then learns around it.) 0: no hold. Where the number of steps is unknown, until the first solve."""
     encoder_updates: int = 1
     """Gradient updates on each batch; steps and the schedule count batches."""
     prox_enc: float = 0.0
@@ -116,6 +122,9 @@ class PAMSGD(GradientOptions):
         at_least("encoder_updates", self.encoder_updates, 1)
         at_least("gcv_inflation", self.gcv_inflation, 1.0)
         at_least("solve_gap", self.solve_gap, 1)
+        at_least("hold", self.hold, 0.0)
+        if self.hold > 1:
+            raise ValueError(f"hold={self.hold} is a share of the steps: at most 1")
         for name in ("prox_enc", "prox_dec", "bias_prox", "bias_ridge"):
             at_least(name, getattr(self, name), 0.0)
         if isinstance(self.ridge, str):
@@ -195,32 +204,41 @@ class PAMSGD(GradientOptions):
         fixed = {"both": [], "tied": weights, "encoder": [*weights, *bias, *scales]}[self.gradient]
         optimizer = self.make_optimizer(sae, fixed=fixed)
         ridge = None if tied or isinstance(self.ridge, str) else float(self.ridge)
-        state = PAMState(optimizer, training_data(sae, x), total_steps, ridge=ridge, wants_held_out=self.ridge == "held_out")
+        held = self.hold > 0 and self.gradient == "both" and residual_of(sae) is not None
+        state = PAMState(
+            optimizer, training_data(sae, x), total_steps, ridge=ridge, held=held, wants_held_out=self.ridge == "held_out"
+        )
         self._set_anchor(sae, state)
         return state
 
     def step(self, sae: SAELike, state: PAMState, x: Tensor) -> None:
         """The gradient phase on a batch (n, d_in). Raises DivergenceError."""
-        if self.solve_first and not state.in_epoch:
+        if self.solve_first and not state.in_epoch and not self.waits(state):
             self.decoder_step(sae, state, state.data.split(len(x)))
         state.in_epoch = True
         for _ in range(self.encoder_updates):
             self.gradient_update(sae, state, x)
         state.step += 1
         state.since_solve += 1
-        if self.decoder_every is not None and state.step % self.decoder_every == 0:
+        if self.decoder_every is not None and state.step % self.decoder_every == 0 and not self.waits(state):
             self.decoder_step(sae, state, state.data.split(len(x)))
 
     encoder_step = step
 
     def end_epoch(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
-        """The exact solve on all `batches`, if one is due: see `solve_gap`, `decoder_every` and `solve_first`."""
+        """The exact solve on all `batches`, if one is due: see `hold`, `solve_gap`, `decoder_every` and `solve_first`."""
         state.in_epoch = False
-        rests = self.gradient != "encoder" and self.decoder_every is None and state.total_steps is not None
+        if self.waits(state):
+            return
+        rests = self.gradient != "encoder" and self.decoder_every is None and state.total_steps is not None and not state.held
         unfinished = state.total_steps is not None and state.step < state.total_steps
         due = state.since_solve > 0 and not (rests and unfinished and state.since_solve < self.solve_gap)
         if due and not self.solve_first:
             self.decoder_step(sae, state, batches)
+
+    def waits(self, state: PAMState) -> bool:
+        """Whether the residual is held and its share of the steps is not over."""
+        return state.held and state.total_steps is not None and state.step < self.hold * state.total_steps
 
     @torch.no_grad()
     def decoder_step(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
@@ -276,7 +294,7 @@ class PAMSGD(GradientOptions):
             solve_matrix_free(self, sae, state, stats)
         else:
             solve_weights(self, sae, state, stats)
-        state.since_solve, state.in_epoch = 0, False
+        state.since_solve, state.in_epoch, state.held = 0, False, False
         self._set_anchor(sae, state)
 
     def _set_anchor(self, sae: SAELike, state: PAMState) -> None:
@@ -284,7 +302,7 @@ class PAMSGD(GradientOptions):
             state.anchor = [p.detach().clone() for p in encoder_parameters(sae)]
 
     def adjust_gradients(self, sae: SAELike, state: PAMState) -> None:
-        """Add the gradients of prox_enc and of the last solve's ridge; an infinite ridge holds a residual at 0.
+        """Add the gradients of prox_enc and of the last solve's ridge; an infinite ridge holds a residual at 0, as `hold` does.
 
         Before the first solve with ridge="gcv" there is no ridge yet, and none acts.
         """
@@ -293,12 +311,10 @@ class PAMSGD(GradientOptions):
             for p, anchor in zip(encoder_parameters(sae), state.anchor, strict=True):
                 if p.grad is not None:
                     p.grad.add_(p.detach() - anchor.to(p), alpha=2 * self.prox_enc / size)
-        if not state.ridge:
-            return
         residual = residual_of(sae)
-        if residual is not None and math.isinf(state.ridge):
+        if residual is not None and (state.held or state.ridge == math.inf):
             residual.grad = None
-        elif self.gradient == "both":
+        elif state.ridge and self.gradient == "both":
             for p in decoder_weights(sae):
                 if p.grad is not None:
                     p.grad.add_(p.detach(), alpha=2 * state.ridge / size)

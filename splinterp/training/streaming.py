@@ -77,7 +77,7 @@ class StreamingPAMSGD(PAMSGD):
         stats = DecoderStats(*W_dec.shape, dtype=self.stats_dtype, device=W_dec.device)
         return StreamState(
             state.optimizer, state.data, total_steps, ridge=state.ridge, anchor=state.anchor, stats=stats,
-            wants_held_out=state.wants_held_out,
+            wants_held_out=state.wants_held_out, held=state.held,
         )  # fmt: skip
 
     def step(self, sae: SAELike, state: PAMState, x: Tensor) -> None:
@@ -104,7 +104,8 @@ class StreamingPAMSGD(PAMSGD):
         state.stats.forget(self.keep)
         self.gather(sae, state, state.stats, state.window)
         state.window = []
-        self.solve(sae, state, state.stats)
+        if not self.waits(state):
+            self.solve(sae, state, state.stats)
 
     def solved_numbers(self, state: PAMState) -> float:
         """Numbers, d_in for each effective sample, that the strengths' sums run over."""
