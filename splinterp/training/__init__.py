@@ -6,7 +6,8 @@ from splinterp.training.blocks import SAELike
 from splinterp.training.distributed import ProcessGroup, WorkerLostError
 from splinterp.training.firing import FiringCounter
 from splinterp.training.fit import FitResult, fit
-from splinterp.training.pam import PAMSGD, PAMState
+from splinterp.training.pam import PAMSGD
+from splinterp.training.pam_state import PAMState
 from splinterp.training.sgd import SGD
 from splinterp.training.streaming import StreamingPAMSGD
 

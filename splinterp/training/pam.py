@@ -20,43 +20,15 @@ from splinterp.data.store import ActivationStore
 from splinterp.decoder import DecoderStats
 from splinterp.matrix_free import MatrixFreeStats
 from splinterp.sae import SAE
-from splinterp.training.base import DivergenceError, GradientOptions, TrainState, training_data
+from splinterp.training.base import DivergenceError, GradientOptions, training_data
 from splinterp.training.blocks import SAELike, codes_of, decoder_weights, encoder_parameters, residual_of, sharing
 from splinterp.training.pam_solves import solve_matrix_free, solve_tied, solve_weights
+from splinterp.training.pam_state import PAMState
 
 MATRIX_FREE_FROM = 8_192
 """Latents from which solves of k-sparse codes are matrix-free: the Gram matrix would have 512 MiB in float64."""
 NEVER = 10**9
 """Steps between solves, where there is only the last one."""
-SAVED = ("ridge", "residual", "anchor", "since_solve", "in_epoch", "held")
-
-
-@dataclass
-class PAMState(TrainState):
-    """State of PAMSGD.
-
-    `ridge` is the strength at the last solve (None before the first one with ridge="gcv"); `residual` is the optimality
-    residual of that solve (`splinterp.decoder.optimality_residual`); `anchor` holds the encoder's parameters that
-    `prox_enc` pulls to; `since_solve` counts the steps since the last solve; `held` says that no gradient moves the residual
-    until the first solve; `held_out` (n, d_in) are the samples that ridge="held_out" chooses by.
-    """
-
-    ridge: float | None = None
-    residual: float = math.nan
-    wants_held_out: bool = False
-    held_out: Tensor | None = None
-    anchor: list[Tensor] | None = None
-    since_solve: int = 0
-    in_epoch: bool = False
-    held: bool = False
-
-    def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), **{name: getattr(self, name) for name in SAVED}}
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        super().load_state_dict(saved)
-        for name in SAVED:
-            setattr(self, name, saved[name])
 
 
 @dataclass(frozen=True, kw_only=True)

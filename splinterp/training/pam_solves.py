@@ -25,7 +25,8 @@ from splinterp.matrix_free import MatrixFreeStats, gcv_ridge_cg, solve_decoder_c
 from splinterp.training.blocks import residual_of
 
 if TYPE_CHECKING:
-    from splinterp.training.pam import PAMSGD, PAMState
+    from splinterp.training.pam import PAMSGD
+    from splinterp.training.pam_state import PAMState
 
 
 def solve_tied(method: PAMSGD, sae: Any, stats: DecoderStats | MatrixFreeStats) -> None:

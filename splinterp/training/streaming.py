@@ -13,7 +13,8 @@ from splinterp._typing import ArrayLike, Tensor
 from splinterp.data.store import ActivationStore
 from splinterp.decoder import DecoderStats
 from splinterp.training.blocks import SAELike
-from splinterp.training.pam import MATRIX_FREE_FROM, PAMSGD, PAMState
+from splinterp.training.pam import MATRIX_FREE_FROM, PAMSGD
+from splinterp.training.pam_state import PAMState
 
 SUMS = ("mean_acts", "mean_x", "gram", "cross", "total")
 

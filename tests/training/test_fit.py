@@ -90,7 +90,13 @@ def test_keep_best_restores_the_lowest_validation_row():
 
 
 @pytest.mark.parametrize(
-    "method", [SGD(lr=1e-2), PAMSGD(lr=1e-2), PAMSGD(gradient="encoder", prox_enc=10.0, decoder_every=3, ridge=1.0)]
+    "method",
+    [
+        SGD(lr=1e-2),
+        PAMSGD(lr=1e-2),
+        PAMSGD(lr=1e-2, hold=0.9),  # still held where it is interrupted
+        PAMSGD(gradient="encoder", prox_enc=10.0, decoder_every=3, ridge=1.0),
+    ],
 )
 def test_resume_gives_the_same_bits(tmp_path, method):
     x, x_val, path = samples(), samples(30, seed=4), tmp_path / "run" / "state.pt"

@@ -66,6 +66,12 @@ def test_pam_option_changes_the_result(name, decoder):
     assert not same(changed, default)
 
 
+def test_hold_changes_the_result():
+    runs = [trained(PAMSGD(hold=hold), "TopK", "tied_residual", epochs=4) for hold in (0.0, 0.1, 0.7)]
+    assert not any(same(runs[i], runs[j]) for i, j in ((0, 1), (0, 2), (1, 2)))
+    assert same(*(trained(PAMSGD(hold=hold), "TopK", "free") for hold in (0.0, 0.7)))
+
+
 def test_pam_options_of_the_bias_change_the_result():
     base = trained(PAMSGD(ridge=1.0))
     for options in ({"bias_ridge": 10.0}, {"bias_prox": 10.0}, {"bias": "separate"}, {"stats_dtype": torch.float32}):
@@ -126,6 +132,8 @@ def test_permuting_latents_permutes_nothing_else_in_training():
         (lambda: PAMSGD(bias="separate", ridge=0.0, bias_ridge=1.0), "takes no bias_ridge"),
         (lambda: PAMSGD(ridge=1.0, gcv_inflation=2.0), "gcv_inflation=2.0 acts only with ridge='gcv'"),
         (lambda: PAMSGD(encoder_updates=0), "encoder_updates=0"),
+        (lambda: PAMSGD(hold=-0.1), "hold=-0.1"),
+        (lambda: PAMSGD(hold=1.5), "hold=1.5 is a share of the steps"),
         (lambda: PAMSGD(decoder_every=0), "decoder_every=0"),
         (lambda: PAMSGD(decoder_every=2, solve_first=True), "exclude each other"),
         (lambda: PAMSGD.published(mu=1e-3), "pass n_samples and d_in"),

@@ -145,6 +145,7 @@ def test_ridge_acts_in_the_gradient_phase_as_in_the_solve():
         sae = make_sae("TopK", decoder, dtype=torch.float64)
         method = PAMSGD()
         state = method.init(sae, x)
+        assert state.held == (decoder == "tied_residual")
         method.decoder_step(sae, state, [x])
         moved = sae.W_dec if decoder == "free" else sae.residual
         assert 0 < state.ridge < math.inf
@@ -160,6 +161,45 @@ def test_infinite_ridge_freezes_the_residual():
     tied = make_sae("TopK", "tied")
     fit(tied, x, PAMSGD(), epochs=3)
     torch.testing.assert_close(tied.W_enc, sae.W_enc)
+
+
+def test_hold_is_tied_sgd_until_the_first_solve():
+    """Half of eight steps are held: the parameters are those of tied SGD, whose schedule is as long."""
+    x = samples(300)
+    held, tied = make_sae("TopK", "tied_residual", m=24), make_sae("TopK", "tied", m=24)
+    methods = PAMSGD(lr=1e-2, hold=0.5), SGD(lr=1e-2)
+    states = [method.init(sae, x, total_steps=8) for method, sae in zip(methods, (held, tied), strict=True)]
+    for _ in range(2):
+        assert states[0].held
+        for _ in range(2):
+            for method, sae, state in zip(methods, (held, tied), states, strict=True):
+                method.step(sae, state, x)
+        assert float(held.residual.detach().abs().max()) == 0
+        torch.testing.assert_close(held.W_enc, tied.W_enc, rtol=1e-5, atol=1e-6)
+        torch.testing.assert_close(held.b_dec, tied.b_dec, rtol=1e-5, atol=1e-6)
+        methods[0].end_epoch(held, states[0], [x])
+    assert not states[0].held
+    assert math.isfinite(states[0].ridge)
+    solved = held.residual.detach().clone()
+    assert float(solved.abs().max()) > 0
+    methods[0].step(held, states[0], x)
+    assert not torch.equal(held.residual, solved)
+
+
+def test_a_solve_that_finds_no_use_for_the_residual_keeps_it_at_zero():
+    """The tied decoder reconstructs exactly, so cross-validation has nothing to gain: the ridge is infinite."""
+    sae = SAE(4, 8, ReLU(), "tied_residual", dtype=torch.float64, generator=rng(1))
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.cat([torch.eye(4), -torch.eye(4)], 1).double())
+    x = torch.randn(200, 4, generator=rng(2), dtype=torch.float64)
+    method = PAMSGD(lr=1e-9, solve_gap=1)
+    state = method.init(sae, x, total_steps=20)
+    for _ in range(20):
+        method.step(sae, state, x)
+        method.end_epoch(sae, state, [x])
+    assert not state.held
+    assert state.ridge == math.inf
+    assert float(sae.residual.detach().abs().max()) == 0
 
 
 def test_encoder_only_moves_the_encoder_only():
@@ -185,9 +225,9 @@ def test_when_the_solves_happen(monkeypatch):
     monkeypatch.setattr(PAMSGD, "decoder_step", counted)
     x = samples(100)  # 4 batches of 32
 
-    def run(**options):
+    def run(decoder="free", **options):
         calls.clear()
-        fit(make_sae(), x, PAMSGD(**options), epochs=2, batch_size=32)
+        fit(make_sae(decoder=decoder), x, PAMSGD(**options), epochs=2, batch_size=32)
         return list(calls)
 
     assert run() == [8]
@@ -196,6 +236,13 @@ def test_when_the_solves_happen(monkeypatch):
     assert run(solve_first=True) == [0, 4]
     assert run(decoder_every=3) == [3, 4, 6, 8]
     assert run(decoder_every=2) == [2, 4, 6, 8]
+    for hold, expected in ((0.0, [8]), (0.1, [4, 8]), (0.5, [4, 8]), (0.6, [8])):
+        assert run("tied_residual", hold=hold) == expected  # the first solve after the hold waits for no gap
+        assert run(hold=hold) == [8]  # there is no residual to hold
+    assert run("tied_residual", hold=0.3, solve_gap=1) == [4, 8]
+    assert run("tied_residual", hold=0.3, decoder_every=2) == [4, 6, 8]
+    assert run("tied_residual", hold=0.3, solve_first=True) == [4]
+    assert run("tied_residual", hold=0.3, gradient="encoder") == [4, 8]
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

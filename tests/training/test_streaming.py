@@ -111,3 +111,13 @@ def test_what_does_not_fit_a_stream_is_refused(monkeypatch):
     with pytest.raises(ValueError, match="30 latents need a Gram matrix"):
         StreamingPAMSGD().init(make(), stream())
     assert isinstance(PAMSGD().init(make(), stream()), pam.PAMState)
+
+
+def test_a_stream_holds_the_residual_too():
+    x, sae = stream(240), make(decoder="tied_residual")
+    method = StreamingPAMSGD(lr=1e-2, refresh_every=3, ridge=2.0, hold=0.5)
+    state = method.init(sae, x[:20], total_steps=12)
+    for step, batch in enumerate(x.split(20), start=1):
+        method.step(sae, state, batch)
+        assert bool(sae.residual.detach().abs().max() > 0) == (step >= 6), step
+    assert state.stats.n_samples > 60  # what was gathered in the hold counts
