@@ -8,7 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from splinterp import TopActs, sparse_kernels
+from splinterp import TopActs, _ksparse
 from splinterp._cholesky import cholesky_in_place
 from splinterp.decoder import (
     DecoderSolution,
@@ -61,7 +61,7 @@ def test_sparse_codes_give_the_statistics_of_dense_ones(threads, dtype, monkeypa
     z[:, 7] = 0  # a dead latent
     x = 5 + torch.randn(500, 4, generator=rng(1), dtype=torch.float64)
     sums = []
-    monkeypatch.setattr(sparse_kernels.KSparse, "add_gram", spy(sparse_kernels.KSparse.add_gram, sums))
+    monkeypatch.setattr(_ksparse.KSparse, "add_gram", spy(_ksparse.KSparse.add_gram, sums))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:
