@@ -54,7 +54,7 @@ def test_controlled_table_is_complete(controlled, capsys):
     assert "| images" in markdown
     assert "ReLU at matched l0" in text
     assert command_line.main(["tables", str(controlled), "--summary"]) == 0
-    assert capsys.readouterr().out.count("SGD") == 3 * 2 * 2  # PAM's table and that of one solve at the end
+    assert capsys.readouterr().out.count("SGD") == 3 * 2 * 3  # PAM's table and those of its two variants
     with pytest.raises(SystemExit):
         command_line.main(["tables", "no-such-results"])
     run(SMALL, "mnist-controlled", controlled.parent, parts=("ridge",))  # a part alone keeps the others
