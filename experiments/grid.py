@@ -29,6 +29,8 @@ VARIANTS = (
 METRICS = {"early": "val_last", "long": "val_best", "penalised": "val_objective"}
 """What validation chooses the step size by; "penalised" is the long budget under the training objective, penalty included."""
 BUDGETS = ("early", "long")
+NO_SOLVE: tuple[tuple[str, Any], ...] = (("ridge", 0.0), ("prox_dec", 1e12), ("solve_gap", NEVER))
+"""Solves that leave the weights where they are: SGD on a tied-residual decoder, held as PAM-SGD's is."""
 CAUSES: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = (
     ("SGD tied", ()),
     (UNHELD, (("ridge", math.inf), ("solve_gap", NEVER))),
@@ -38,9 +40,10 @@ CAUSES: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = (
     (UNHELD, ()),
     (UNHELD, (("solve_gap", 1),)),
     (OURS, ()),
+    (OURS, NO_SOLVE),
 )
 """What the residual and the exact solves do at small sizes, on validation data: a residual held at 0 throughout, with no solve but
-the last or with solves of b_dec; let in from the start; let in after the hold."""
+the last or with solves of b_dec; let in from the start; let in after the hold, with solves and without."""
 TESTS = {"early": "test_last", "long": "test_best", "penalised": "test_last"}
 
 
