@@ -16,8 +16,8 @@ from splinterp.training.pam import NEVER
 CONTROLS = ("SGD tied", "SGD untied", "SGD untied from W_enc^T", "SGD tied-residual")
 OURS = "PAM"
 FINAL = "PAM, one solve at the end"
-UNHELD = "PAM without hold"
-APART = {"final": FINAL, "unheld": UNHELD}
+HELD = "PAM, held"
+APART = {"final": FINAL, "held": HELD}
 """Variants of PAM carried out in every cell of the main table and reported apart, by part."""
 VARIANTS = (
     "PAM published",
@@ -33,14 +33,14 @@ NO_SOLVE: tuple[tuple[str, Any], ...] = (("ridge", 0.0), ("prox_dec", 1e12), ("s
 """Solves that leave the weights where they are: SGD on a tied-residual decoder, held as PAM-SGD's is."""
 CAUSES: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = (
     ("SGD tied", ()),
-    (UNHELD, (("ridge", math.inf), ("solve_gap", NEVER))),
-    (UNHELD, (("ridge", math.inf), ("solve_gap", 50))),
-    (UNHELD, (("ridge", math.inf), ("solve_gap", 1))),
-    (UNHELD, (("solve_gap", 200),)),
-    (UNHELD, ()),
-    (UNHELD, (("solve_gap", 1),)),
+    (OURS, (("ridge", math.inf), ("solve_gap", NEVER))),
+    (OURS, (("ridge", math.inf), ("solve_gap", 50))),
+    (OURS, (("ridge", math.inf), ("solve_gap", 1))),
+    (OURS, (("solve_gap", 200),)),
     (OURS, ()),
-    (OURS, NO_SOLVE),
+    (OURS, (("solve_gap", 1),)),
+    (HELD, ()),
+    (HELD, NO_SOLVE),
 )
 """What the residual and the exact solves do at small sizes, on validation data: a residual held at 0 throughout, with no solve but
 the last or with solves of b_dec; let in from the start; let in after the hold, with solves and without."""
@@ -114,9 +114,9 @@ class Comparison:
         """Tied SGD and one solve at the end, in every cell of the main table."""
         self._at_every_size("final", (FINAL,))
 
-    def unheld(self) -> None:
-        """The residual let in from the first step, in every cell of the main table."""
-        self._at_every_size("unheld", (UNHELD,))
+    def held(self) -> None:
+        """The residual held at 0 for the first tenth of the steps, in every cell of the main table."""
+        self._at_every_size("held", (HELD,))
 
     def _at_every_size(self, part: str, methods: tuple[str, ...]) -> None:
         config = self.config

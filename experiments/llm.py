@@ -17,13 +17,13 @@ import dataclasses
 from pathlib import Path
 
 from experiments.activations import raw_tokens
-from experiments.grid import CAUSES, UNHELD, Config
+from experiments.grid import CAUSES, OURS, Config
 from experiments.mnist import main
 from experiments.options import add_common_options
 from experiments.paper import LANGUAGE_MODEL, SMALL_LANGUAGE_MODEL, PaperConfig
 from experiments.runs import LAST, TOKEN_POOL
 
-PARTS = ("sizes", "final", "unheld", "causes", "relu")
+PARTS = ("sizes", "final", "held", "causes", "relu")
 PAPER_PARTS = ("sizes", "encoder_updates", "k", "weight_decay", "mu_nu_pull")
 CONFIG = Config(
     data="minilm-3", k=32, n_latents=1_536, activations=("TopK", "AbsTopK"), shares=(1_000 / TOKEN_POOL, 9_000 / TOKEN_POOL,
@@ -32,7 +32,7 @@ CONFIG = Config(
     relu_grid=(2e-3, 4e-3, 8e-3),
     cause_cells=tuple((activation, n / TOKEN_POOL, budget) for n, budget in ((1_000, "long"), (9_000, "early"), (9_000, "long"))
                       for activation in ("TopK", "AbsTopK")),
-    cause_settings=(*(c for c in CAUSES if ("solve_gap", 1) not in c[1]), (UNHELD, (("ridge", "held_out"),))),
+    cause_settings=(*(c for c in CAUSES if ("solve_gap", 1) not in c[1]), (OURS, (("ridge", "held_out"),))),
 )  # fmt: skip
 
 QUICK = dataclasses.replace(

@@ -21,7 +21,7 @@ from experiments.report import render
 from experiments.runs import Run
 from experiments.store import MissingRunsError, RecordStore
 
-PARTS = ("sizes", "final", "unheld", "causes", "relu", "variants", "ridge")
+PARTS = ("sizes", "final", "held", "causes", "relu", "variants", "ridge")
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:

@@ -38,7 +38,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "PAM": {"method": PAMSGD, "decoder": "tied_residual"},
     # other variants of PAM, reported apart
     "PAM, one solve at the end": {"method": PAMSGD.final_solve, "decoder": "tied_residual"},
-    "PAM without hold": {"method": PAMSGD, "decoder": "tied_residual", "hold": 0.0},
+    "PAM, held": {"method": PAMSGD, "decoder": "tied_residual", "hold": 0.1},
     "PAM published": {"method": PAMSGD.published, "decoder": "free", "init_dec": "random", "schedule": "cosine"},
     "PAM joint bias": {
         "method": PAMSGD.published,

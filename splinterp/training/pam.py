@@ -35,9 +35,9 @@ NEVER = 10**9
 class PAMSGD(GradientOptions):
     """Alternate a gradient phase with an exact decoder solve.
 
-    The defaults are the variant we recommend, best with `SAE(decoder="tied_residual")`: a tied SAE for the first tenth of the
-    steps, then gradients on every block, an exact solve after every epoch (but at least 50 steps apart), its ridge by GCV, and
-    the residual held at 0 for as long as GCV finds that it does not pay. `PAMSGD.published()` is the paper's
+    The defaults are the variant we recommend, best with `SAE(decoder="tied_residual")`: gradients on every block, an
+    exact solve after every epoch (but at least 50 steps apart), its ridge by GCV; on a language model's activations
+    `hold=0.1` is better (see experiments/RESULTS.md). `PAMSGD.published()` is the paper's
     algorithm. To drive it by hand: `encoder_step` (which `fit` calls as `step`) on batches, `decoder_step` when you
     want the solve; `end_epoch` is `decoder_step` where one is due.
 
@@ -52,10 +52,11 @@ class PAMSGD(GradientOptions):
     gradient: str = "both"
     """Blocks the gradient phase moves: "both"; "tied": all but the residual of a tied-residual decoder, which moves by solves alone;
     or "encoder" (the decoder, bias and all, moves by solves alone)."""
-    hold: float = 0.1
+    hold: float = 0.0
     """With gradient="both", the share of the steps for which a residual stays as it starts, at 0, and nothing is solved; the first
     solve after it decides by its ridge whether the residual comes in. (Let in from the start it is fitted to an encoder that has
-    learned nothing, which then learns around it.) 0: no hold. Where the number of steps is unknown, until the first solve."""
+    learned nothing, which then learns around it.) 0: let in from the first step. Where the number of steps is unknown, any other
+    share means until the first solve."""
     encoder_updates: int = 1
     """Gradient updates on each batch; steps and the schedule count batches."""
     prox_enc: float = 0.0

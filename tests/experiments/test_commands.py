@@ -47,7 +47,7 @@ def test_controlled_table_is_complete(controlled, capsys):
     assert all(v["verdict"] in ("worse", "better", "not worse", "undecided") for v in results["verdicts"])
     assert all(set(v["against"]) == {row["method"] for row in sizes} - {"PAM"} for v in results["verdicts"])
     assert [len(found) for found in results["apart"].values()] == [3 * 2] * 2
-    for part in ("final", "unheld", "causes", "relu", "variants", "ridge"):
+    for part in ("final", "held", "causes", "relu", "variants", "ridge"):
         assert any(row["part"] == part for row in results["rows"])
     text, markdown = render(results), render(results, markdown=True)
     assert "PAM against it" in text
