@@ -28,7 +28,7 @@ PAPER = ("mnist-paper.json", "python -m experiments mnist --preset paper --data-
 
 
 def _figures() -> dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, str]]]:
-    from paper_figures import atoms, bridge, curves, diagrams, key_ideas, prices, recovery, signs, slices
+    from paper_figures import atoms, bridge, curves, diagrams, key_ideas, prices, recovery, signs, slices, verdicts
 
     published = "with the published settings (AbsTopK), on"
     settings = curves.settings
@@ -40,6 +40,8 @@ def _figures() -> dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, st
         "atoms": (atoms.atoms, ATOMS),
         "sample_efficiency": (curves.sample_efficiency, CONTROLLED),
         "sample_efficiency_llm": (curves.sample_efficiency, LLM),
+        "verdicts": (verdicts.verdicts, CONTROLLED),
+        "verdicts_llm": (verdicts.verdicts, LLM),
         "llm_paper_sizes": (curves.paper_sizes, LLM_PAPER),
         "llm_ablations": (curves.ablations, LLM_PAPER),
         "sparsity": (curves.sparsity, CONTROLLED),

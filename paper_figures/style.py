@@ -30,6 +30,8 @@ METHOD_STYLES: dict[str, dict[str, Any]] = {
     "SGD untied": {"color": "#999999", "marker": "v", "linestyle": ":"},
     "SGD untied from W_enc^T": {"color": "#56B4E9", "marker": "^", "linestyle": "-."},
     "SGD tied-residual": {"color": "#009E73", "marker": "D", "linestyle": (0, (5, 1))},
+    "PAM, one solve at the end": {"color": "#000000", "marker": "s", "linestyle": "--"},
+    "PAM, held": {"color": "#0072B2", "marker": "^", "linestyle": "-."},
     "PAM published": {"color": "#CC79A7", "marker": "P", "linestyle": "-"},
     "PAM joint bias": {"color": "#E69F00", "marker": "X", "linestyle": "-."},
     "PAM encoder-only, GCV": {"color": "#000000", "marker": "<", "linestyle": "--"},

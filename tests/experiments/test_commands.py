@@ -85,7 +85,7 @@ def test_every_figure_of_the_comparison_is_drawn(controlled, paper, tmp_path, ca
             assert (tmp_path / f"{name}.{kind}").stat().st_size > 100
         assert "made by: python -m experiments" in (tmp_path / f"{name}.txt").read_text()
         drawn += 1
-    assert drawn == 10
+    assert drawn == 11
 
 
 def test_figures_name_what_is_missing(tmp_path, capsys):
