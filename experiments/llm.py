@@ -30,8 +30,8 @@ CONFIG = Config(
     36_000 / TOKEN_POOL, 1.0), batch_size=256, early_epochs=4, long_steps=2_000, grid=(2e-3, 4e-3, 8e-3, 1.6e-2), seeds=(0, 1, 2, 3),
     seeds_full=(0, 1), relu_shares=(9_000 / TOKEN_POOL,), relu_l1=(1e-3, 3e-3, 1e-2, 3e-2), part_seeds=(0, 1, 2),
     relu_grid=(2e-3, 4e-3, 8e-3),
-    cause_cells=(*((activation, n / TOKEN_POOL, budget) for n, budget in ((1_000, "long"), (9_000, "early"), (9_000, "long"))
-                   for activation in ("TopK", "AbsTopK")), ("TopK", 36_000 / TOKEN_POOL, "long")),
+    cause_cells=tuple((activation, n / TOKEN_POOL, budget) for n, budget in ((1_000, "long"), (9_000, "early"), (9_000, "long"))
+                      for activation in ("TopK", "AbsTopK")),
     cause_settings=(*(c for c in CAUSES if ("solve_gap", 1) not in c[1]), (OURS, (("ridge", "held_out"),))),
 )  # fmt: skip
 
