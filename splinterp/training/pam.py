@@ -53,7 +53,7 @@ class PAMSGD(GradientOptions):
     """Blocks the gradient phase moves: "both"; "tied": all but the residual of a tied-residual decoder, which moves by solves alone;
     or "encoder" (the decoder, bias and all, moves by solves alone)."""
     hold: float = 0.0
-    """With gradient="both", the share of the steps for which a residual stays as it starts, at 0, and nothing is solved; the first
+    """Share of the steps for which the residual of a tied-residual decoder stays as it starts, at 0, and nothing is solved; the first
     solve after it decides by its ridge whether the residual comes in. (Let in from the start it is fitted to an encoder that has
     learned nothing, which then learns around it.) 0: let in from the first step. Where the number of steps is unknown, any other
     share means until the first solve."""
@@ -98,6 +98,8 @@ class PAMSGD(GradientOptions):
         at_least("hold", self.hold, 0.0)
         if self.hold > 1:
             raise ValueError(f"hold={self.hold} is a share of the steps: at most 1")
+        if self.hold and self.gradient != "both":
+            raise ValueError(f"hold={self.hold} acts only with gradient='both', not gradient={self.gradient!r}")
         for name in ("prox_enc", "prox_dec", "bias_prox", "bias_ridge"):
             at_least(name, getattr(self, name), 0.0)
         if isinstance(self.ridge, str):
@@ -172,14 +174,19 @@ class PAMSGD(GradientOptions):
         if not tied and residual_of(sae) is None and self.ridge == math.inf:
             raise ValueError("ridge=inf would hold a free W_dec at 0: choose a finite ridge or decoder='tied_residual'")
         scales = [sae.scale] if isinstance(sae, SAE) and sae.scale is not None else []
-        if self.gradient == "tied" and residual_of(sae) is None:
-            raise ValueError("gradient='tied' holds a residual: it needs SAE(decoder='tied_residual')")
+        if (self.gradient == "tied" or self.hold) and residual_of(sae) is None:
+            option = "gradient='tied'" if self.gradient == "tied" else f"hold={self.hold}"
+            raise ValueError(f"{option} holds a residual: it needs SAE(decoder='tied_residual')")
         fixed = {"both": [], "tied": weights, "encoder": [*weights, *bias, *scales]}[self.gradient]
         optimizer = self.make_optimizer(sae, fixed=fixed)
         ridge = None if tied or isinstance(self.ridge, str) else float(self.ridge)
-        held = self.hold > 0 and self.gradient == "both" and residual_of(sae) is not None
         state = PAMState(
-            optimizer, training_data(sae, x), total_steps, ridge=ridge, held=held, wants_held_out=self.ridge == "held_out"
+            optimizer,
+            training_data(sae, x),
+            total_steps,
+            ridge=ridge,
+            held=self.hold > 0,
+            wants_held_out=self.ridge == "held_out",
         )
         self._set_anchor(sae, state)
         return state
