@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Callable
+from collections.abc import Callable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -42,7 +42,8 @@ def gcv_ridge(
 
     One eigendecomposition of the centred Gram matrix serves every ridge: a logarithmic grid from 1e-6 to 1e4 times
     the mean positive eigenvalue, refined around its best point by a second grid, and infinity. Residuals are sums of
-    squares per eigenvector, never differences, so the score is right for N <= n_latents too.
+    squares per eigenvector, never differences, so the score is right for N <= n_latents too. Where only rounding could tell
+    a score from the prior's, they count as equal, and the prior wins.
 
     Args:
         stats: the statistics; float64 is advised.
@@ -69,16 +70,35 @@ def gcv_ridge(
     if prox > 0 and previous is None:
         raise ValueError(f"prox={prox} pulls to the previous decoder: pass previous=W_dec")
     curve = _gcv_curve(stats, prior, prox, previous, inflation)
-    path = _path(curve.score, curve.score_at_infinity(), curve.eig, n_grid)
-    ridge, value = min(path, key=lambda point: point[1])
+    path = _path(curve.score, curve.score_at_infinity(), curve.eig, n_grid, rounding_floor(stats.total, stats.n_samples, stats.dtype))
+    ridge, value = least(path)
     if len(path) == 1:
         return GCVResult(ridge, 1.0, value, ())
     df = 1.0 if math.isinf(ridge) else 1.0 + float((curve.eig / (curve.eig + ridge + prox)).sum())
     return GCVResult(ridge, df, value, path)
 
 
+ROUNDING = 32.0
+"""A mean squared error is known to so many eps of the sums it is made of."""
+
+
+def rounding_floor(squares: Tensor | float, n_samples: float, dtype: torch.dtype) -> float:
+    """How far two mean squared errors over `n_samples` may differ by rounding alone, as differences of sums of that size."""
+    return ROUNDING * torch.finfo(dtype).eps * float(squares) / n_samples
+
+
+def level(score: float, at_infinity: float, floor: float) -> float:
+    """The score, or the prior's where rounding alone could tell them apart."""
+    return at_infinity if abs(score - at_infinity) <= floor else score
+
+
+def least(path: Sequence[tuple[float, float]]) -> tuple[float, float]:
+    """The (ridge, score) of least score; of equal ones that of the largest ridge, so the prior wins a tie."""
+    return min(path, key=lambda point: (point[1], -point[0]))
+
+
 def _path(
-    score: Callable[[np.ndarray], np.ndarray], at_infinity: float, eig: np.ndarray, n_grid: int
+    score: Callable[[np.ndarray], np.ndarray], at_infinity: float, eig: np.ndarray, n_grid: int, floor: float
 ) -> tuple[tuple[float, float], ...]:
     """(ridge, score) by increasing ridge: a logarithmic grid, a second one around its best point, and infinity."""
     if len(eig) == 0:
@@ -89,7 +109,7 @@ def _path(
     fine = np.geomspace(grid[max(best - 1, 0)], grid[min(best + 1, n_grid - 1)], n_grid)
     grid, scores = np.concatenate([grid, fine]), np.concatenate([scores, score(fine)])
     order = np.argsort(grid, kind="stable")
-    return (*((float(grid[i]), float(scores[i])) for i in order), (math.inf, at_infinity))
+    return (*((float(grid[i]), level(float(scores[i]), at_infinity, floor)) for i in order), (math.inf, at_infinity))
 
 
 class _GCVCurve(NamedTuple):
@@ -168,7 +188,7 @@ def held_out_ridge(
 
     GCV takes the codes as given, though the encoder was fitted to the same samples, and so trusts the decoder's solution too much.
     Held-out samples that the encoder has not seen do not. Ridges are those that `gcv_ridge` looks at, and each costs n_latents^2
-    after one eigendecomposition: the error is a quadratic form in the filter factors.
+    after one eigendecomposition: the error is a quadratic form in the filter factors. The prior wins a tie up to rounding.
 
     Args:
         stats: of the training samples; float64 is advised.
@@ -199,6 +219,7 @@ def held_out_ridge(
     A = basis.T @ stats.cross - e[:, None] * (basis.T @ start)
     moved = gram @ start - cross
     constant = float(total + ((moved - cross) * start).sum())
+    floor = rounding_floor(total + ((moved - cross) * start).abs().sum(), n, stats.dtype)
     H = ((basis.T @ gram @ basis) * (A @ A.T)).double().cpu().numpy()
     h = ((basis.T @ moved) * A).sum(1).double().cpu().numpy()
     eig = e.double().cpu().numpy()
@@ -207,6 +228,6 @@ def held_out_ridge(
         filters = 1 / (eig + ridges[:, None])
         return (constant + 2 * filters @ h + ((filters @ H) * filters).sum(1)) / n
 
-    path = _path(score, constant / n, eig, n_grid)
-    ridge, value = min(path, key=lambda point: point[1])
+    path = _path(score, constant / n, eig, n_grid, floor)
+    ridge, value = least(path)
     return HeldOutResult(ridge, value, path)

@@ -15,8 +15,8 @@ import torch
 from splinterp._checks import as_samples, at_least
 from splinterp._decoder_stats import eigh
 from splinterp._matrix_free_stats import MatrixFreeStats
+from splinterp._ridge import GCVResult, least, level, rounding_floor
 from splinterp._typing import ArrayLike, Float, Tensor
-from splinterp.decoder import GCVResult
 
 __all__ = ["CGSolution", "MatrixFreeStats", "gcv_ridge_cg", "solve_decoder_cg"]
 
@@ -98,7 +98,7 @@ def gcv_ridge_cg(
     """`gcv_ridge` without the Gram matrix: its score at a few ridges, degrees of freedom by random probes (Hutchinson 1990).
 
     Looks at 10^-4 ... 10 times the mean positive eigenvalue (by factors of 10) and infinity; near an earlier choice, at it and
-    four times less and more, moving while the best is at an end.
+    four times less and more, moving while the best is at an end. The prior wins a tie up to rounding.
 
     Args:
         stats: the statistics.
@@ -133,8 +133,9 @@ def gcv_ridge_cg(
         and (best := min(curve.scores, key=curve.scores.__getitem__)) in (low := min(curve.scores), max(curve.scores))
     ):
         curve.look(best / 4 if best == low else best * 4)
-    path = (*sorted(curve.scores.items()), (math.inf, curve.score_at_infinity()))
-    ridge, score = min(path, key=lambda point: point[1])
+    at_infinity, floor = curve.score_at_infinity(), rounding_floor(stats.total, stats.n_samples, stats.dtype)
+    path = (*((r, level(s, at_infinity, floor)) for r, s in sorted(curve.scores.items())), (math.inf, at_infinity))
+    ridge, score = least(path)
     return GCVResult(ridge, curve.df.get(ridge, 1.0), score, path)
 
 

@@ -29,8 +29,8 @@ def make_sae(activation: str = "TopK", decoder: str = "free", d: int = 8, m: int
     return SAE(d, m, ACTIVATIONS[activation], decoder=decoder, generator=rng(seed), **options)
 
 
-def stats_of(acts: torch.Tensor, x: torch.Tensor) -> DecoderStats:
-    return DecoderStats(acts.shape[1], x.shape[1]).update(acts, x)
+def stats_of(acts: torch.Tensor, x: torch.Tensor, dtype: torch.dtype = torch.float64) -> DecoderStats:
+    return DecoderStats(acts.shape[1], x.shape[1], dtype=dtype).update(acts, x)
 
 
 def sparse_codes(n: int, m: int, k: int, seed: int = 0, dead: int = 0) -> torch.Tensor:

@@ -10,7 +10,9 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
+from splinterp.activations import TopActs
 from splinterp.decoder import DecoderStats, gcv_ridge, held_out_ridge, solve_decoder
+from splinterp.matrix_free import MatrixFreeStats, gcv_ridge_cg
 from tests.helpers import rng, sparse_codes, stats_of
 
 sizes = {"n": st.integers(3, 30), "m": st.integers(1, 40), "d": st.integers(1, 5), "seed": st.integers(0, 10**6)}
@@ -128,9 +130,25 @@ def test_infinity_is_chosen_when_the_prior_is_the_truth():
     noise = torch.randn(40, 6, generator=rng(3), dtype=torch.float64)
     found = gcv_ridge(stats_of(z, z @ Q + noise), Q)
     assert found.df < 5
-    exact = gcv_ridge(stats_of(z, z @ Q + 1), Q)
-    assert math.isinf(exact.ridge)
-    assert exact.score < 1e-12
+
+
+@given(**sizes, scale=st.sampled_from([1e-6, 1.0, 1e6]), dtype=st.sampled_from([torch.float64, torch.float32]))
+def test_rounding_does_not_beat_a_prior_that_is_exactly_right(n, m, d, seed, scale, dtype):
+    """With the prior the truth every score is rounding, which differs with the machine: infinity it is, by every rule."""
+    k = min(m, 5)
+    z, z_out = (sparse_codes(n, m, k, s).to(dtype) for s in (seed, seed + 1))
+    Q = scale * torch.randn(m, d, generator=rng(seed), dtype=dtype)
+    stats, held_out = stats_of(z, z @ Q + scale, dtype), stats_of(z_out, z_out @ Q + scale, dtype)
+    for found in (gcv_ridge(stats, Q, n_grid=21), held_out_ridge(stats, held_out, Q, n_grid=21)):
+        assert math.isinf(found.ridge)
+        assert found.score <= 1e3 * torch.finfo(dtype).eps * scale**2
+    free = MatrixFreeStats(m, d, dtype=dtype)
+    top = z.topk(k, dim=1)
+    free.update(TopActs(top.values, top.indices), z @ Q + scale)
+    assert math.isinf(gcv_ridge_cg(free, Q, n_probes=4).ridge)
+    # and a prior that is off by more than rounding loses where there is no noise and no interpolation
+    if n > m + 2 and int(stats.spectrum().positive.sum()) and dtype == torch.float64:
+        assert not math.isinf(gcv_ridge(stats, 1.01 * Q, n_grid=21).ridge)
 
 
 @given(**sizes, with_prior=st.booleans(), n_held_out=st.integers(1, 20))
