@@ -18,7 +18,10 @@ OURS = "PAM"
 FINAL = "PAM, one solve at the end"
 HELD = "PAM, held"
 APART = {"final": FINAL, "held": HELD}
-"""Variants of PAM carried out in every cell of the main table and reported apart, by part."""
+"""Variants of PAM carried out in every cell of the main table and reported apart, by part: tied SGD and one solve at the end; the
+residual held at 0 for the first tenth of the steps."""
+IN_EVERY_CELL = ("sizes", *APART)
+"""Parts that have a row for every cell of the main table."""
 VARIANTS = (
     "PAM published",
     "PAM joint bias",
@@ -110,13 +113,12 @@ class Comparison:
         """The main table: controls and PAM at every size, in both budgets."""
         self._at_every_size("sizes", (*CONTROLS, OURS))
 
-    def final(self) -> None:
-        """Tied SGD and one solve at the end, in every cell of the main table."""
-        self._at_every_size("final", (FINAL,))
-
-    def held(self) -> None:
-        """The residual held at 0 for the first tenth of the steps, in every cell of the main table."""
-        self._at_every_size("held", (HELD,))
+    def carry_out(self, part: str) -> None:
+        """One part: a variant of `APART`, or the method of this name."""
+        if part in APART:
+            self._at_every_size(part, (APART[part],))
+        else:
+            getattr(self, part)()
 
     def _at_every_size(self, part: str, methods: tuple[str, ...]) -> None:
         config = self.config
@@ -215,7 +217,7 @@ def verdicts(rows: list[dict[str, Any]], method: str = OURS) -> list[dict[str, A
     found = []
     cells: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
     for row in rows:
-        if row["part"] in ("sizes", *APART):
+        if row["part"] in IN_EVERY_CELL:
             cells.setdefault((row["activation"], row["budget"], row["n_train"]), {})[row["method"]] = row
     for (activation, budget, n_train), here in cells.items():
         if not {method, *CONTROLS} <= set(here):

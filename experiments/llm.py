@@ -17,13 +17,13 @@ import dataclasses
 from pathlib import Path
 
 from experiments.activations import raw_tokens
-from experiments.grid import CAUSES, OURS, Config
+from experiments.grid import CAUSES, IN_EVERY_CELL, OURS, Config
 from experiments.mnist import main
 from experiments.options import add_common_options
 from experiments.paper import LANGUAGE_MODEL, SMALL_LANGUAGE_MODEL, PaperConfig
 from experiments.runs import LAST, TOKEN_POOL
 
-PARTS = ("sizes", "final", "held", "causes", "relu")
+PARTS = (*IN_EVERY_CELL, "causes", "relu")
 PAPER_PARTS = ("sizes", "encoder_updates", "k", "weight_decay", "mu_nu_pull")
 CONFIG = Config(
     data="minilm-3", k=32, n_latents=1_536, activations=("TopK", "AbsTopK"), shares=(1_000 / TOKEN_POOL, 9_000 / TOKEN_POOL,

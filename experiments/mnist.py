@@ -14,14 +14,14 @@ from dataclasses import asdict
 from pathlib import Path
 from typing import Any
 
-from experiments.grid import APART, Comparison, Config, verdicts
+from experiments.grid import APART, IN_EVERY_CELL, Comparison, Config, verdicts
 from experiments.options import add_common_options
 from experiments.paper import PaperConfig, run_paper
 from experiments.report import render
 from experiments.runs import Run
 from experiments.store import MissingRunsError, RecordStore
 
-PARTS = ("sizes", "final", "held", "causes", "relu", "variants", "ridge")
+PARTS = (*IN_EVERY_CELL, "causes", "relu", "variants", "ridge")
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -51,7 +51,7 @@ def run_preset(config: Config | PaperConfig, store: RecordStore, parts: Iterable
     for part in PARTS:
         comparison = Comparison(config, store, complete if part in parts else store.require)
         try:
-            getattr(comparison, part)()
+            comparison.carry_out(part)
         except MissingRunsError:
             continue
         rows += comparison.rows

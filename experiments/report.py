@@ -9,7 +9,7 @@ from typing import Any
 import numpy as np
 
 from experiments.compare import t_interval
-from experiments.grid import APART, OURS
+from experiments.grid import IN_EVERY_CELL, OURS
 
 DETAILS = {"train": 3, "l0": 1, "frac_dead": 2, "seconds": 1}
 """Numbers of a row that tables print beside the error, and their digits."""
@@ -91,9 +91,7 @@ def summary(results: dict[str, Any], markdown: bool = False) -> str:
 def _summary(
     results: dict[str, Any], verdicts: list[dict[str, Any]], method: str, names: tuple[str, str], markdown: bool
 ) -> str:
-    rows = {
-        (r["activation"], r["budget"], r["n_train"], r["method"]): r for r in results["rows"] if r["part"] in ("sizes", *APART)
-    }
+    rows = {(r["activation"], r["budget"], r["n_train"], r["method"]): r for r in results["rows"] if r["part"] in IN_EVERY_CELL}
     lines = []
     for found in sorted(verdicts, key=lambda v: (v["budget"], v["activation"], v["n_train"])):
         cell = (found["activation"], found["budget"], found["n_train"])

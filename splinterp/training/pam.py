@@ -181,13 +181,9 @@ class PAMSGD(GradientOptions):
         optimizer = self.make_optimizer(sae, fixed=fixed)
         ridge = None if tied or isinstance(self.ridge, str) else float(self.ridge)
         state = PAMState(
-            optimizer,
-            training_data(sae, x),
-            total_steps,
-            ridge=ridge,
-            held=self.hold > 0,
+            optimizer, training_data(sae, x), total_steps, ridge=ridge, held=self.hold > 0,
             wants_held_out=self.ridge == "held_out",
-        )
+        )  # fmt: skip
         self._set_anchor(sae, state)
         return state
 
