@@ -70,7 +70,9 @@ def gcv_ridge(
     if prox > 0 and previous is None:
         raise ValueError(f"prox={prox} pulls to the previous decoder: pass previous=W_dec")
     curve = _gcv_curve(stats, prior, prox, previous, inflation)
-    path = _path(curve.score, curve.score_at_infinity(), curve.eig, n_grid, rounding_floor(stats.total, stats.n_samples, stats.dtype))
+    path = _path(
+        curve.score, curve.score_at_infinity(), curve.eig, n_grid, rounding_floor(stats.total, stats.n_samples, stats.dtype)
+    )
     ridge, value = least(path)
     if len(path) == 1:
         return GCVResult(ridge, 1.0, value, ())
