@@ -5,6 +5,8 @@ from __future__ import annotations
 import importlib
 import sys
 
+from experiments.errors import guarded
+
 EXPERIMENTS = {
     "atoms": "dictionary atoms and reconstructions of SAEs trained on MNIST",
     "abstopk": "one latent for two poles: signs of the codes on a language model's activations",
@@ -29,8 +31,9 @@ def main(argv: list[str]) -> int:
             "usage: python -m experiments NAME [options]\n\n" + "\n".join(f"  {n:10}{text}" for n, text in EXPERIMENTS.items())
         )
         return 0 if argv and argv[0] in ("-h", "--help") else 2
-    importlib.import_module(f"experiments.{argv[0]}").command(argv[1:])
-    return 0
+    return guarded(
+        f"python -m experiments {argv[0]}", lambda: importlib.import_module(f"experiments.{argv[0]}").command(argv[1:])
+    )
 
 
 if __name__ == "__main__":

@@ -9,20 +9,23 @@ latents with an anti-parallel twin; the likeness of the dictionaries of differen
 from __future__ import annotations
 
 import argparse
-import hashlib
 import itertools
-import json
 import math
+import sys
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import torch
 
-from experiments.activations import CONTEXT, SMALL_GPT2, Tokens, language_model, texts_for, tokens
+from experiments.activations import Tokens, tokens
+from experiments.files import read_results
 from experiments.options import add_common_options
+from experiments.recipe import digest
 from experiments.report import table, with_interval
+from experiments.sources import source_of
 from experiments.store import RecordStore
+from experiments.texts import CONTEXT, PYTHON, SMALL_GPT2, add_text_options, language_model, location, texts_for
 from splinterp import SAE, SGD, AbsTopK, BiasAdaptation, DivergenceError, JumpReLU, TopK, fit
 from splinterp.activations import Activation
 from splinterp.data import pack_tokens
@@ -42,6 +45,8 @@ class Config:
     causal: bool = False
     """The model predicts the next token: the cross-entropy under the SAE's reconstruction is measured too."""
     layers: tuple[int, ...] = (3,)
+    source: str = ""
+    """The key of the data's `experiments.sources.Source`."""
     activations: tuple[str, ...] = ACTIVATIONS
     k: int = 32
     n_latents: int = 1_536
@@ -64,8 +69,10 @@ class Run:
 
     @property
     def key(self) -> str:
-        """A hash of all fields."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        """A hash of all that the run depends on: not of the other layers, activations and step sizes of its experiment."""
+        c = self.config
+        size = [c.k, c.n_latents, c.n_train, c.epochs]
+        return digest([self.activation, self.layer, self.lr, self.seeds, c.model, c.source, c.causal, size])
 
     @property
     def cost(self) -> float:
@@ -73,8 +80,8 @@ class Run:
         return float(len(self.seeds))
 
     def recipe(self) -> str:
-        """A hash of what the run means today, defaults included."""
-        return hashlib.sha256(f"{self.sae_activation()!r} {self.method()!r}".encode()).hexdigest()[:12]
+        """A hash of what the run means today: its options that are not neutral."""
+        return digest([self.sae_activation(), self.method()], 12)
 
     def sae_activation(self) -> Activation:
         """The activation of the SAE."""
@@ -103,7 +110,7 @@ def run_from_record(record: dict[str, Any]) -> Run:
 
 def measure(run: Run, data_dir: str | None = None, device: str = "cpu") -> dict[str, Any]:
     """Train at every seed and measure. A diverged seed is a result: its errors are infinite."""
-    data = tokens(run.config.model, run.layer, run.config.n_train, data_dir)
+    data = tokens(run.config.model, run.layer, run.config.n_train, data_dir, run.config.source or None)
     record: dict[str, Any] = {"key": run.key, "run": asdict(run), "val_fvu": [], "test": []}
     dictionaries = []
     for seed in run.seeds:
@@ -147,7 +154,7 @@ def measure(run: Run, data_dir: str | None = None, device: str = "cpu") -> dict[
 def _loss(run: Run, sae: SAE, data: Tokens, data_dir: str | None) -> dict[str, float]:
     """Cross-entropies on the first test sequences; the mean ablation is of the training tokens."""
     model = language_model(run.config.model, causal=True)
-    sequences = pack_tokens(model.tokenizer, texts_for(run.config.model, data_dir)[1], CONTEXT).take(0, N_SEQUENCES)
+    sequences = pack_tokens(model.tokenizer, texts_for(run.config.model, data_dir).test, CONTEXT).take(0, N_SEQUENCES)
     mean = data.standardizer.inverse(data.x.mean(0, keepdim=True))[0]
     found = measure_loss(model, sae, sequences, run.layer, standardizer=data.standardizer, mean=mean)
     recovered = {f"recovered_{ablation}": found.loss_recovered(ablation) for ablation in ("zero", "mean")}
@@ -174,7 +181,7 @@ def render(results: dict[str, Any], markdown: bool = False) -> str:
             f"{r['untrained_minority']['q50']:.3f}", with_interval([100 * t["twins"] for t in tests], 1),
             *(f"{sum(v) / len(v):.3f}" if v else "" for v in r["likeness"]), ", ".join(_recovered(tests)),
         ])  # fmt: skip
-    whole = f"{results['text']}, {results['config']['model']}\n\n{table(header, lines, markdown)}"
+    whole = f"{results['data']['name']}\n\n{table(header, lines, markdown, keys=2)}"
     return "\n\n".join([whole, *_bounds(results)])
 
 
@@ -202,9 +209,15 @@ def main(
     config: Config, out: Path, jobs: int = 1, device: str = "cpu", data_dir: str | None = None, name: str = "abstopk"
 ) -> Path:
     """Run what is missing, write `NAME.json`, print the table. Returns the results file."""
-    store = RecordStore(out, f"{name}-runs", run_from_record)
-    for layer in config.layers:  # extracted once, before several processes want it
-        tokens(config.model, layer, config.n_train, data_dir)
+    sources = [source_of(f"{config.model}-{layer}", data_dir) for layer in config.layers]
+    config = replace(config, source=sources[0].key)
+    print(f"data: {sources[0].name}", file=sys.stderr)
+
+    def prepare() -> None:  # extracted once, before several processes want it
+        for layer in config.layers:
+            tokens(config.model, layer, config.n_train, data_dir, config.source)
+
+    store = RecordStore(out, f"{name}-runs", run_from_record, sources[0], prepare)
     cells = [(layer, activation) for layer in config.layers for activation in config.activations]
 
     def complete(runs: list[Run], label: str) -> None:
@@ -221,9 +234,8 @@ def main(
         for run in reported.values()
     ]
     store.merge(asdict(config))
-    results = {"signs": rows, "config": asdict(config), "text": texts_for(config.model, data_dir)[2]}
-    path = store.write_results(name, results)
-    print(f"{render(results)}\n\nwritten: {path}")
+    path = store.write_results(name, {"signs": rows, "config": asdict(config)})
+    print(f"{render(read_results(path))}\n\n{store.report()}\nwritten: {path}")
     return path
 
 
@@ -233,14 +245,13 @@ def command(argv: list[str]) -> Path:
         prog="python -m experiments abstopk", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     add_common_options(parser)
-    parser.add_argument(
-        "--data-dir", help="folder with wikitext2/ (default: $SPLINTERP_DATA; without it, Python's documentation)"
-    )
+    add_text_options(parser)
     parser.add_argument("--model", default=Config.model, help="minilm, small-gpt2, a folder, or a hub name")
     parser.add_argument("--causal", action="store_true", help="the model predicts tokens: measure the loss recovered too")
-    parser.add_argument("--layers", type=int, nargs="+", default=list(Config.layers), help="default: 3")
+    parser.add_argument("--layers", type=int, nargs="+", metavar="LAYER", default=list(Config.layers), help="default: 3")
     args = parser.parse_args(argv)
     causal = args.causal or args.model == SMALL_GPT2
-    config = Config(model=args.model, causal=causal, layers=tuple(args.layers))
+    config = Config(model=args.model, causal=causal, layers=tuple(dict.fromkeys(args.layers)))
+    where = PYTHON if args.model == SMALL_GPT2 else location(args.text, args.data_dir)
     name = "abstopk" if args.model == Config.model else f"abstopk-{args.model.replace('/', '--')}"
-    return main(config, args.out, args.jobs, args.device, args.data_dir, name)
+    return main(config, args.out, args.jobs, args.device, where, name)

@@ -14,13 +14,15 @@ from typing import Any
 
 import numpy as np
 import torch
+from tqdm.auto import tqdm
 
+from experiments.files import command_line, write_json
+from experiments.files import provenance as made_by
 from experiments.geometry import Config
-from experiments.options import add_common_options
+from experiments.options import MNIST_HELP, add_data_dir, add_device, add_out
 from experiments.report import table
 from experiments.runs import build, digit_labels, split, train
-from experiments.store import provenance as made_by
-from experiments.store import write_json
+from experiments.sources import source_of
 from splinterp.metrics import evaluate
 
 N_ATOMS = 24
@@ -41,9 +43,8 @@ def measure(config: Config, data_dir: str | None = None, device: str = "cpu") ->
     """Train and keep what the figure shows."""
     models: list[dict[str, Any]] = []
     originals = ""
-    for run in config.runs():
-        if run.seed != config.seeds[0] or run.activation == "ReLU":
-            continue
+    shown_runs = [run for run in config.runs() if run.seed == config.seeds[0] and run.activation != "ReLU"]
+    for run in tqdm(shown_runs, desc="atoms", unit="SAE"):
         data = split(run, data_dir, device)
         sae, method = build(run, data.x.shape[1], device)
         train(run, data, sae, method)
@@ -73,13 +74,14 @@ def render(results: dict[str, Any], markdown: bool = False) -> str:
 def command(argv: list[str]) -> Path:
     """`python -m experiments atoms`"""
     parser = argparse.ArgumentParser(prog="python -m experiments atoms", description=__doc__)
-    parser.add_argument("--data-dir", help="folder with the four MNIST files (default: $SPLINTERP_DATA, else download)")
-    add_common_options(parser)
+    add_data_dir(parser, MNIST_HELP)
+    add_out(parser)
+    add_device(parser)
     args = parser.parse_args(argv)
-    results = measure(Config(), args.data_dir, args.device)
+    source = source_of(Config.data, args.data_dir)
+    results = measure(Config(source=source.key), args.data_dir, args.device)
     path = Path(args.out) / "atoms-mnist.json"
-    write_json(
-        path, {"provenance": made_by(args.device), "command": "python -m experiments atoms --data-dir FOLDER", **results}
-    )
+    about = {"provenance": made_by(args.device), "command": command_line(), "data": source.describe()}
+    write_json(path, {**about, **results}, ignoring=("provenance", "command"))
     print(f"{render(results)}\n\nwritten: {path}")
     return path

@@ -2,8 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
-import json
 import warnings
 from dataclasses import asdict, dataclass
 from typing import Any
@@ -14,6 +12,7 @@ from sklearn.decomposition import NMF, PCA, FastICA
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.pipeline import make_pipeline
 
+from experiments.recipe import digest
 from experiments.runs import WIDTHS, Run, split
 from splinterp.baselines import KMeansAutoencoder, LocalPCAAutoencoder, PCAAutoencoder
 from splinterp.metrics import fvu
@@ -30,11 +29,13 @@ class Fit:
     rank: int
     n_train: int
     seed: int
+    source: str = ""
+    """The key of the data's `experiments.sources.Source`."""
 
     @property
     def key(self) -> str:
-        """A hash of all fields."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        """A hash of all fields that differ from their defaults."""
+        return digest(self)
 
     @property
     def cost(self) -> float:
@@ -42,8 +43,8 @@ class Fit:
         return self.n_train * self.n_regions * (1.0 + self.rank) * (5.0 if self.model == "local PCA power" else 1.0) / 1e4
 
     def recipe(self) -> str:
-        """A hash of the estimator with its defaults."""
-        return hashlib.sha256(repr(self.estimator().get_params()).encode()).hexdigest()[:12]
+        """A hash of the estimator's options that are not neutral."""
+        return digest(self.estimator(), 12)
 
     def estimator(self) -> Any:
         """The unfitted scikit-learn estimator."""
@@ -75,8 +76,9 @@ class Fit:
 def measure_fit(task: Fit, data_dir: str | None) -> dict[str, Any]:
     """Errors of a baseline. NMF takes the images as they are, from 0 up: a common scale and shift leave the FVU as it is."""
     run = Run(
-        data=task.data, method="", activation="", k=0, n_latents=0, n_train=task.n_train, epochs=0, lr=0.0, seed=task.seed
-    )
+        data=task.data, source=task.source, method="", activation="", k=0, n_latents=0, n_train=task.n_train, epochs=0, lr=0.0,
+        seed=task.seed,
+    )  # fmt: skip
     data = split(run, data_dir)
     x, x_test = (part.numpy().astype(np.float32) for part in (data.x, data.x_test))
     if task.model == "NMF":

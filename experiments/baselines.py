@@ -10,16 +10,17 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Iterator
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
 import numpy as np
 
 from experiments.baseline_fits import Fit, measure_fit
-from experiments.options import add_common_options
+from experiments.options import MNIST_HELP, add_common_options, add_data_dir
 from experiments.report import table, with_interval
 from experiments.runs import Run, build, execute, run_from_record, split, train
+from experiments.sources import source_of
 from experiments.store import RecordStore, Task
 from experiments.tuning import Cell, choose_step_sizes
 from splinterp.baselines import interpretability_price
@@ -40,6 +41,8 @@ class Config:
     """What is fitted."""
 
     data: str = "mnist"
+    source: str = ""
+    """The key of the data's `experiments.sources.Source`."""
     d_in: int = 784
     n_train: int = 13_750
     epochs: int = 19
@@ -104,8 +107,8 @@ def sae_cells(config: Config) -> list[tuple[Cell, dict[str, Any]]]:
     def add(activation: str, n_latents: int, k: int, methods: tuple[str, ...], l1: float = 0.0, variant: str | None = None,
             options: tuple[tuple[str, Any], ...] = ()) -> None:  # fmt: skip
         options = (("l1", l1),) if l1 else options
-        base = Run(data=config.data, method="", activation=activation, k=k, n_latents=n_latents, n_train=config.n_train,
-                   epochs=config.epochs, lr=0.0, seed=0, role="priced", options=options)  # fmt: skip
+        base = Run(data=config.data, source=config.source, method="", activation=activation, k=k, n_latents=n_latents,
+                   n_train=config.n_train, epochs=config.epochs, lr=0.0, seed=0, role="priced", options=options)  # fmt: skip
         about = {"activation": activation, "n_latents": n_latents, "k": None if l1 else k, "l1": l1, "variant": variant}
         cells.append((Cell(base, "val_objective" if l1 else "val_last", methods, config.grid), about))
 
@@ -151,7 +154,7 @@ def collect(config: Config, store: RecordStore, **how: Any) -> dict[str, Any]:
     """Carry out what is missing; returns rows of models and rows of prices."""
 
     def fit_of(model: str, n: int, rank: int, seed: int) -> Fit:
-        return Fit(config.data, model, n, rank, config.n_train, seed)
+        return Fit(config.data, model, n, rank, config.n_train, seed, config.source)
 
     store.complete(
         [fit_of(*one, seed) for one in fits(config) for seed in config.seeds],
@@ -228,7 +231,11 @@ def render(results: dict[str, Any], markdown: bool = False) -> str:
                with_interval(b["test_fvu"])] for b in results["beside"]]  # fmt: skip
     beside_header = ["latents", "k", "same", "model", "regions", "rank", "train FVU", "test FVU"]
     titles = ("Models", "Prices of SAEs on their training images", "Beside the priced SAEs")
-    bodies = (table(header, models, markdown), table(price_header, prices, markdown), table(beside_header, beside, markdown))
+    bodies = (
+        table(header, models, markdown, keys=3),
+        table(price_header, prices, markdown, keys=3),
+        table(beside_header, beside, markdown, keys=5),
+    )
     return "\n\n".join(f"{title}\n\n{body}" for title, body in zip(titles, bodies, strict=True))
 
 
@@ -244,12 +251,14 @@ def _setting(row: dict[str, Any]) -> str:
 
 def main(config: Config, args: argparse.Namespace) -> Path:
     """Fit what is missing, write `baselines-DATA.json` and `baselines-DATA-runs.json` into `args.out`, print the tables."""
-    store = RecordStore(Path(args.out), f"baselines-{config.data}-runs", parse)
-    results = collect(config, store, jobs=args.jobs, device=args.device, data_dir=getattr(args, "data_dir", None))
+    data_dir = getattr(args, "data_dir", None)
+    source = source_of(config.data, data_dir)
+    config = replace(config, source=source.key)
+    store = RecordStore(Path(args.out), f"baselines-{config.data}-runs", parse, source)
+    results = collect(config, store, jobs=args.jobs, device=args.device, data_dir=data_dir)
     store.merge(asdict(config))
     path = store.write_results(f"baselines-{config.data}", {"config": asdict(config), **results})
-    print(render(results))
-    print(f"\nwritten: {path}")
+    print(f"{render(results)}\n\n{store.report()}\nwritten: {path}")
     return path
 
 
@@ -259,7 +268,7 @@ def command(argv: list[str]) -> Path:
         prog="python -m experiments baselines", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data", choices=("digits", "mnist"), default="mnist")
-    parser.add_argument("--data-dir", help="folder with the four MNIST files (default: $SPLINTERP_DATA, else download)")
+    add_data_dir(parser, MNIST_HELP)
     add_common_options(parser)
     args = parser.parse_args(argv)
     return main(MNIST if args.data == "mnist" else DIGITS, args)

@@ -17,9 +17,9 @@ from typing import Any
 
 import torch
 
-from experiments.options import RESULTS, device_name
+from experiments.files import command_line, provenance, write_json
+from experiments.options import add_device, add_out
 from experiments.report import table
-from experiments.store import provenance, write_json
 
 NAMES = ("extract", "geometry", "memory", "processes", "scale", "solve", "train")
 
@@ -39,13 +39,14 @@ def command(argv: list[str]) -> Path:
         prog="python -m experiments bench", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("name", choices=NAMES)
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of bench-NAME.json (default: experiments/results)")
-    parser.add_argument("--device", type=device_name, default="cpu", help="cpu, cuda, cuda:1, or auto (default: cpu)")
+    add_out(parser)
+    add_device(parser)
     parser.add_argument("--quick", action="store_true", help="small sizes only: a check that it runs, not a measurement")
     args = parser.parse_args(argv)
     results = importlib.import_module(f"experiments.benches.{args.name}").run(args.quick, args.device)
     name = f"bench-{args.name}" if args.device == "cpu" else f"bench-{args.name}-{args.device}"
     path = Path(args.out) / f"{name}.json"
-    write_json(path, {"provenance": provenance(args.device), "threads": torch.get_num_threads(), **results})
+    about = {"command": command_line(), "provenance": provenance(args.device), "threads": torch.get_num_threads()}
+    write_json(path, {**about, **results})
     print(f"{render(results)}\n\nwritten: {path}")
     return path

@@ -16,10 +16,11 @@ from pathlib import Path
 from typing import Any
 
 import torch
+from tqdm.auto import tqdm
 
-from experiments.options import RESULTS
+from experiments.files import command_line, provenance, write_json
+from experiments.options import add_out
 from experiments.report import table, with_interval
-from experiments.store import command_line, provenance, write_json
 from splinterp import PAMSGD, SAE, TopK, fit
 from splinterp.baselines import KMeansAutoencoder, LocalPCAAutoencoder, local_pca_bound
 from splinterp.geometry import PowerDiagram, regions_of
@@ -159,13 +160,14 @@ def render(results: dict[str, Any], markdown: bool = False) -> str:
 def main(config: Config, out: Path, seeds: Sequence[int]) -> Path:
     """Fit everything for every seed, write `bridge.json`, print the table; the first seed's models are kept to be drawn."""
     runs = []
-    for seed in seeds:
+    for seed in tqdm(seeds, desc="bridge", unit="seed"):
         x = points(config.n_points, seed)
         runs.append((x, models(x, config, seed)))
     errors = {name: [run[name]["fvu"] for _, run in runs] for name in runs[0][1]}
     results = {"fvu": errors, "points": runs[0][0].tolist(), "models": runs[0][1], "bounds": BOUNDS, "config": asdict(config)}
     path = out / "bridge.json"
-    write_json(path, {"command": command_line(), "provenance": [provenance("cpu")], **results})
+    about = {"command": command_line(), "provenance": [provenance("cpu")]}
+    write_json(path, {**about, **results}, ignoring=("command", "provenance"))
     print(f"{render(results)}\n\nwritten: {path}")
     return path
 
@@ -175,7 +177,7 @@ def command(argv: list[str]) -> Path:
     parser = argparse.ArgumentParser(
         prog="python -m experiments bridge", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--out", type=Path, default=RESULTS, help="folder of bridge.json (default: experiments/results)")
+    add_out(parser)
     args = parser.parse_args(argv)
     config = Config()
     return main(config, args.out, config.seeds)

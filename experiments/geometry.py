@@ -10,7 +10,7 @@ from __future__ import annotations
 import argparse
 import math
 from collections.abc import Sequence
-from dataclasses import asdict, dataclass
+from dataclasses import asdict, dataclass, replace
 from functools import partial
 from pathlib import Path
 from typing import Any
@@ -18,9 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.options import add_common_options
+from experiments.options import MNIST_HELP, add_common_options, add_data_dir
 from experiments.report import table, with_interval
 from experiments.runs import Run, build, digit_labels, split, train
+from experiments.sources import source_of
 from experiments.store import RecordStore
 from splinterp import SAE
 from splinterp.activations import activation_from_config
@@ -47,6 +48,8 @@ class Config:
     """What is trained and how finely it is looked at."""
 
     data: str = "mnist"
+    source: str = ""
+    """The key of the data's `experiments.sources.Source`."""
     n_train: int = 13_750
     epochs: int = 19
     k: int = 15
@@ -73,8 +76,8 @@ class Config:
         """One run for each row and seed."""
         return [
             Run(
-                data=self.data, method=method, activation=activation, k=self.k, n_latents=self.n_latents, n_train=self.n_train,
-                epochs=self.epochs, lr=lr, seed=seed, role="geometry", options=(("l1", l1),) if l1 else (),
+                data=self.data, source=self.source, method=method, activation=activation, k=self.k, n_latents=self.n_latents,
+                n_train=self.n_train, epochs=self.epochs, lr=lr, seed=seed, role="geometry", options=(("l1", l1),) if l1 else (),
             )
             for activation, method, lr, l1 in self.trained for seed in self.seeds
         ]  # fmt: skip
@@ -187,7 +190,7 @@ def render(results: dict[str, Any], markdown: bool = False) -> str:
             f"{np.mean(row['slice_found']) / np.mean(row['slice_cells']):.0%}",
             f"{np.mean(row['plane_selections']):,.0f}" if row["plane_selections"] else "",
         ])  # fmt: skip
-    return table(header, rows, markdown)
+    return table(header, rows, markdown, keys=2)
 
 
 def command(argv: list[str]) -> Path:
@@ -195,7 +198,7 @@ def command(argv: list[str]) -> Path:
     parser = argparse.ArgumentParser(
         prog="python -m experiments geometry", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--data-dir", help="folder with the four MNIST files (default: $SPLINTERP_DATA, else download)")
+    add_data_dir(parser, MNIST_HELP)
     add_common_options(parser)
     args = parser.parse_args(argv)
     return main(Config(), args)
@@ -203,12 +206,14 @@ def command(argv: list[str]) -> Path:
 
 def main(config: Config, args: argparse.Namespace) -> Path:
     """Train what is missing, write `geometry-DATA.json` and `geometry-DATA-runs.json` into `args.out`, print the table."""
-    store = RecordStore(Path(args.out), f"geometry-{config.data}-runs")
-    how = {"jobs": args.jobs, "device": args.device, "data_dir": getattr(args, "data_dir", None)}
+    data_dir = getattr(args, "data_dir", None)
+    source = source_of(config.data, data_dir)
+    config = replace(config, source=source.key)
+    store = RecordStore(Path(args.out), f"geometry-{config.data}-runs", source=source)
+    how = {"jobs": args.jobs, "device": args.device, "data_dir": data_dir}
     store.complete(config.runs(), train=partial(measure, config), label="geometry", **how)
     results = summary(config, store)
     store.merge(asdict(config))
     path = store.write_results(f"geometry-{config.data}", {"config": asdict(config), **results})
-    print(render(results))
-    print(f"\nwritten: {path}")
+    print(f"{render(results)}\n\n{store.report()}\nwritten: {path}")
     return path

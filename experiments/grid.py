@@ -55,6 +55,11 @@ class Config:
     """Settings of the controlled comparison on one data set."""
 
     data: str = "mnist"
+    source: str = ""
+    """The key of the data's `experiments.sources.Source`."""
+    parts: tuple[str, ...] = (*IN_EVERY_CELL, "causes", "relu", "variants", "ridge")
+    pool: int | None = None
+    """Images or tokens that training subsets are drawn from; None: all that `pool_size` says."""
     k: int = 15
     n_latents: int = 256
     activations: tuple[str, ...] = ("AbsTopK", "TopK")
@@ -86,10 +91,10 @@ class Config:
 
     def run(self, activation: str, share: float, budget: str, **fields: Any) -> Run:
         """The run at a size and budget: "early" is the paper's epochs, any other at least `long_steps` gradient steps."""
-        n_train = round(share * pool_size(self.data))
+        n_train = round(share * (self.pool or pool_size(self.data)))
         run = Run(
-            data=self.data, method="", activation=activation, k=self.k, n_latents=self.n_latents, n_train=n_train,
-            epochs=self.early_epochs, lr=0.0, seed=0, batch_size=self.batch_size, **fields,
+            data=self.data, source=self.source, pool=self.pool or 0, method="", activation=activation, k=self.k,
+            n_latents=self.n_latents, n_train=n_train, epochs=self.early_epochs, lr=0.0, seed=0, batch_size=self.batch_size, **fields,
         )  # fmt: skip
         if budget != "early":
             run = replace(run, epochs=max(run.epochs, math.ceil(self.long_steps / run.steps_per_epoch)))

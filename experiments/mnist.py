@@ -9,19 +9,39 @@ chosen on validation data from the same number of trials, two budgets, several s
 from __future__ import annotations
 
 import argparse
-from collections.abc import Iterable
-from dataclasses import asdict
+import sys
+from collections.abc import Callable, Iterable
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.grid import APART, IN_EVERY_CELL, Comparison, Config, verdicts
-from experiments.options import add_common_options
-from experiments.paper import PaperConfig, run_paper
+from experiments.grid import APART, Comparison, Config, verdicts
+from experiments.options import MNIST_HELP, add_common_options, add_data_dir
+from experiments.paper import PaperConfig, paper_parts, run_paper
 from experiments.report import render
 from experiments.runs import Run
+from experiments.sources import source_of
 from experiments.store import MissingRunsError, RecordStore
 
-PARTS = (*IN_EVERY_CELL, "causes", "relu", "variants", "ridge")
+CONFIGS: dict[str, Config | PaperConfig] = {"controlled": Config(), "paper": PaperConfig()}
+
+
+def parts_of(config: Config | PaperConfig) -> tuple[str, ...]:
+    """The parts of a preset, in the order in which they are carried out."""
+    return config.parts if isinstance(config, Config) else paper_parts(config)
+
+
+def add_parts(parser: argparse.ArgumentParser) -> None:
+    """Add --parts, of any preset."""
+    parser.add_argument("--parts", nargs="+", metavar="PART", help="some parts of the preset (default: all)")
+
+
+def check_parts(parser: argparse.ArgumentParser, args: argparse.Namespace, known: Iterable[str]) -> None:
+    """An error of the command line unless the preset has the parts asked for."""
+    known = tuple(known)
+    unknown = sorted(set(args.parts or ()) - set(known))
+    if unknown:
+        parser.error(f"--preset {args.preset} has no part {', '.join(unknown)}: its parts are {', '.join(known)}")
 
 
 def arguments(argv: list[str] | None = None) -> argparse.Namespace:
@@ -29,11 +49,13 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
     parser = argparse.ArgumentParser(
         prog="python -m experiments mnist", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
     )
-    parser.add_argument("--preset", choices=("controlled", "paper"), default="controlled")
-    parser.add_argument("--parts", nargs="+", choices=PARTS, default=list(PARTS), help="parts of the controlled preset")
-    parser.add_argument("--data-dir", help="folder with the four MNIST files (default: $SPLINTERP_DATA, else download)")
+    parser.add_argument("--preset", choices=CONFIGS, default="controlled")
+    add_parts(parser)
+    add_data_dir(parser, MNIST_HELP)
     add_common_options(parser)
-    return parser.parse_args(argv)
+    args = parser.parse_args(argv)
+    check_parts(parser, args, parts_of(CONFIGS[args.preset]))
+    return args
 
 
 def run_preset(config: Config | PaperConfig, store: RecordStore, parts: Iterable[str], **how: Any) -> dict[str, Any]:
@@ -41,43 +63,55 @@ def run_preset(config: Config | PaperConfig, store: RecordStore, parts: Iterable
 
     Other parts are in it too, where all their runs have been made before.
     """
+    asked = [part for part in parts_of(config) if part in set(parts)]
+    rows: list[dict[str, Any]] = []
+    for part in parts_of(config):
+        wanted = part in asked
+        if wanted:
+            print(f"part {asked.index(part) + 1} of {len(asked)}: {part}", file=sys.stderr)
 
-    def complete(runs: Iterable[Run], label: str) -> None:
-        store.complete(runs, label=label, **how)
+        def complete(runs: Iterable[Run], label: str, part: str = part) -> None:
+            store.complete(runs, label=label if label.startswith(part) else f"{part}: {label}", **how)
 
-    if isinstance(config, PaperConfig):
-        return {"config": asdict(config), "rows": run_paper(config, store, complete)}
-    rows = []
-    for part in PARTS:
-        comparison = Comparison(config, store, complete if part in parts else store.require)
         try:
-            comparison.carry_out(part)
+            rows += _carry_out(config, part, store, complete if wanted else store.require)
         except MissingRunsError:
             continue
-        rows += comparison.rows
-    return {
-        "config": asdict(config),
-        "rows": rows,
-        "verdicts": verdicts(rows),
-        "apart": {m: verdicts(rows, m) for m in APART.values()},
-    }
+    results: dict[str, Any] = {"config": asdict(config), "rows": rows}
+    if isinstance(config, Config):
+        results |= {"verdicts": verdicts(rows), "apart": {m: verdicts(rows, m) for m in APART.values()}}
+    return results
 
 
-def main(config: Config | PaperConfig, args: argparse.Namespace, name: str) -> Path:
-    """Run, write `NAME.json` (tables) and `NAME-runs.json` (every run) into `args.out`, print the tables."""
-    store = RecordStore(Path(args.out), f"{name}-runs")
-    parts = getattr(args, "parts", PARTS)
-    how = {"jobs": args.jobs, "device": args.device, "data_dir": getattr(args, "data_dir", None)}
-    results = run_preset(config, store, parts, **how)
+def _carry_out(config: Config | PaperConfig, part: str, store: RecordStore, complete: Any) -> list[dict[str, Any]]:
+    if isinstance(config, PaperConfig):
+        return run_paper(config, part, store, complete)
+    comparison = Comparison(config, store, complete)
+    comparison.carry_out(part)
+    return comparison.rows
+
+
+def main(
+    config: Config | PaperConfig, args: argparse.Namespace, name: str, prepare: Callable[[], object] | None = None
+) -> Path:
+    """Run, write `NAME.json` (tables) and `NAME-runs.json` (every run) into `args.out`, print the tables.
+
+    `prepare` is called before the first run, if there is one to make.
+    """
+    data_dir = getattr(args, "data_dir", None)
+    source = source_of(config.data, data_dir)
+    config = replace(config, source=source.key)
+    print(f"data: {source.name}", file=sys.stderr)
+    store = RecordStore(Path(args.out), f"{name}-runs", source=source, prepare=prepare)
+    results = run_preset(config, store, args.parts or parts_of(config), jobs=args.jobs, device=args.device, data_dir=data_dir)
     store.merge(results["config"])
     path = store.write_results(name, results)
     print(render(results))
-    print(f"\nwritten: {path}")
+    print(f"\n{store.report()}\nwritten: {path}")
     return path
 
 
 def command(argv: list[str]) -> Path:
     """`python -m experiments mnist ...`"""
     args = arguments(argv)
-    config = Config() if args.preset == "controlled" else PaperConfig()
-    return main(config, args, f"mnist-{args.preset}")
+    return main(CONFIGS[args.preset], args, f"mnist-{args.preset}")

@@ -29,6 +29,7 @@ CAUSES = {
     "PAM joint bias": (("init", "mnist-paper"), ("schedule", "constant")),
 }
 """Rows that change one choice each, to show what makes the published ordering."""
+PARTS = ("sizes", "encoder_updates", "k", "weight_decay", "mu_nu", "mu_nu_pull")
 DECAYS = (0.0, 1e-5, 1e-4, 1e-3, 1e-2)
 
 
@@ -37,6 +38,8 @@ class PaperConfig:
     """Settings of the published comparison."""
 
     data: str = "mnist"
+    source: str = ""
+    """The key of the data's `experiments.sources.Source`."""
     k: int = 15
     n_latents: int = 256
     activations: tuple[str, ...] = ("AbsTopK", "ReLU")
@@ -53,8 +56,6 @@ class PaperConfig:
     decays: tuple[float, ...] = DECAYS
     pulls: tuple[float, ...] = DECAYS
     """Strengths of mu = nu."""
-    parts: tuple[str, ...] | None = None
-    """Of "sizes", "encoder_updates", "k", "weight_decay", "mu_nu", "mu_nu_pull"; None: all."""
     decoder_pull: bool = True
     """nu acts too, and mu = nu is shown as the image scripts code it as well; on language models mu alone ever acts."""
     normalise: str = "published"
@@ -70,7 +71,8 @@ class PaperConfig:
         if method == "PAM published":
             options = (*options, *self.pam_options)
         return Run(
-            data=self.data, method=name, activation=activation, k=self.k, n_latents=self.n_latents, batch_size=self.batch_size,
+            data=self.data, source=self.source, method=name, activation=activation, k=self.k, n_latents=self.n_latents,
+            batch_size=self.batch_size,
             n_train=round(share * pool_size(self.data)), epochs=self.epochs, lr=self.lr, seed=0,
             normalise="train" if (self.normalise, self.data) == ("published", "digits") else self.normalise, options=options,
         )  # fmt: skip
@@ -118,13 +120,21 @@ def plan(config: PaperConfig) -> list[tuple[str, str, Any, Run]]:
                     add("mu_nu", method, strength, *(l2 if on else []), *([("ridge", 0.0)] if on and "PAM" in method else []))
             pull = [("mu", strength), ("nu", strength if config.decoder_pull else 0.0)]
             add("mu_nu_pull", "PAM published", strength, *(pull if on else []))
-    return [point for point in points if config.parts is None or point[0] in config.parts]
+    return points
 
 
-def run_paper(config: PaperConfig, store: RecordStore, complete: Callable[[Iterable[Run], str], None]) -> list[dict[str, Any]]:
-    """Carry out the published comparison; returns its table rows."""
-    points = plan(config)
-    complete([replace(run, seed=seed) for _, _, _, run in points for seed in config.seeds], "paper")
+def paper_parts(config: PaperConfig) -> tuple[str, ...]:
+    """The parts that `plan` has points of."""
+    found = {part for part, *_ in plan(config)}
+    return tuple(part for part in PARTS if part in found)
+
+
+def run_paper(
+    config: PaperConfig, part: str, store: RecordStore, complete: Callable[[Iterable[Run], str], None]
+) -> list[dict[str, Any]]:
+    """Carry out one part of the published comparison, of PARTS; returns its table rows."""
+    points = [point for point in plan(config) if point[0] == part]
+    complete([replace(run, seed=seed) for _, _, _, run in points for seed in config.seeds], part)
     rows = []
     for part, name, setting, run in points:
         records = [store.get(replace(run, seed=seed)) for seed in config.seeds]

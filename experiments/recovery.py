@@ -235,7 +235,7 @@ def main(config: Config, out: Path, jobs: int = 1, device: str = "cpu", name: st
     store.merge(asdict(config))
     results = {"rows": rows, "resonance": resonance, "consistency": consistency, "config": asdict(config)}
     path = store.write_results(name, results)
-    print(f"{render(results)}\n\nwritten: {path}")
+    print(f"{render(results)}\n\n{store.report()}\nwritten: {path}")
     return path
 
 

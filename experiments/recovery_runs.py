@@ -2,9 +2,7 @@
 
 from __future__ import annotations
 
-import hashlib
 import itertools
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass
@@ -13,6 +11,7 @@ from typing import Any
 
 import torch
 
+from experiments.recipe import digest
 from splinterp import PAMSGD, SAE, SGD, AbsTopK, BiasAdaptation, DivergenceError, JumpReLU, ReLU, TopK, fit
 from splinterp.activations import Activation
 from splinterp.data import SparseFeatures
@@ -38,8 +37,8 @@ class Row:
     method: Callable[..., Any]
 
     def recipe(self) -> str:
-        """A hash of what the row means today, defaults included."""
-        return hashlib.sha256(f"{self.activation()!r} {self.decoder} {self.method(lr=1e-3)!r} {GAIN}".encode()).hexdigest()[:12]
+        """A hash of what the row means today: its options that are not neutral."""
+        return digest([self.activation(), self.decoder, self.method(lr=1e-3), GAIN], 12)
 
 
 def _topk(k: int) -> Row:
@@ -108,8 +107,8 @@ class Recovery:
 
     @property
     def key(self) -> str:
-        """A hash of all fields."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        """A hash of all fields that differ from their defaults."""
+        return digest(self)
 
     @property
     def cost(self) -> float:

@@ -2,7 +2,10 @@
 
 from __future__ import annotations
 
+import itertools
 import math
+import shutil
+import textwrap
 from collections.abc import Iterable, Sequence
 from typing import Any
 
@@ -13,19 +16,71 @@ from experiments.grid import IN_EVERY_CELL, OURS
 
 DETAILS = {"train": 3, "l0": 1, "frac_dead": 2, "seconds": 1}
 """Numbers of a row that tables print beside the error, and their digits."""
+DEFAULT_WIDTH = 120
+"""Of a table, in characters, where there is no terminal."""
+MIN_CELL = 20
+"""Longer cells may be broken into lines."""
 
 
-def table(header: Sequence[str], rows: Iterable[Sequence[object]], markdown: bool = False) -> str:
-    """Columns aligned to their widest cell; `markdown` adds the pipes."""
-    cells = [list(header), *([str(c) for c in row] for row in rows)]
-    widths = [max(len(row[j]) for row in cells) for j in range(len(header))]
-    lines = ["  ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)).rstrip() for row in cells]
+def table(
+    header: Sequence[str], rows: Iterable[Sequence[object]], markdown: bool = False, keys: int = 1, width: int | None = None
+) -> str:
+    """Columns aligned to their widest cell; `markdown` adds the pipes.
+
+    As text it is at most `width` characters wide (None: the terminal, or 120): headings are broken into lines, and columns that do
+    not fit beside the others follow below them, the first `keys` columns repeated.
+    """
+    body = [[str(c) for c in row] for row in rows]
     if markdown:
-        lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in cells]
-        lines.insert(1, "|" + "|".join("-" * (w + 2) for w in widths) + "|")
-    else:
-        lines.insert(1, "  ".join("-" * w for w in widths))
-    return "\n".join(lines)
+        widths = [max(len(row[j]) for row in [list(header), *body]) for j in range(len(header))]
+        lines = ["| " + " | ".join(c.ljust(w) for c, w in zip(row, widths, strict=True)) + " |" for row in [header, *body]]
+        return "\n".join([lines[0], "|" + "|".join("-" * (w + 2) for w in widths) + "|", *lines[1:]])
+    width = width or shutil.get_terminal_size((DEFAULT_WIDTH, 24)).columns
+    keys = min(keys, len(header) - 1)
+    longest = [max((len(row[j]) for row in body), default=0) for j in range(len(header))]
+    if sum(2 + max(n, len(name)) for n, name in zip(longest, header, strict=True)) - 2 <= width:
+        return _block([[name] for name in header], [[[cell] for cell in row] for row in body])
+    headings = [_broken(name, n) for name, n in zip(header, longest, strict=True)]
+    room = max(MIN_CELL, width - sum(2 + max(map(len, [*headings[j], "-" * longest[j]])) for j in range(keys)))
+    cells = [[textwrap.wrap(cell, room) or [""] for cell in row] for row in body]
+    widths = [max(map(len, [*headings[j], *(line for row in cells for line in row[j])])) for j in range(len(header))]
+    return "\n\n".join(
+        _block([headings[j] for j in group], [[row[j] for j in group] for row in cells])
+        for group in _groups(widths, keys, width)
+    )
+
+
+def _broken(name: str, width: int) -> list[str]:
+    """A heading in lines of the width of its column, as far as its words allow."""
+    return textwrap.wrap(name, max([width, *map(len, name.split())]) or 1, break_long_words=False, break_on_hyphens=False) or [
+        ""
+    ]
+
+
+def _groups(widths: Sequence[int], keys: int, width: int) -> list[list[int]]:
+    """Columns of each block, its keys included, none wider than `width` if one column and the keys fit."""
+    first = list(range(keys))
+    groups, used = [list(first)], sum(widths[j] + 2 for j in first)
+    start = used
+    for j in range(keys, len(widths)):
+        if used + widths[j] > width and len(groups[-1]) > keys:
+            groups.append(list(first))
+            used = start
+        groups[-1].append(j)
+        used += widths[j] + 2
+    return groups
+
+
+def _block(headings: Sequence[Sequence[str]], body: Sequence[Sequence[Sequence[str]]]) -> str:
+    """Cells are lists of lines; headings stand on the rule below them."""
+    height = max(map(len, headings))
+    top = [["", *[""] * height, *h][-height:] for h in headings]
+    widths = [max(len(line) for cell in [h, *(row[j] for row in body)] for line in cell) for j, h in enumerate(headings)]
+    rows = [top, [["-" * w] for w in widths], *body]
+    return "\n".join(
+        "  ".join(line.ljust(w) for line, w in zip(lines, widths, strict=True)).rstrip()
+        for row in rows for lines in itertools.zip_longest(*row, fillvalue="")
+    )  # fmt: skip
 
 
 def with_interval(values: Sequence[float], digits: int = 3) -> str:
@@ -74,7 +129,7 @@ def size_tables(results: dict[str, Any], markdown: bool = False) -> str:
                     [n_train, first["steps"], *values, found["control"], percent(found["log_ratio"]), found["verdict"]]
                 )
             header = [unit(results), "steps", *methods, "best control", "PAM against it", "verdict"]
-            parts.append(f"{activation}, {title}: test FVU, mean ± 95 % interval\n\n{table(header, lines, markdown)}")
+            parts.append(f"{activation}, {title}: test FVU, mean ± 95 % interval\n\n{table(header, lines, markdown, keys=2)}")
     return "\n\n".join(parts)
 
 
@@ -103,7 +158,7 @@ def _summary(
     header = [
         "budget", "activation", unit(results), "steps", "best control", "control's FVU", *names, "verdict",
     ]  # fmt: skip
-    return table(header, lines, markdown)
+    return table(header, lines, markdown, keys=4)
 
 
 def part_table(results: dict[str, Any], part: str, markdown: bool = False) -> str:
@@ -124,7 +179,7 @@ def part_table(results: dict[str, Any], part: str, markdown: bool = False) -> st
     split = "validation" if part == "causes" else "test"
     names = [{"train": "training FVU", "frac_dead": "dead"}.get(key, key) for key in details]
     header = ["activation", unit(results), "budget", "method", "setting", "lr", f"{split} FVU", *names]
-    return f"{part}\n\n{table(header, lines, markdown)}"
+    return f"{part}\n\n{table(header, lines, markdown, keys=5)}"
 
 
 def matched_l0(results: dict[str, Any], markdown: bool = False) -> str:

@@ -4,8 +4,6 @@ from __future__ import annotations
 
 import copy
 import functools
-import hashlib
-import json
 import math
 from collections.abc import Callable
 from dataclasses import asdict, dataclass, field
@@ -15,6 +13,8 @@ import torch
 
 import splinterp
 from experiments.activations import last_tokens, raw_tokens
+from experiments.recipe import digest, essence, options_of
+from experiments.sources import IMAGES, LAST, source_of, split_name
 from splinterp import PAMSGD, SAE, SGD, DivergenceError, FitResult, fit
 from splinterp.data import Standardizer, load_digits, load_mnist
 from splinterp.metrics import evaluate
@@ -23,7 +23,6 @@ VALIDATION = {"mnist": 5_000, "digits": 237}
 WIDTHS = {"mnist": 784, "digits": 64}
 TOKEN_POOL = 110_000
 """Training tokens of a language model that subsets are drawn from."""
-LAST = "@last"
 TEXT_POOL = 9_000
 """Training texts of a language model whose last tokens are used; a ninth as many are for validation, and again for testing."""
 SPLIT_SEED = 2025
@@ -83,11 +82,15 @@ class Run:
     and 0.3081."""
     options: tuple[tuple[str, Any], ...] = field(default=())
     """Further options of the method or the SAE."""
+    source: str = ""
+    """The key of the data's `experiments.sources.Source`; "": whatever the folder holds."""
+    pool: int = 0
+    """Tokens that training subsets are drawn from; 0: as `pool_size` says."""
 
     @property
     def key(self) -> str:
-        """A hash of all fields."""
-        return hashlib.sha256(json.dumps(asdict(self), sort_keys=True).encode()).hexdigest()[:16]
+        """A hash of all fields that differ from their defaults."""
+        return digest(self)
 
     @property
     def steps_per_epoch(self) -> int:
@@ -100,9 +103,9 @@ class Run:
         return float(self.epochs * self.steps_per_epoch)
 
     def recipe(self) -> str:
-        """A hash of what the run's method means today, defaults included."""
+        """A hash of what the run's method means today: its options, and the SAE's, that are not neutral."""
         make, options, sae_options = _split(self, WIDTHS.get(self.data, 0))
-        return hashlib.sha256(f"{make(lr=self.lr, **options)} {sae_options}".encode()).hexdigest()[:12]
+        return digest([essence(make(lr=self.lr, **options)), options_of(SAE, sae_options)], 12)
 
 
 @functools.lru_cache(maxsize=1)
@@ -114,14 +117,15 @@ def _images(data: str, data_dir: str | None) -> tuple[torch.Tensor, torch.Tensor
     return images.x_train[order[held_out:]], images.x_train[order[:held_out]], images.x_test
 
 
-def _samples(data: str, data_dir: str | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
-    """(pool, validation, test) of images, or of a language model's activations."""
-    if data in VALIDATION:
-        return _images(data, data_dir)
-    model, layer = data.removesuffix(LAST).rsplit("-", 1)
-    if data.endswith(LAST):
-        return last_tokens(model, int(layer), TEXT_POOL, data_dir)
-    return raw_tokens(model, int(layer), TOKEN_POOL, data_dir)
+def _samples(run: Run, data_dir: str | None) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """(pool, validation, test) of images, or of a language model's activations. Raises ValueError: not the run's data."""
+    if run.data in IMAGES:
+        if run.source and source_of(run.data, data_dir).key != run.source:
+            raise ValueError(f"the images of {run.data} are not those that the run is of (source {run.source})")
+        return _images(run.data, data_dir)
+    model, layer = split_name(run.data)
+    read = last_tokens if run.data.endswith(LAST) else raw_tokens
+    return read(model, layer, run.pool or pool_size(run.data), data_dir, run.source or None)
 
 
 def pool_size(data: str) -> int:
@@ -174,7 +178,7 @@ class Split(NamedTuple):
 
 def split(run: Run, data_dir: str | None = None, device: str = "cpu") -> Split:
     """The training subset that a run draws, the validation and the test samples."""
-    pool, x_val, x_test = _samples(run.data, data_dir)
+    pool, x_val, x_test = _samples(run, data_dir)
     subset = torch.randperm(len(pool), generator=torch.Generator().manual_seed(run.seed))[: run.n_train]
     x = pool[subset]
     standardizer = Standardizer("per_feature" if run.normalise == "per_feature" else "global").fit(x)

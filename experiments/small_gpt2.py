@@ -1,6 +1,6 @@
 """A small GPT-2-shaped language model, trained for a few minutes on Python's documentation and kept in the cache.
 
-It makes cross-entropies and interventions possible where no model hub can be reached. The topics that `experiments.activations` keeps
+It makes cross-entropies and interventions possible where no model hub can be reached. The topics that `experiments.texts` keeps
 for testing are left out of its training.
 """
 
@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from experiments.activations import SMALL_GPT2, cache_folder, documents
+from experiments.texts import PYTHON, SMALL_GPT2, cache_folder, documents
 from splinterp.data import LanguageModel, pack_tokens
 
 
@@ -91,14 +91,19 @@ def train(config: Config, texts: list[str], folder: Path) -> None:
         shutil.rmtree(temporary, ignore_errors=True)
 
 
+def recipe(config: Config | None = None) -> str:
+    """Names the model, before it is trained: its weights differ with the machine."""
+    texts = documents(PYTHON).training
+    return f"{SMALL_GPT2}-" + hashlib.sha256(f"{asdict(config or Config())} {chr(0).join(texts)}".encode()).hexdigest()[:12]
+
+
 def load(config: Config | None = None) -> LanguageModel:
     """The trained model with its head, trained first where the cache does not have it."""
     config = config or Config()
-    texts = documents("")[0]
-    recipe = hashlib.sha256(f"{asdict(config)} {chr(0).join(texts)}".encode()).hexdigest()[:12]
-    folder = cache_folder() / f"{SMALL_GPT2}-{recipe}"
+    name = recipe(config)
+    folder = cache_folder() / name
     if not folder.exists():
-        train(config, texts, folder)
+        train(config, documents(PYTHON).training, folder)
     model = LanguageModel.load(folder, causal=True)
-    model.name = f"{SMALL_GPT2}-{recipe}"
+    model.name = name
     return model

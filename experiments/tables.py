@@ -8,9 +8,8 @@ from pathlib import Path
 from typing import Any
 
 from experiments import abstopk, atoms, baselines, bench, bridge, geometry, recovery
-from experiments.options import RESULTS
+from experiments.files import COMMITTED, read_results
 from experiments.report import render, summary
-from experiments.store import read_results
 
 
 def command(argv: list[str]) -> Path:
@@ -20,10 +19,16 @@ def command(argv: list[str]) -> Path:
     parser.add_argument("--markdown", action="store_true")
     parser.add_argument("--summary", action="store_true", help="only the verdict of each cell of the main comparison")
     args = parser.parse_args(argv)
-    path = args.file if args.file.exists() else RESULTS / f"{args.file}.json"
-    if not path.exists():
-        parser.error(f"{args.file} is neither a file nor one of {', '.join(sorted(p.stem for p in RESULTS.glob('*.json')))}")
-    results = read_results(path)
+    path = args.file if args.file.exists() else COMMITTED / f"{args.file}.json"
+    if not path.is_file():
+        names = sorted(p.stem for p in COMMITTED.glob("*.json") if not p.stem.endswith("-runs"))
+        parser.error(f"{args.file} is neither a file nor one of {', '.join(names)}")
+    try:
+        results = read_results(path)
+    except (ValueError, OSError) as error:
+        parser.error(f"{path} is no results file: {error}")
+    if "records" in results:
+        parser.error(f"{path.name} holds single runs: their tables are in {path.name.replace('-runs', '')}")
     if args.summary and "verdicts" not in results:
         parser.error(f"{path.name} has no verdicts to summarise: leave --summary out")
     print(_renderer(results, args.summary)(results, args.markdown))

@@ -9,10 +9,11 @@ from functools import partial
 from pathlib import Path
 from typing import Any
 
-from experiments.store import read_results
+from experiments.errors import UsageError, guarded
+from experiments.files import COMMITTED, ROOT, read_results
 
-RESULTS = Path(__file__).resolve().parent.parent / "experiments" / "results"
-OUT = Path(__file__).resolve().parent / "figures"
+OUT = ROOT / "results" / "figures"
+"""Ignored by git; committed figures are in paper_figures/figures."""
 COMPUTED = ("", "python -m paper_figures NAME")
 ATOMS = ("atoms-mnist.json", "python -m experiments atoms --data-dir FOLDER")
 CONTROLLED = ("mnist-controlled.json", "python -m experiments mnist --data-dir FOLDER --jobs 2")
@@ -76,8 +77,12 @@ def main(argv: list[str]) -> int:
     parser.add_argument("names", nargs="*", metavar="NAME")
     parser.add_argument("--all", action="store_true", help="every figure")
     parser.add_argument("--list", action="store_true", help="list the figures and the results files they read")
-    parser.add_argument("--results", type=Path, help="results file to read instead of the committed one")
-    parser.add_argument("--out", type=Path, default=OUT, help="folder of the figures (default: paper_figures/figures)")
+    parser.add_argument(
+        "--results", type=Path, help="results file, or folder of results files, to read instead of the committed ones"
+    )
+    parser.add_argument(
+        "--out", type=Path, default=OUT, help="folder of the figures (default: results/figures, which git ignores)"
+    )
     args = parser.parse_args(argv)
     figures = _figures()
     if args.list or not (args.names or args.all):
@@ -87,12 +92,20 @@ def main(argv: list[str]) -> int:
     unknown = [name for name in args.names if name not in figures]
     if unknown:
         parser.error(f"unknown figure {unknown[0]!r}; known: {', '.join(figures)}")
+    if args.results is not None and not args.results.exists():
+        parser.error(f"{args.results} is neither a results file nor a folder of them")
     missing = 0
     for name in figures if args.all else args.names:
         draw, (file, command) = figures[name]
-        path = (args.results or RESULTS / file) if file else None
+        path = _results_path(args.results, file) if file else None
         missing += not _draw(name, draw, path, command, args.out)
     return 1 if missing else 0
+
+
+def _results_path(given: Path | None, file: str) -> Path:
+    if given is None:
+        return COMMITTED / file
+    return given / file if given.is_dir() else given
 
 
 def _draw(name: str, draw: Callable[[dict[str, Any]], Any], path: Path | None, command: str, out: Path) -> bool:
@@ -101,7 +114,10 @@ def _draw(name: str, draw: Callable[[dict[str, Any]], Any], path: Path | None, c
     if path is not None and not path.exists():
         print(f"{name}: {path} is missing; make it with: {command}", file=sys.stderr)
         return False
-    results = {} if path is None else read_results(path)
+    try:
+        results = {} if path is None else read_results(path)
+    except (ValueError, OSError) as error:
+        raise UsageError(f"{path} is no results file: {error}") from error
     source = (
         f"Computed by: {command.replace('NAME', name)}."
         if path is None
@@ -114,5 +130,11 @@ def _draw(name: str, draw: Callable[[dict[str, Any]], Any], path: Path | None, c
     return True
 
 
+def run(argv: list[str]) -> int:
+    """`main`, with what a user meets told without a traceback."""
+    status = []
+    return guarded("python -m paper_figures", lambda: status.append(main(argv))) or status[0]
+
+
 if __name__ == "__main__":
-    sys.exit(main(sys.argv[1:]))
+    sys.exit(run(sys.argv[1:]))

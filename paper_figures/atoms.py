@@ -36,7 +36,8 @@ def atoms(results: dict[str, Any]) -> tuple[Figure, str]:
     axes[0][1].imshow(np.full((side, side * COLUMNS), 128), cmap="RdBu_r", vmin=0, vmax=255, alpha=0)
     config = results["config"]
     return figure, (
-        f"SAEs trained on {config['n_train']:,} MNIST images ({config['n_latents']} latents, k = {config['k']}, first seed). Left: the "
+        f"SAEs trained on {config['n_train']:,} images of {results['data']['name']} ({config['n_latents']} latents, k = {config['k']}, "
+        f"first seed). Left: the "
         "first test image of each digit (top) and its reconstructions. Right: decoder rows of the latents active most often, each scaled "
         "to its largest entry; red positive, blue negative, white zero. FVU is over all test images."
     )

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 
 from experiments.compare import t_interval
 from experiments.report import unit
+from experiments.sources import IMAGES, split_name
 from paper_figures.style import COLUMN, METHOD_STYLES, PAGE, label, legend_below
 
 Row = dict[str, Any]
@@ -19,8 +20,8 @@ Row = dict[str, Any]
 
 def data_name(results: Row) -> str:
     """The data set as a caption names it."""
-    data = results["config"]["data"]
-    return {"mnist": "MNIST", "digits": "scikit-learn's digits", "minilm-3": "MiniLM's layer 3 (WikiText-2)"}.get(data, data)
+    data, name = results["config"]["data"], results["data"]["name"]
+    return name if data in IMAGES else f"layer {split_name(data)[1]} of {name}"
 
 
 def draw(axes: Axes, x: Sequence[float], rows: Sequence[Row], method: str) -> None:

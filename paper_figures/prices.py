@@ -58,7 +58,7 @@ def price(results: dict[str, Any]) -> tuple[Figure, str]:
     legend_below(figure, 3)
     config = results["config"]
     return figure, (
-        f"The price of interpretability on {config['data'].upper() if config['data'] == 'mnist' else config['data']}, "
+        f"The price of interpretability on {results['data']['name']}, "
         f"{config['n_train']:,} training images, mean over {len(config['seeds'])} seeds (bars: 95 % interval of the SAE's error). Each "
         "SAE's error is at least that of local PCA of the same ranks on the SAE's own regions (grey); the rest is the price. "
         "Percentages: share of the images in regions of at least 10 (k + 1) images; where it is small, most of the bound is 0 because "
@@ -89,7 +89,7 @@ def baselines(results: dict[str, Any]) -> tuple[Figure, str]:
     legend_below(figure, 4)
     config = results["config"]
     return figure, (
-        f"Test FVU of autoencoders fitted to {config['n_train']:,} images of {config['data']} (mean and 95 % interval over "
+        f"Test FVU of autoencoders fitted to {config['n_train']:,} images of {results['data']['name']} (mean and 95 % interval over "
         f"{len(config['seeds'])} seeds), against their parameters and against the numbers a sample's code consists of: k indices and "
         "k values for an SAE (2 l0 for ReLU), a region's number and its coordinates for k-means and local PCA, coordinates for PCA, "
         "ICA and NMF. ICA spans the same subspace as PCA and has its error. Unjoined SAEs are smaller dictionaries."

@@ -44,7 +44,7 @@ def signs(results: dict[str, Any]) -> tuple[Figure, str]:
     legend_below(figure, 3)
     return figure, (
         f"SAEs of {config['n_latents']:,} latents with {config['k']} active ones (JumpReLU: on average over the training tokens) on "
-        f"{config['model']}, {results['text']}, {config['n_train']:,} training tokens, each with its own step size. From the left: "
+        f"{results['data']['name']}, {config['n_train']:,} training tokens, each with its own step size. From the left: "
         "test FVU; the share of live latents whose rarer sign makes up more than a tenth of their firings, 0 by construction for TopK and "
         "JumpReLU; the mean best absolute cosine between dictionaries of different seeds"
         + ("; the share of the loss from mean ablation that the reconstruction leaves (lower is better)" if causal else "")

@@ -50,7 +50,8 @@ def slices(results: dict[str, Any]) -> tuple[Figure, str]:
             ax.set_title(f"{activation}, {label(method)}: {len(cells):,} regions")
     config = results["config"]
     return figure, (
-        f"Linear regions of SAEs trained on MNIST ({config['n_latents']} latents, k = {config['k']}, {config['n_train']:,} images), "
+        f"Linear regions of SAEs trained on {results['data']['name']} ({config['n_latents']} latents, k = {config['k']}, "
+        f"{config['n_train']:,} images), "
         "cut by the plane through three test images (circles); every polygon is exact. Neighbours differ in colour, regions of "
         "one support share one. Distances are in standardised pixels (bar: 10). ReLU SAEs have more active latents (see the "
         "table of region statistics), and are cut by every latent's line."

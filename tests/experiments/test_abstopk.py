@@ -7,8 +7,9 @@ import pytest
 pytest.importorskip("transformers", reason="needs transformers: pip install -e '.[llm]'")
 
 from experiments import __main__ as command_line
-from experiments import abstopk, activations, small_gpt2
-from experiments.store import read_results
+from experiments import abstopk, activations, small_gpt2, sources, texts
+from experiments.errors import UsageError
+from experiments.files import read_results
 from splinterp.data import LanguageModel
 
 SMALL = abstopk.Config(k=4, n_latents=64, n_train=1_500, epochs=1, grid=(1e-3, 4e-3), seeds=(0, 1))
@@ -35,7 +36,7 @@ def test_table_is_complete(small, capsys, monkeypatch):
     path, out = small
     results = read_results(path)
     assert [r["activation"] for r in results["signs"]] == list(abstopk.ACTIVATIONS)
-    assert results["text"] == "python documentation"
+    assert results["data"]["name"] == "MiniLM (Python's documentation)"
     for r in results["signs"]:
         assert len(r["test"]) == len(SMALL.seeds)
         assert len(r["likeness"][0]) == 1
@@ -53,13 +54,13 @@ def test_table_is_complete(small, capsys, monkeypatch):
 
 
 def test_splits_are_of_different_documents(small):
-    train, test, _ = activations.documents(None)
+    train, test, _ = texts.documents(None)
     assert not set(train) & set(test)
     data = activations.tokens("minilm", 3, 1_500, None)
     assert [len(part) for part in data[:3]] == [1_500, 400, 600]
     assert float(data.x.mean()) == pytest.approx(0.0, abs=1e-4)
     assert float(data.x.std()) == pytest.approx(1.0, abs=1e-3)
-    with pytest.raises(ValueError, match="fewer than n_train"):
+    with pytest.raises(UsageError, match="training tokens, fewer than the 10,000,000 needed"):
         activations.tokens("minilm", 3, 10**7, None)
 
 
@@ -72,9 +73,12 @@ def test_a_causal_model_has_its_loss_measured(tmp_path, monkeypatch):
     tiny = small_gpt2.Config(n_layer=2, n_embd=16, n_head=2, context=64, vocabulary=400, steps=5, batch_size=2)
     load = small_gpt2.load
     monkeypatch.setattr(small_gpt2, "load", lambda: load(tiny))
-    for cached in (activations.raw_tokens, activations.language_model):
+    monkeypatch.setattr(small_gpt2, "recipe", lambda config=None, recipe=small_gpt2.recipe: recipe(config or tiny))
+    caches = (activations.raw_tokens, texts.language_model, sources._text_and_model)
+    for cached in caches:
         cached.cache_clear()
-    monkeypatch.setattr(activations, "CONTEXT", 64)
+    for module in (activations, texts):
+        monkeypatch.setattr(module, "CONTEXT", 64)
     monkeypatch.setattr(abstopk, "CONTEXT", 64)
     config = abstopk.Config(
         model="small-gpt2", causal=True, layers=(1,), activations=("TopK",), k=4, n_latents=32, n_train=1_000, epochs=1, grid=(1e-3,),
@@ -89,5 +93,5 @@ def test_a_causal_model_has_its_loss_measured(tmp_path, monkeypatch):
         )
     assert len(list((tmp_path / "cache").glob("small-gpt2-*"))) == 1
     assert load(tiny).n_layers == 2  # from the cache
-    for cached in (activations.raw_tokens, activations.language_model):
+    for cached in caches:
         cached.cache_clear()

@@ -12,7 +12,9 @@ import torch
 from experiments import __main__ as command_line
 from experiments import baselines, bridge
 from experiments.baseline_fits import Fit
-from experiments.store import RecordStore, read_results
+from experiments.files import read_results
+from experiments.sources import source_of
+from experiments.store import RecordStore
 from paper_figures import __main__ as figures
 from splinterp import SAE, TopK
 from splinterp.geometry import PowerDiagram
@@ -56,9 +58,9 @@ def test_baseline_rows_are_complete_and_consistent(small, capsys):
 
 
 def test_nothing_is_fitted_twice(small, monkeypatch):
-    store = RecordStore(small.parent, "baselines-digits-runs", baselines.parse)
+    store = RecordStore(small.parent, "baselines-digits-runs", baselines.parse, source_of("digits"))
     monkeypatch.setattr(baselines, "measure", None)  # would fail if anything were missing
-    again = baselines.collect(SMALL, store)
+    again = baselines.collect(dataclasses.replace(SMALL, source=source_of("digits").key), store)
     assert len(again["rows"]) == len(read_results(small)["rows"])
 
 

@@ -8,7 +8,7 @@ import torch
 from experiments import bench
 from experiments.benches import extract, solve, timing
 from experiments.benches.train import our_step, plain_step
-from experiments.store import read_results
+from experiments.files import read_results
 from splinterp import SGD
 from splinterp.data import LanguageModel, pack_tokens
 from splinterp.data.extract import padded

@@ -12,8 +12,7 @@ from experiments import __main__ as command_line
 from experiments import bench, geometry
 from experiments.benches import geometry as bench_geometry
 from experiments.benches import timing
-from experiments.options import RESULTS
-from experiments.store import read_results
+from experiments.files import COMMITTED, read_results
 from paper_figures import __main__ as figures
 from splinterp.geometry import slice_cells
 
@@ -54,7 +53,7 @@ def test_figures_are_drawn_from_it(small, tmp_path):
 
 def test_step_sizes_are_those_the_controlled_comparison_chose():
     chosen = {}
-    for row in read_results(RESULTS / "mnist-controlled.json")["rows"]:
+    for row in read_results(COMMITTED / "mnist-controlled.json")["rows"]:
         if row["n_train"] == 13_750 and row["budget"] in ("long", "penalised") and row["part"] in ("sizes", "relu"):
             chosen[row["activation"], row["method"], row["options"].get("l1", 0.0)] = row["lr"], row["l0"]
     for activation, method, lr, l1 in geometry.Config().trained:

@@ -10,8 +10,8 @@ import torch
 pytest.importorskip("transformers", reason="needs transformers: pip install -e '.[llm]'")
 
 from experiments import activations, llm, mnist, runs
-from experiments.paper import LANGUAGE_MODEL, plan
-from experiments.store import read_results
+from experiments.files import read_results
+from experiments.paper import LANGUAGE_MODEL, paper_parts, plan
 from splinterp.data import LanguageModel
 
 SMALL = dataclasses.replace(
@@ -43,6 +43,10 @@ def test_the_grid_runs_on_tokens(few_tokens, tmp_path):
     assert {row["n_train"] for row in results["rows"]} == {200, 500}
     assert len(results["verdicts"]) == 2 * 2
     assert all(0 < value < 1.5 for row in results["rows"] for value in row["fvu"])
+    assert results["data"]["name"] == "MiniLM (Python's documentation)"
+    assert {record["run"]["source"] for record in read_results(tmp_path / "llm-minilm-3-runs.json")["records"]} == {
+        results["data"]["key"]
+    }
 
 
 def test_subsets_are_drawn_and_standardised_by_themselves(few_tokens):
@@ -77,15 +81,8 @@ def test_last_tokens_of_texts(few_tokens, monkeypatch):
     assert dict(run.options) == {"solve_first": True, "clip": 1.0}
     parts = {part for part, *_ in plan(config)}
     assert parts == {"sizes", "k", "encoder_updates", "weight_decay", "mu_nu_pull"}
-    assert {part for part, *_ in plan(dataclasses.replace(config, parts=("k",)))} == {"k"}
+    assert set(paper_parts(config)) == parts
     pulls = [run for part, _, strength, run in plan(config) if part == "mu_nu_pull" and strength == 1.0]
     assert dict(pulls[0].options)["nu"] == 0.0
     assert 0 < runs.execute(run)["test_last"]["fvu"] < 10
     activations.last_tokens.cache_clear()
-
-
-def test_parts_belong_to_a_preset(capsys):
-    for arguments in (["--preset", "paper", "--parts", "relu"], ["--parts", "k"]):
-        with pytest.raises(SystemExit):
-            llm.command(arguments)
-        assert "has no part" in capsys.readouterr().err

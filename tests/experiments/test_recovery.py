@@ -9,8 +9,9 @@ import torch
 
 from experiments import __main__ as command_line
 from experiments import recovery
+from experiments.files import read_results
 from experiments.recovery_runs import GAIN, ROWS, Recovery, measure, start, task_from_record
-from experiments.store import RecordStore, read_results
+from experiments.store import RecordStore
 from paper_figures import __main__ as figures
 
 

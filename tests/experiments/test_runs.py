@@ -10,8 +10,9 @@ import pytest
 import torch
 
 from experiments import runs
+from experiments.files import read_results
 from experiments.runs import METHODS, Run, build, execute, pool_size
-from experiments.store import RecordStore, read_results
+from experiments.store import RecordStore
 from splinterp import PAMSGD, SGD
 from splinterp.data import load_digits
 
@@ -22,6 +23,7 @@ def test_key_depends_on_every_field():
     changed = {
         "data": "mnist", "method": "SGD tied", "activation": "AbsTopK", "k": 4, "n_latents": 17, "n_train": 61, "epochs": 3, "lr": 2e-2,
         "seed": 2, "role": "tuning", "batch_size": 64, "normalise": "published", "options": (("l1", 0.1),),
+        "source": "0123", "pool": 100,
     }  # fmt: skip
     assert set(changed) == {f.name for f in dataclasses.fields(Run)}
     keys = {RUN.key} | {dataclasses.replace(RUN, **{name: value}).key for name, value in changed.items()}

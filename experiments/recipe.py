@@ -1,0 +1,93 @@
+"""What a record is the record of, as a hash that an option which changes nothing does not change.
+
+Only what differs from an option's neutral value is counted. For options listed in NEUTRAL that is the value there, which never
+changes: an option whose default is changed then counts at its new default, and runs of the old one keep their records. For an
+option that is not listed yet it is its default, so a new option renames nothing; list it when it is added.
+"""
+
+from __future__ import annotations
+
+import dataclasses
+import hashlib
+import inspect
+import json
+from typing import Any
+
+import torch
+
+from splinterp import PAMSGD, SAE, SGD, BiasAdaptation
+from splinterp.activations import Activation
+
+_GRADIENT: dict[str, Any] = {
+    "lr": 3e-3, "optimizer": "adam", "betas": (0.9, 0.999), "schedule": "cosine", "clip": None, "weight_decay": 0.0,
+    "decay_biases": False, "l1": 0.0, "l0": 0.0,
+}  # fmt: skip
+NEUTRAL: dict[type, dict[str, Any]] = {
+    SGD: {**_GRADIENT, "unit_norm_decoder": False},
+    PAMSGD: {
+        **_GRADIENT, "gradient": "both", "hold": 0.0, "encoder_updates": 1, "prox_enc": 0.0, "prox_dec": 0.0, "bias_prox": 0.0,
+        "ridge": "gcv", "gcv_inflation": 1.0, "bias_ridge": 0.0, "bias": "joint", "solve_gap": 50, "decoder_every": None,
+        "solve_first": False, "scale": "one", "stats_dtype": torch.float64,
+    },
+    BiasAdaptation: {
+        "base": SGD(), "lr": None, "target_frequencies": None, "groups": 10, "highest": 0.5, "lowest": 0.001, "gamma_up": 0.01,
+        "gamma_down": 0.01, "every": 50, "eps": 1e-6, "bounds": (-1.0, 0.0), "rule": "step", "quantile_samples": None,
+    },
+    SAE: {"decoder": "free", "init": "unit", "init_dec": "transpose", "tie_scale": False, "b_pre": False},
+}  # fmt: skip
+"""Never edit a value that is here; add new options."""
+
+
+def digest(value: Any, length: int = 16) -> str:
+    """A hash of `essence(value)`, in hexadecimal."""
+    return hashlib.sha256(json.dumps(essence(value), sort_keys=True).encode()).hexdigest()[:length]
+
+
+def essence(value: Any) -> Any:
+    """`value` as JSON, its options at their neutral values left out; floats to the 7 digits that records keep.
+
+    Dataclasses, activations, scikit-learn estimators, tensors, containers and plain values. Raises TypeError for anything else:
+    what has no lasting name cannot name a record.
+    """
+    if value is None or isinstance(value, bool | str):
+        return value
+    if isinstance(value, int | float):
+        return f"{value:.7g}"
+    if isinstance(value, list | tuple):
+        return [essence(item) for item in value]
+    if isinstance(value, dict):
+        return {str(key): essence(item) for key, item in value.items()}
+    if isinstance(value, torch.dtype):
+        return str(value)
+    if isinstance(value, type):
+        return f"{value.__module__}.{value.__qualname__}"
+    if isinstance(value, torch.Tensor):
+        content = value.detach().cpu().contiguous()
+        return [str(value.dtype), list(value.shape), hashlib.sha256(content.numpy().tobytes()).hexdigest()]
+    if isinstance(value, Activation):
+        return options_of(type(value), {k: v for k, v in value.config().items() if k != "name"})
+    if dataclasses.is_dataclass(value):
+        return options_of(type(value), {f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
+    if hasattr(value, "get_params"):  # scikit-learn's way to say what an estimator was made with
+        return options_of(type(value), value.get_params(deep=False))
+    raise TypeError(f"{type(value).__name__} cannot name a record: pass plain values, dataclasses, activations or estimators")
+
+
+def options_of(made: type, options: dict[str, Any]) -> dict[str, Any]:
+    """The essence of what `made(**options)` makes: its name, and the options that are not neutral."""
+    known = next((NEUTRAL[base] for base in made.__mro__ if base in NEUTRAL), {})
+    neutral = {**_defaults(made), **known}
+    kept = {name: essence(value) for name, value in options.items()}
+    return {
+        "made": made.__name__,
+        **{name: e for name, e in kept.items() if name not in neutral or e != essence(neutral[name])},
+    }
+
+
+def _defaults(made: type) -> dict[str, Any]:
+    if dataclasses.is_dataclass(made):
+        found = {f.name: f.default for f in dataclasses.fields(made) if f.default is not dataclasses.MISSING}
+        makers = {f.name: f.default_factory for f in dataclasses.fields(made) if f.default_factory is not dataclasses.MISSING}
+        return {**found, **{name: maker() for name, maker in makers.items()}}
+    parameters = inspect.signature(made).parameters.values()
+    return {p.name: p.default for p in parameters if p.default is not inspect.Parameter.empty}
