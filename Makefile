@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test lint types figures clean
+.PHONY: demo test test-all test-other-machine lint types figures clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -16,8 +16,25 @@ demo: $(INSTALLED)  ## the sample-efficiency comparison on scikit-learn's digits
 	$(BIN)/python -m experiments digits --out demo --jobs 2
 	$(BIN)/python -m paper_figures sample_efficiency --results demo/digits.json --out demo
 
-test: $(INSTALLED)  ## the test suite
-	$(BIN)/python -m pytest
+# Budgets on two quiet cores, without installation: 3 minutes for `make test`, 10 minutes for `make test-all`. A test that
+# does not fit the first is marked slow: those that kill or pair processes, or train until features are found.
+# One file stays on one worker, so that its fixtures are made once.
+WORKERS := -n 2 --dist loadfile
+
+test: $(INSTALLED)  ## the test suite without its slow tests
+	$(BIN)/python -m pytest $(WORKERS)
+
+test-all: $(INSTALLED)  ## the whole test suite
+	$(BIN)/python -m pytest $(WORKERS) -m "slow or not slow"
+
+# Libraries choose their kernels by the CPU, and each rounds sums in its own order. The numerical tests run once more as on
+# an old CPU (SSE4.2 only), so that none passes by the bits of the machine it was written on.
+NUMERICAL := tests/properties tests/geometry tests/test_decoder.py tests/test_matrix_free.py tests/test_sparse_kernels.py \
+	tests/training/test_pam.py
+
+test-other-machine: $(INSTALLED)  ## the numerical tests with the instructions of an old CPU
+	ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41 OPENBLAS_CORETYPE=Nehalem \
+		$(BIN)/python -m pytest $(WORKERS) $(NUMERICAL)
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

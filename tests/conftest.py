@@ -10,14 +10,14 @@ import torch
 from hypothesis import HealthCheck, settings
 from jaxtyping import install_import_hook
 
-import tests.typechecker  # noqa: F401  (the hook finds it as an attribute of `tests`)
+import tests.typechecker  # the hook finds it as an attribute of `tests`
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported: its kernels then run on the CPU
 
 install_import_hook("splinterp", "tests.typechecker.check")  # before anything imports splinterp
 
-torch.set_num_threads(1)  # the matrices here are small: threads would only wait for each other
+torch.set_num_threads(tests.THREADS)  # also where something imported torch before this file
 
 # SPLINTERP_EXAMPLES=1000 searches further, with new examples every time.
 examples = os.environ.get("SPLINTERP_EXAMPLES")

@@ -176,6 +176,7 @@ extract.extract_activations(tiny("BERT"), documents, 2, context=32, batch_tokens
 """
 
 
+@pytest.mark.slow
 def test_kill_9_during_extraction_loses_nothing(tmp_path):
     root = Path(__file__).resolve().parents[2]
     environment = {**os.environ, "PYTHONPATH": str(root), "HF_HUB_OFFLINE": "1"}

@@ -8,7 +8,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from splinterp.geometry import Cells, Plane, PowerDiagram, count_cells, is_empty, principal_plane, region_of, slice_cells
+from splinterp.geometry import Cells, Plane, PowerDiagram, count_cells, is_empty, principal_plane, regions_of, slice_cells
 from tests.properties.geometry_cases import diagrams, random_sae, saes, seeds
 
 BOUNDS = (-2.5, 3.0, -3.0, 2.0)
@@ -22,19 +22,20 @@ def window_points(seed: int, n: int = 200, bounds=BOUNDS) -> np.ndarray:
 def check_tiling(cells: Cells, area: float = AREA) -> None:
     """Areas sum to the window's, polygons are convex and counter-clockwise, neighbours share the edge they name."""
     assert abs(sum(cell.area for cell in cells) - area) <= 1e-9 * area
+    sides = np.array(cells.bounds)
+    shared: list[list[np.ndarray]] = [[] for _ in cells]  # what other cells say are its corners
     for number, cell in enumerate(cells):
         assert cell.area > 0
         assert cell.contains(cell.polygon, 1e-9).all(), "not convex or not counter-clockwise"
-        for vertex, other in enumerate(cell.neighbours):
-            a, b = cell.polygon[vertex], cell.polygon[(vertex + 1) % len(cell.polygon)]
+        edges = np.stack([cell.polygon, np.roll(cell.polygon, -1, axis=0)], axis=1)
+        for other, edge in zip(cell.neighbours.tolist(), edges, strict=True):
             if other >= 0:
                 assert number in cells[other].neighbours
-                assert cells[other].contains(np.stack([a, b]), 1e-8).all()
-            else:
-                xmin, xmax, ymin, ymax = cells.bounds
-                sides = np.array([a[0] - xmin, a[0] - xmax, a[1] - ymin, a[1] - ymax])
-                ends = np.array([b[0] - xmin, b[0] - xmax, b[1] - ymin, b[1] - ymax])
-                assert (np.maximum(np.abs(sides), np.abs(ends)) < 1e-8).any(), "an edge inside the window has no neighbour"
+                shared[other].append(edge)
+        away = np.abs(edges[cell.neighbours < 0][:, :, [0, 0, 1, 1]] - sides).max(axis=1)  # both ends of an edge, each side
+        assert (away < 1e-8).any(axis=1).all(), "an edge inside the window has no neighbour"
+    for cell, corners in zip(cells, shared, strict=True):
+        assert not corners or cell.contains(np.concatenate(corners), 1e-8).all()
 
 
 def holders(cells: Cells, points: np.ndarray) -> list[list[int]]:
@@ -115,9 +116,10 @@ def test_slices_tile_and_hold_the_regions_of_the_sae(activation, data):
         if found:
             np.testing.assert_array_equal(cells[found[0]].sites, np.nonzero(code)[0])
             np.testing.assert_array_equal(cells[found[0]].signs, np.sign(code[code != 0]))
-    for cell in cells:
-        if cell.area > 1e-8:
-            np.testing.assert_array_equal(region_of(sae, plane.points(cell.centre[None])).support, cell.sites)
+    large = [cell for cell in cells if cell.area > 1e-8]
+    regions = regions_of(sae, plane.points(np.stack([cell.centre for cell in large])), margins=False)
+    for row, cell in enumerate(large):
+        np.testing.assert_array_equal(regions.support(row), cell.sites)
     if activation != "AbsTopK":
         assert len({tuple(cell.sites) for cell in cells}) == len(cells), "a support owns one convex cell"
 

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import functools
 import pickle
 from dataclasses import replace
 
@@ -264,20 +265,25 @@ def test_a_bias_that_is_computed_is_refused():
         BiasAdaptation().init(Computed(), samples())
 
 
-@pytest.mark.parametrize("base", [SGD(lr=0.03), PAMSGD(lr=0.03)], ids=["SGD", "PAM"])
-@pytest.mark.parametrize("rule", ["step", "quantile"])
-def test_known_features_are_found_with_sparse_codes(base, rule):
+@functools.cache  # a base alone is compared with both rules
+def found(method):
     model = SparseFeatures(32, 32, 2, generator=rng(5))
     x = model.sample(4_000, rng(6)).x
+    sae = SAE(32, 128, JumpReLU(0.1), "tied", tie_scale=True, b_pre=True, generator=rng(7))
+    with torch.no_grad():
+        sae.scale.fill_(0.1)
+    fit(sae, x, method, epochs=40, batch_size=128, log_every=40, generator=rng(8))
+    recovery = match_features(sae.W_dec.detach(), model.features).recovery(0.8)
+    return recovery, evaluate(sae, model.sample(1_000, rng(9)).x).l0
 
-    def found(method):
-        sae = SAE(32, 128, JumpReLU(0.1), "tied", tie_scale=True, b_pre=True, generator=rng(7))
-        with torch.no_grad():
-            sae.scale.fill_(0.1)
-        fit(sae, x, method, epochs=40, batch_size=128, log_every=40, generator=rng(8))
-        recovery = match_features(sae.W_dec.detach(), model.features).recovery(0.8)
-        return recovery, evaluate(sae, model.sample(1_000, rng(9)).x).l0
 
+@pytest.mark.parametrize(("base", "rule"), [
+    pytest.param(SGD(lr=0.03), "step", id="step-SGD"),
+    pytest.param(SGD(lr=0.03), "quantile", id="quantile-SGD", marks=pytest.mark.slow),
+    pytest.param(PAMSGD(lr=0.03), "step", id="step-PAM", marks=pytest.mark.slow),
+    pytest.param(PAMSGD(lr=0.03), "quantile", id="quantile-PAM", marks=pytest.mark.slow),
+])  # fmt: skip
+def test_known_features_are_found_with_sparse_codes(base, rule):
     gammas = {"gamma_up": 0.1, "gamma_down": 0.1} if rule == "step" else {}
     recovery, l0 = found(BiasAdaptation(base=base, groups=1, highest=0.06, every=25, rule=rule, **gammas))
     assert recovery > 0.85

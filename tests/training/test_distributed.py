@@ -24,7 +24,10 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
     return subprocess.run(command, cwd=ROOT, capture_output=True, text=True, timeout=240, check=False)
 
 
-@pytest.mark.parametrize("name", list(distributed_worker.METHODS))
+# One method is enough for every day, and PAM-SGD shares both its gradients and its solves.
+@pytest.mark.parametrize(
+    "name", [pytest.param(m, marks=() if m == "pam" else pytest.mark.slow) for m in distributed_worker.METHODS]
+)
 def test_two_processes_equal_one(name, tmp_path, monkeypatch):
     monkeypatch.setattr(pam, "MATRIX_FREE_FROM", pam.MATRIX_FREE_FROM)  # restored after the run here
     done = torchrun(name, str(tmp_path / "sae"))
@@ -52,6 +55,7 @@ def pair(*arguments: str) -> list[subprocess.CompletedProcess[str]]:
     return [subprocess.CompletedProcess(p.args, p.returncode, "", e) for p, e in zip(started, errors, strict=True)]
 
 
+@pytest.mark.slow
 def test_a_death_is_reported_and_the_run_goes_on_from_the_checkpoint(tmp_path):
     out = str(tmp_path / "sae")
     dead, survivor = pair("pam", out, "dies")

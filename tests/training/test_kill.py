@@ -9,6 +9,7 @@ import sys
 import time
 from pathlib import Path
 
+import pytest
 import torch
 
 from splinterp.data import StoreWriter
@@ -28,6 +29,7 @@ torch.save(sae.state_dict(), out)
 """
 
 
+@pytest.mark.slow
 def test_kill_9_during_training_loses_at_most_an_epoch(tmp_path):
     writer = StoreWriter(tmp_path / "store", 8)
     x = samples(400)
