@@ -82,7 +82,8 @@ def _levels(scores: Tensor, above: Tensor) -> Tensor:
     """For each row a level that `above` of its values exceed; where values tie, the nearest count to it that is not 0.
 
     The level lies half-way between two different values, so that rounding lets neither of them change sides; it is -inf where
-    the row's smallest value must exceed it.
+    the row's smallest value must exceed it. Values that only rounding tells apart tie: a product may give equal samples scores
+    that differ in their last bits, and a level between those would leave it to the next product who exceeds it.
     """
     found = torch.full((len(scores),), -math.inf, dtype=scores.dtype, device=scores.device)
     for count in above.unique().tolist():
@@ -91,12 +92,13 @@ def _levels(scores: Tensor, above: Tensor) -> Tensor:
         rows = above == count
         values = scores[rows]
         pivot = values.kthvalue(scores.shape[1] - count, dim=1, keepdim=True).values
-        fewer, more = (values > pivot).sum(1), (values >= pivot).sum(1)  # the two counts that a level here can give
-        higher = torch.where(values > pivot, values, math.inf).amin(1)
-        lower = torch.where(values < pivot, values, -math.inf).amax(1)
-        pivot = pivot[:, 0]
+        rounding = 8 * torch.finfo(values.dtype).eps * values.abs().amax(1, keepdim=True)
+        over, under = values > pivot + rounding, values < pivot - rounding
+        fewer, more = over.sum(1), (~under).sum(1)  # the two counts that a level here can give
+        higher, top = torch.where(over, values, math.inf).amin(1), torch.where(over, -math.inf, values).amax(1)
+        lower, bottom = torch.where(under, values, -math.inf).amax(1), torch.where(under, math.inf, values).amin(1)
         up = (fewer > 0) & (count - fewer <= more - count)
-        found[rows] = torch.where(up, _between(pivot, higher), _between(lower, pivot))
+        found[rows] = torch.where(up, _between(top, higher), _between(lower, bottom))
     return found
 
 

@@ -15,7 +15,7 @@ from splinterp import PAMSGD, SAE, SGD, AbsTopK, BiasAdaptation, DivergenceError
 from splinterp.data import SparseFeatures
 from splinterp.metrics import evaluate, match_features
 from splinterp.training import BiasState, FiringCounter
-from splinterp.training.bias_block import bias_of
+from splinterp.training.bias_block import _levels, bias_of
 from tests.helpers import make_sae, rng, samples
 
 
@@ -291,3 +291,15 @@ def test_known_features_are_found_with_sparse_codes(base, rule):
     alone, dense = found(base)
     assert alone < 0.3
     assert dense > 20
+
+
+def test_scores_that_only_rounding_tells_apart_tie():
+    """Equal samples may get scores that differ in their last bits, by their place in a product: no level comes between."""
+    for dtype in (torch.float32, torch.float64):
+        least = torch.nextafter(torch.tensor(0.16, dtype=dtype), torch.tensor(1.0, dtype=dtype))
+        scores = torch.stack([torch.tensor(0.16, dtype=dtype), least]).repeat(3)
+        scores = torch.cat([scores, torch.tensor([-1.0, -1.5, 2.0], dtype=dtype)])[None]
+        for above, counted in ((1, 1), (2, 1), (4, 1), (5, 7), (6, 7), (7, 7), (8, 8)):  # 1 above, 6 equal, 2 below
+            level = _levels(scores, torch.tensor([above]))
+            assert int((scores > level).sum()) == counted
+            assert float((scores - level).abs().min()) > 0.2
