@@ -8,14 +8,13 @@ from pathlib import Path
 import pytest
 import torch
 from hypothesis import HealthCheck, settings
-from jaxtyping import install_import_hook
 
-import tests.typechecker  # the hook finds it as an attribute of `tests`
+import tests.typechecker
 
 if not torch.cuda.is_available():
     os.environ["TRITON_INTERPRET"] = "1"  # read when Triton is first imported: its kernels then run on the CPU
 
-install_import_hook("splinterp", "tests.typechecker.check")  # before anything imports splinterp
+tests.typechecker.install("splinterp")  # before anything imports splinterp
 
 torch.set_num_threads(tests.THREADS)  # also where something imported torch before this file
 
