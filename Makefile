@@ -47,4 +47,4 @@ figures: $(INSTALLED)  ## every figure, from the committed results
 	$(BIN)/python -m paper_figures --all
 
 clean:
-	rm -rf $(VENV) demo build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) demo results build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -23,7 +23,9 @@ def minilm():
         pytest.skip(str(error))
 
 
-@pytest.mark.parametrize("name", ["train", "solve", "scale", "memory", "processes"])
+@pytest.mark.parametrize(
+    "name", ["train", *(pytest.param(name, marks=pytest.mark.slow) for name in ("solve", "scale", "memory", "processes"))]
+)
 def test_benches_run(name, tmp_path, capsys):
     results = read_results(bench.command([name, "--quick", "--out", str(tmp_path)]))
     assert results["bench"] == name

@@ -15,13 +15,16 @@ from experiments.store import RecordStore
 from paper_figures import __main__ as figures
 
 
+SMALL = dataclasses.replace(recovery.SMOKE, n_samples=1_000, n_latents=40, resonance_n_latents=24, lengths=(60, 120))
+
+
 @pytest.fixture(scope="module")
 def results_file(tmp_path_factory):
-    return recovery.main(recovery.SMOKE, tmp_path_factory.mktemp("recovery"))
+    return recovery.main(SMALL, tmp_path_factory.mktemp("recovery"))
 
 
 def test_tables_have_every_row_and_figures_are_drawn(results_file, capsys, tmp_path):
-    results, config = read_results(results_file), recovery.SMOKE
+    results, config = read_results(results_file), SMALL
     assert [(r["row"], r["signed"]) for r in results["rows"]] == [
         *((row, False) for row in config.rows), *((row, True) for row in config.signed_rows),
     ]  # fmt: skip
@@ -45,17 +48,17 @@ def test_a_rerun_trains_nothing_and_every_row_is_tuned_alike(results_file, monke
 
     monkeypatch.setattr("experiments.recovery.measure", refuse)
     before = read_results(results_file)["rows"]
-    recovery.main(recovery.SMOKE, results_file.parent)
+    recovery.main(SMALL, results_file.parent)
     assert str(read_results(results_file)["rows"]) == str(before)  # as text: a row without matches has NaNs
     store = RecordStore(results_file.parent, "recovery-runs", task_from_record)
     tasks = [task_from_record(record) for record in store.records.values()]
     tuning = [task for task in tasks if task.role == "tuning"]
-    for row in recovery.SMOKE.rows:
+    for row in SMALL.rows:
         mine = [t for t in tuning if t.row == row and not t.signs]
-        assert {t.lr for t in mine} == set(recovery.SMOKE.grid)
-        assert {t.steps for t in mine} == set(recovery.SMOKE.lengths)
-        assert {t.seed for t in mine} == {recovery.SMOKE.tuning_seed}
-    assert not {t.seed for t in tasks if t.role == "reported"} & {recovery.SMOKE.tuning_seed}
+        assert {t.lr for t in mine} == set(SMALL.grid)
+        assert {t.steps for t in mine} == set(SMALL.lengths)
+        assert {t.seed for t in mine} == {SMALL.tuning_seed}
+    assert not {t.seed for t in tasks if t.role == "reported"} & {SMALL.tuning_seed}
 
 
 def test_all_rows_start_from_the_same_directions_at_the_same_gain():
@@ -85,11 +88,11 @@ def test_one_diverged_seed_leaves_the_tables_whole(results_file, tmp_path, capsy
             for name in ("groups", "poles", "l0", "fvu", "one_to_one", "matched_frequency"):
                 record.pop(name, None)
             record |= {"diverged_at": 3, "consistency": [float("nan")] * 3}
-    experiment = recovery.Experiment(recovery.SMOKE, store, 1, "cpu")
+    experiment = recovery.Experiment(SMALL, store, 1, "cpu")
     tuned = experiment.tuned()
     results = {
         "rows": experiment.main_rows(tuned), "resonance": experiment.resonance(tuned["BA", False].lr),
-        "consistency": experiment.consistency(tuned), "config": dataclasses.asdict(recovery.SMOKE),
+        "consistency": experiment.consistency(tuned), "config": dataclasses.asdict(SMALL),
     }  # fmt: skip
     assert "diverged" in recovery.render(results)
     assert all(r["true_l0"] == 2 for r in results["rows"])

@@ -129,6 +129,7 @@ def test_records_of_other_defaults_are_run_again(tmp_path, monkeypatch):
     assert list(RecordStore(tmp_path, "x").records) == [others.key]
 
 
+@pytest.mark.slow
 def test_parallel_runs_equal_serial_ones(tmp_path):
     todo = [dataclasses.replace(RUN, seed=s) for s in (1, 2)]
     serial, parallel = RecordStore(tmp_path, "a"), RecordStore(tmp_path, "b")
