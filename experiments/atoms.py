@@ -8,7 +8,7 @@ from __future__ import annotations
 
 import argparse
 import base64
-from dataclasses import asdict
+from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
@@ -78,8 +78,9 @@ def command(argv: list[str]) -> Path:
     add_out(parser)
     add_device(parser)
     args = parser.parse_args(argv)
-    source = source_of(Config.data, args.data_dir)
-    results = measure(Config(source=source.key), args.data_dir, args.device)
+    config = Config()
+    source = source_of(config.data, args.data_dir)
+    results = measure(replace(config, source=source.key), args.data_dir, args.device)
     path = Path(args.out) / "atoms-mnist.json"
     about = {"provenance": made_by(args.device), "command": command_line(), "data": source.describe()}
     write_json(path, {**about, **results}, ignoring=("provenance", "command"))

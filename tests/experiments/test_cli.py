@@ -219,10 +219,10 @@ def test_committed_tables_fit_a_page(path, capsys):
 @pytest.mark.slow
 def test_a_reader_that_has_enough_ends_the_command_quietly():
     command = [sys.executable, "-m", "experiments", "tables", "mnist-controlled"]
-    process = subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True)
-    process.stdout.close()  # before the first line
-    assert process.wait(timeout=120) == 141
-    assert process.stderr.read() == ""
+    with subprocess.Popen(command, cwd=ROOT, stdout=subprocess.PIPE, stderr=subprocess.PIPE, text=True) as process:
+        process.stdout.close()  # before the first line
+        assert process.wait(timeout=120) == 141
+        assert process.stderr.read() == ""
 
 
 @pytest.mark.slow

@@ -14,7 +14,6 @@ from experiments.recovery_runs import GAIN, ROWS, Recovery, measure, start, task
 from experiments.store import RecordStore
 from paper_figures import __main__ as figures
 
-
 SMALL = dataclasses.replace(recovery.SMOKE, n_samples=1_000, n_latents=40, resonance_n_latents=24, lengths=(60, 120))
 
 
