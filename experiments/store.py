@@ -7,6 +7,7 @@ import multiprocessing
 import shutil
 import signal
 import sys
+import threading
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -150,9 +151,10 @@ class RecordStore:
         """End the workers, whatever they are doing."""
         if self._pool is not None:
             self._pool.shutdown(wait=False, cancel_futures=True)
-            self._pool = None
             for process in multiprocessing.active_children():
                 process.terminate()
+            self._pool.shutdown()  # quick now, and what the pool held is given back
+            self._pool = None
 
     def report(self) -> str:
         """What was made now and what was found."""
@@ -209,3 +211,4 @@ class RecordStore:
 def _start_worker() -> None:
     torch.set_num_threads(1)
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches workers too: they end without a traceback each
+    tqdm.set_lock(threading.RLock())  # tqdm's own is a semaphore of the system, which an ended worker would leave behind
