@@ -29,8 +29,7 @@ test-all: $(INSTALLED)  ## the whole test suite
 
 # Libraries choose their kernels by the CPU, and each rounds sums in its own order. The numerical tests run once more as on
 # an old CPU (SSE4.2 only), so that none passes by the bits of the machine it was written on.
-NUMERICAL := tests/properties tests/geometry tests/test_decoder.py tests/test_matrix_free.py tests/test_sparse_kernels.py \
-	tests/training/test_pam.py
+NUMERICAL := tests/properties tests/geometry tests/decoder tests/sparse_kernels/test_products.py tests/training/test_pam.py
 
 test-other-machine: $(INSTALLED)  ## the numerical tests with the instructions of an old CPU
 	ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41 OPENBLAS_CORETYPE=Nehalem \

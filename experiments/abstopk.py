@@ -29,7 +29,7 @@ from experiments.texts import CONTEXT, PYTHON, SMALL_GPT2, add_text_options, lan
 from splinterp import SAE, SGD, AbsTopK, BiasAdaptation, DivergenceError, JumpReLU, TopK, fit
 from splinterp.activations import Activation
 from splinterp.data import pack_tokens
-from splinterp.interventions import measure_loss
+from splinterp.language.interventions import measure_loss
 from splinterp.metrics import anti_parallel_share, bipolarity, evaluate, mean_max_cosine
 
 N_SEQUENCES = 64

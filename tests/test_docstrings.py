@@ -13,7 +13,7 @@ import splinterp
 MODULES = [
     importlib.import_module(found.name)
     for found in pkgutil.walk_packages(splinterp.__path__, "splinterp.")
-    if not found.name.endswith(("_triton_kernels", "plotting"))
+    if not found.name.endswith(("_triton", "plotting"))
 ]
 EXAMPLES = [
     example for module in MODULES for example in doctest.DocTestFinder(exclude_empty=True).find(module) if example.examples

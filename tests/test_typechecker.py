@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from splinterp import TopK, _select
-from splinterp.sparse_kernels import decode_sparse, select_largest
+from splinterp import TopK
+from splinterp.sparse_kernels import _select, decode_sparse, select_largest
 from splinterp.training.bias_block import rms_norm
 from tests.helpers import make_sae
 

@@ -14,7 +14,7 @@ import torch
 
 from experiments.benches.timing import exponent, in_fresh_process, require_cpu
 from splinterp import SAE, TopK
-from splinterp.matrix_free import MatrixFreeStats, solve_decoder_cg
+from splinterp.decoder.matrix_free import MatrixFreeStats, solve_decoder_cg
 
 D_IN, BLOCK, TOLERANCE = 384, 8_192, 1e-4
 CASES = {

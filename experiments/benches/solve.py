@@ -17,9 +17,9 @@ from typing import Any
 import torch
 
 from experiments.benches.timing import in_fresh_process, require_cpu
-from splinterp._cholesky import cholesky_in_place
 from splinterp.activations import TopActs
 from splinterp.decoder import DecoderStats, solve_decoder
+from splinterp.decoder._cholesky import cholesky_in_place
 from splinterp.sparse_kernels import decode_rows
 
 N, D_IN, N_LATENTS, KS = 9_000, 2_304, 4_096, (320, 32)

@@ -13,9 +13,9 @@ from typing import Any
 import torch
 from torch import distributed as dist
 
-from splinterp._decoder_stats import DecoderStats
-from splinterp._matrix_free_stats import MatrixFreeStats
 from splinterp._typing import Tensor
+from splinterp.decoder._matrix_free_stats import MatrixFreeStats
+from splinterp.decoder.statistics import DecoderStats
 
 if dist.is_available():
     # The first optimizer step imports this module, and its functions then keep the default group of that moment as an argument's

@@ -18,7 +18,7 @@ from splinterp._typing import ArrayLike, Tensor
 from splinterp.activations import TopActs
 from splinterp.data.store import ActivationStore
 from splinterp.decoder import DecoderStats
-from splinterp.matrix_free import MatrixFreeStats
+from splinterp.decoder.matrix_free import MatrixFreeStats
 from splinterp.sae import SAE
 from splinterp.training.base import DivergenceError, GradientOptions, training_data
 from splinterp.training.blocks import SAELike, codes_of, decoder_weights, encoder_parameters, residual_of, sharing
@@ -221,7 +221,7 @@ class PAMSGD(GradientOptions):
         """Solve for the decoder exactly on all samples of `batches`, in one pass.
 
         TopK and AbsTopK dictionaries of at least `MATRIX_FREE_FROM` latents are solved by conjugate gradients instead
-        (`splinterp.matrix_free`), in the SAE's dtype, unless an option of the bias or of GCV needs the Gram matrix.
+        (`splinterp.decoder.matrix_free`), in the SAE's dtype, unless an option of the bias or of GCV needs the Gram matrix.
 
         Raises ValueError if there are none, DivergenceError if a code is not finite.
         """

@@ -21,7 +21,7 @@ from splinterp.decoder import (
     solve_scales,
     tied_scale,
 )
-from splinterp.matrix_free import MatrixFreeStats, gcv_ridge_cg, solve_decoder_cg
+from splinterp.decoder.matrix_free import MatrixFreeStats, gcv_ridge_cg, solve_decoder_cg
 from splinterp.training.blocks import residual_of
 
 if TYPE_CHECKING:

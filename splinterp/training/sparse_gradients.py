@@ -13,11 +13,11 @@ from typing import Any
 import torch
 from torch import nn
 
-from splinterp._select import workspace
 from splinterp._typing import Float, Tensor
 from splinterp.activations import RowTop
 from splinterp.sae import SAE
 from splinterp.sparse_kernels import autocast_dtype, decode_rows, kept_products, kept_scores, sum_by_latent, transpose_code
+from splinterp.sparse_kernels._select import workspace
 
 
 def takes_sparse_gradients(sae: object) -> bool:

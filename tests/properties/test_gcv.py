@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 
 from splinterp.activations import TopActs
 from splinterp.decoder import DecoderStats, gcv_ridge, held_out_ridge, solve_decoder
-from splinterp.matrix_free import MatrixFreeStats, gcv_ridge_cg
+from splinterp.decoder.matrix_free import MatrixFreeStats, gcv_ridge_cg
 from tests.helpers import rng, sparse_codes, stats_of
 
 sizes = {"n": st.integers(3, 30), "m": st.integers(1, 40), "d": st.integers(1, 5), "seed": st.integers(0, 10**6)}

@@ -13,10 +13,10 @@ from typing import NamedTuple
 import torch
 
 from splinterp._checks import as_samples, at_least
-from splinterp._decoder_stats import eigh
-from splinterp._matrix_free_stats import MatrixFreeStats
-from splinterp._ridge import GCVResult, least, level, rounding_floor
 from splinterp._typing import ArrayLike, Float, Tensor
+from splinterp.decoder._matrix_free_stats import MatrixFreeStats
+from splinterp.decoder.ridge import GCVResult, least, level, rounding_floor
+from splinterp.decoder.statistics import eigh
 
 __all__ = ["CGSolution", "MatrixFreeStats", "gcv_ridge_cg", "solve_decoder_cg"]
 

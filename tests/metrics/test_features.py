@@ -10,8 +10,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splinterp import _features
-from splinterp.metrics import match_features, mean_max_cosine
+from splinterp.metrics import features, match_features, mean_max_cosine
 from tests.helpers import rng
 
 
@@ -67,7 +66,7 @@ def test_one_learned_feature_serves_two_true_ones_in_one_count_only():
 def test_blocks_do_not_change_the_result(monkeypatch):
     learned, true = dictionaries(40, 30, 6, 0)
     whole = match_features(learned, true)
-    monkeypatch.setattr(_features, "BLOCK_ENTRIES", 1)
+    monkeypatch.setattr(features, "BLOCK_ENTRIES", 1)
     np.testing.assert_allclose(match_features(learned, true).cosine, whole.cosine, rtol=1e-12)
 
 

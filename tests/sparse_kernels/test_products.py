@@ -5,8 +5,8 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splinterp import SAE, SGD, AbsTopK, ReLU, TopActs, TopK, sparse_kernels
-from splinterp.sparse_kernels import decode_sparse, kept_scores, select_largest, sum_by_latent, transpose_code
+from splinterp import SAE, SGD, AbsTopK, ReLU, TopActs, TopK
+from splinterp.sparse_kernels import decode_sparse, kept_scores, products, select_largest, sum_by_latent, transpose_code
 from splinterp.training.sparse_gradients import sparse_gradients, takes_sparse_gradients
 
 SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 9), st.integers(1, 15), st.integers(1, 15)).map(
@@ -75,7 +75,7 @@ def test_values_and_gradients_equal_the_dense_ones(shape, seed, block):
     gradients = torch.autograd.grad((expected * weights).sum(), parameters)
 
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sparse_kernels, "SCORE_ROWS", block)
+        patch.setattr(products, "SCORE_ROWS", block)
         kept = kept_scores(x, W_enc, b_enc, lambda scores: select_largest(scores, k), k)
     x_hat = decode_sparse(kept.values.relu(), kept.top_indices, W_dec, b_dec, kept.by_latent)
     torch.testing.assert_close(x_hat, expected)
@@ -91,7 +91,7 @@ def test_sums_by_latent_with_and_without_mkl(shape, seed, mkl):
     values, x = normal(n, k, seed=seed), normal(n, d, seed=seed + 1)
     expected = dense(values, indices, m).T @ x
     with pytest.MonkeyPatch.context() as patch:
-        patch.setattr(sparse_kernels, "_HAS_MKL", mkl and sparse_kernels._HAS_MKL)
+        patch.setattr(products, "_HAS_MKL", mkl and products._HAS_MKL)
         torch.testing.assert_close(sum_by_latent(values, indices, x, m, transpose_code(indices, m)), expected)
     torch.testing.assert_close(sum_by_latent(values, indices, x, m, None), expected)  # what other devices run
 

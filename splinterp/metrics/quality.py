@@ -1,4 +1,4 @@
-"""Reconstruction, sparsity and bipolarity of an SAE over a whole split; matching of dictionaries."""
+"""Reconstruction and sparsity of an SAE over a whole split."""
 
 from __future__ import annotations
 
@@ -6,13 +6,7 @@ from typing import TYPE_CHECKING, NamedTuple
 
 import torch
 
-from splinterp._bipolarity import Bipolarity as Bipolarity
-from splinterp._bipolarity import anti_parallel_share as anti_parallel_share
-from splinterp._bipolarity import bipolarity as bipolarity
 from splinterp._checks import as_samples, at_least
-from splinterp._features import FeatureMatch as FeatureMatch
-from splinterp._features import match_features as match_features
-from splinterp._features import mean_max_cosine as mean_max_cosine
 from splinterp._inference import inference_mode_of
 from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.sae import SAE

@@ -10,10 +10,10 @@ import numpy as np
 import torch
 
 from splinterp._checks import as_code, at_least
-from splinterp._ksparse import KSparse
 from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.activations import TopActs
 from splinterp.sparse_kernels import decode_rows
+from splinterp.sparse_kernels._sums import KSparse
 
 IN_MEMORY = 2**26
 """Codes of up to so many bytes stay in memory."""

@@ -10,8 +10,8 @@ import numpy as np
 import torch
 
 from splinterp._checks import at_least
-from splinterp._decoder_stats import DecoderStats, as_rows, require_samples
 from splinterp._typing import ArrayLike, Tensor
+from splinterp.decoder.statistics import DecoderStats, as_rows, require_samples
 
 
 class GCVResult(NamedTuple):

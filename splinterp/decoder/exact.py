@@ -16,24 +16,11 @@ from typing import NamedTuple
 import torch
 
 from splinterp._checks import as_samples, at_least
-from splinterp._cholesky import cholesky_in_place
-from splinterp._decoder_stats import DecoderStats, Spectrum, as_rows, eigh, require_samples
-from splinterp._ridge import GCVResult, HeldOutResult, gcv_ridge, held_out_ridge
 from splinterp._typing import ArrayLike, Float, Tensor
+from splinterp.decoder._cholesky import cholesky_in_place
+from splinterp.decoder.statistics import DecoderStats, Spectrum, as_rows, eigh, require_samples
 
-__all__ = [
-    "DecoderSolution",
-    "DecoderStats",
-    "GCVResult",
-    "HeldOutResult",
-    "Spectrum",
-    "gcv_ridge",
-    "held_out_ridge",
-    "optimality_residual",
-    "solve_decoder",
-    "solve_scales",
-    "tied_scale",
-]
+__all__ = ["DecoderSolution", "optimality_residual", "solve_decoder", "solve_scales", "tied_scale"]
 
 
 class DecoderSolution(NamedTuple):

@@ -9,9 +9,9 @@ import scipy.linalg
 import torch
 
 from splinterp._checks import as_code, as_samples, at_least
-from splinterp._ksparse import KSparse
 from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.activations import TopActs
+from splinterp.sparse_kernels._sums import KSparse
 
 SPARSE_GAIN = 16
 """Sums of products are sparse where k is at most this part of n_latents (measured: `bench solve`)."""

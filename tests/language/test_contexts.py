@@ -5,8 +5,8 @@ from __future__ import annotations
 import pytest
 import torch
 
-from splinterp.contexts import context_of, top_activating
 from splinterp.data import extract_activations
+from splinterp.language.contexts import context_of, top_activating
 from tests.helpers import make_sae, samples
 
 

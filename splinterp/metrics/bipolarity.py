@@ -11,9 +11,9 @@ from typing import TYPE_CHECKING, NamedTuple
 import torch
 
 from splinterp._checks import as_samples, at_least
-from splinterp._features import BLOCK_ENTRIES, unit_rows
 from splinterp._inference import inference_mode_of
 from splinterp._typing import ArrayLike, Float, Int, Tensor
+from splinterp.metrics.features import BLOCK_ENTRIES, unit_rows
 
 if TYPE_CHECKING:
     from splinterp.training.blocks import SAELike

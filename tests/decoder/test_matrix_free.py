@@ -10,9 +10,9 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splinterp import PAMSGD, SAE, AbsTopK, TopActs, TopK, fit
-from splinterp import _matrix_free_stats as streamed
 from splinterp.decoder import DecoderStats, gcv_ridge, solve_decoder
-from splinterp.matrix_free import MatrixFreeStats, gcv_ridge_cg, solve_decoder_cg
+from splinterp.decoder import _matrix_free_stats as streamed
+from splinterp.decoder.matrix_free import MatrixFreeStats, gcv_ridge_cg, solve_decoder_cg
 from splinterp.training import pam
 from tests.helpers import rng
 

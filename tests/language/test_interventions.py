@@ -8,7 +8,7 @@ from torch.nn import functional as F
 
 from splinterp import SAE, AbsTopK, TopK
 from splinterp.data import Standardizer, TokenSequences, extract_activations, pack_tokens
-from splinterp.interventions import latent_effect, measure_loss
+from splinterp.language.interventions import latent_effect, measure_loss
 from tests.data.tiny_models import letters, tiny
 from tests.helpers import rng
 

@@ -9,11 +9,12 @@ import torch
 from hypothesis import given, settings
 from hypothesis import strategies as st
 
-from splinterp import PAMSGD, SAE, SGD, AbsTopK, TopK, fit, sparse_kernels
-from splinterp.sparse_kernels import _transpose_by_sorting, transpose_code
+from splinterp import PAMSGD, SAE, SGD, AbsTopK, TopK, fit
+from splinterp.sparse_kernels import products, transpose_code
+from splinterp.sparse_kernels.products import _transpose_by_sorting
 from splinterp.training.sparse_gradients import sparse_gradients
 
-kernels = pytest.importorskip("splinterp._triton_kernels", reason="needs Triton", exc_type=ModuleNotFoundError)
+kernels = pytest.importorskip("splinterp.sparse_kernels._triton", reason="needs Triton", exc_type=ModuleNotFoundError)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
 
 
@@ -65,7 +66,7 @@ def test_gradients_take_the_kernels(monkeypatch, decoder, activation):
 
         return called
 
-    monkeypatch.setattr(sparse_kernels, "takes_triton", lambda tensor: True)
+    monkeypatch.setattr(products, "takes_triton", lambda tensor: True)
     for name in ("decode_rows", "kept_products", "sum_by_latent"):
         monkeypatch.setattr(kernels, name, counted(name))
     for way in ("autograd", "in place"):

@@ -8,8 +8,7 @@ import numpy as np
 import pytest
 import torch
 
-from splinterp import TopActs, _ksparse
-from splinterp._cholesky import cholesky_in_place
+from splinterp import TopActs
 from splinterp.decoder import (
     DecoderSolution,
     DecoderStats,
@@ -19,6 +18,8 @@ from splinterp.decoder import (
     solve_scales,
     tied_scale,
 )
+from splinterp.decoder._cholesky import cholesky_in_place
+from splinterp.sparse_kernels import _sums
 from tests.helpers import rng, sparse_codes, stats_of
 
 
@@ -61,7 +62,7 @@ def test_sparse_codes_give_the_statistics_of_dense_ones(threads, dtype, monkeypa
     z[:, 7] = 0  # a dead latent
     x = 5 + torch.randn(500, 4, generator=rng(1), dtype=torch.float64)
     sums = []
-    monkeypatch.setattr(_ksparse.KSparse, "add_gram", spy(_ksparse.KSparse.add_gram, sums))
+    monkeypatch.setattr(_sums.KSparse, "add_gram", spy(_sums.KSparse.add_gram, sums))
     before = torch.get_num_threads()
     torch.set_num_threads(threads)
     try:

@@ -7,9 +7,9 @@ from typing import NamedTuple
 import scipy.sparse
 import torch
 
-from splinterp._select import in_threads
 from splinterp._typing import Float, Int, Tensor
-from splinterp.sparse_kernels import Transposed, sum_by_latent, transpose_on_cpu
+from splinterp.sparse_kernels._select import in_threads
+from splinterp.sparse_kernels.products import Transposed, sum_by_latent, transpose_on_cpu
 
 GRAM_STRIP = 2**22
 """Entries of the Gram matrix that are formed at a time."""

@@ -24,8 +24,8 @@ import scipy.sparse
 import torch
 from torch.nn import functional as F
 
-from splinterp._select import select_largest, workspace
 from splinterp._typing import Float, Int, Tensor
+from splinterp.sparse_kernels._select import workspace
 
 __all__ = [
     "KeptScores",
@@ -35,7 +35,6 @@ __all__ = [
     "decode_sparse",
     "kept_products",
     "kept_scores",
-    "select_largest",
     "sum_by_latent",
     "takes_triton",
     "transpose_code",
@@ -117,9 +116,9 @@ def sum_by_latent(
         total = out if add else out.zero_()
         return total.index_add_(0, top_indices.flatten(), (values[:, :, None] * x[:, None, :]).flatten(0, 1))
     if takes_triton(x):
-        from splinterp import _triton_kernels
+        from splinterp.sparse_kernels import _triton
 
-        return _triton_kernels.sum_by_latent(values, *by, x, out, add)
+        return _triton.sum_by_latent(values, *by, x, out, add)
     grouped = values.detach().flatten()[by.order]
     if _HAS_MKL:
         matrix = torch.sparse_csr_tensor(by.starts, by.samples, grouped, size=(n_latents, len(x)), check_invariants=False)
@@ -145,18 +144,18 @@ _HAS_MKL = _warm_up()
 def decode_rows(values: Tensor, top_indices: Tensor, rows: Tensor) -> Tensor:
     """The weighted sums (n, d) of rows (n_latents, d)."""
     if takes_triton(rows):
-        from splinterp import _triton_kernels
+        from splinterp.sparse_kernels import _triton
 
-        return _triton_kernels.decode_rows(values, top_indices, rows)
+        return _triton.decode_rows(values, top_indices, rows)
     return F.embedding_bag(top_indices, rows, per_sample_weights=values, mode="sum")
 
 
 def kept_products(top_indices: Tensor, rows: Tensor, x: Tensor) -> Tensor:
     """rows[top_indices[r, j]] . x[r] for every kept entry, (n, k)."""
     if takes_triton(x):
-        from splinterp import _triton_kernels
+        from splinterp.sparse_kernels import _triton
 
-        return _triton_kernels.kept_products(top_indices, rows, x)
+        return _triton.kept_products(top_indices, rows, x)
     if x.device.type != "cpu":
         return (rows[top_indices] * x[:, None, :]).sum(2)
     n, k = top_indices.shape

@@ -1,0 +1,103 @@
+"""Activations that keep k latents of each sample: TopK and AbsTopK."""
+
+from __future__ import annotations
+
+from typing import Any
+
+import torch
+
+from splinterp._checks import at_least
+from splinterp._typing import Float, Int, Tensor
+from splinterp.activations.base import Activation, TopActs, _infeasible
+from splinterp.sparse_kernels import select_largest
+
+
+class _FixedCount(Activation):
+    """Shared part of the activations that keep k latents (a sample, or a sample on average)."""
+
+    def __init__(self, k: int) -> None:
+        super().__init__()
+        if not isinstance(k, int) or isinstance(k, bool):
+            raise TypeError(f"k={k!r} must be an int")
+        at_least("k", k, 1)
+        self.k = k
+
+    def bind(self, n_latents: int, dtype: torch.dtype, device: torch.device) -> Activation:
+        if self.k > n_latents:
+            raise ValueError(f"k={self.k} is larger than n_latents={n_latents}: choose k <= n_latents")
+        return super().bind(n_latents, dtype, device)
+
+    def config(self) -> dict[str, Any]:
+        return {"name": type(self).__name__, "k": self.k}
+
+    def regularizer(self, acts: Float[Tensor, "n n_latents"]) -> Float[Tensor, " n"]:
+        return _infeasible(((acts != 0).sum(dim=1) > self.k) | (acts < 0).any(dim=1))
+
+
+class RowTop(_FixedCount):
+    """Shared part of the activations that keep k latents of each sample: which (`select`), and as what value (`keep`)."""
+
+    def select(self, pre_acts: Float[Tensor, "n n_latents"]) -> Int[Tensor, "n k"]:
+        """Indices of the kept latents."""
+        raise NotImplementedError
+
+    def keep(self, scores: Tensor) -> Tensor:
+        """The codes of kept scores."""
+        raise NotImplementedError
+
+    def keep_backward(self, grad: Tensor, acts: Tensor) -> Tensor:
+        """The gradient of kept scores, given that of their codes."""
+        raise NotImplementedError
+
+    def top(self, pre_acts: Float[Tensor, "n n_latents"]) -> TopActs:
+        indices = self.select(pre_acts.detach())
+        return TopActs(self.keep(pre_acts.gather(1, indices)), indices)
+
+    def forward(self, pre_acts: Float[Tensor, "n n_latents"]) -> Float[Tensor, "n n_latents"]:
+        top = self.top(pre_acts)
+        return torch.zeros_like(pre_acts).scatter(1, top.top_indices, top.top_acts)
+
+
+class TopK(RowTop):
+    """The k largest scores of each sample, then ReLU: the projection onto {|z|_0 <= k, z >= 0}.
+
+    Raises:
+        TypeError, ValueError: k is not an int of at least 1.
+
+    >>> TopK(1)(torch.tensor([[1.0, 3.0, -5.0]]))
+    tensor([[0., 3., 0.]])
+    """
+
+    def select(self, pre_acts: Float[Tensor, "n n_latents"]) -> Int[Tensor, "n k"]:
+        return select_largest(pre_acts, self.k)
+
+    def keep(self, scores: Tensor) -> Tensor:
+        return torch.relu(scores)
+
+    def keep_backward(self, grad: Tensor, acts: Tensor) -> Tensor:
+        return grad * (acts > 0)
+
+
+class AbsTopK(RowTop):
+    """The k scores of largest magnitude of each sample, signs kept: the projection onto {|z|_0 <= k}.
+
+    Source: arXiv 2510.00404. The SplInterp scripts call this "topk".
+
+    Raises:
+        TypeError, ValueError: k is not an int of at least 1.
+
+    >>> AbsTopK(1)(torch.tensor([[1.0, 3.0, -5.0]]))
+    tensor([[ 0.,  0., -5.]])
+    """
+
+    def select(self, pre_acts: Float[Tensor, "n n_latents"]) -> Int[Tensor, "n k"]:
+        return select_largest(pre_acts, self.k, magnitude=True)
+
+    def keep(self, scores: Tensor) -> Tensor:
+        return scores
+
+    def keep_backward(self, grad: Tensor, acts: Tensor) -> Tensor:
+        return grad
+
+    def regularizer(self, acts: Float[Tensor, "n n_latents"]) -> Float[Tensor, " n"]:
+        return _infeasible((acts != 0).sum(dim=1) > self.k)

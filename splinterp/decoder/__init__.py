@@ -1,0 +1,22 @@
+"""The decoder block: exact least squares from streamed statistics, and the choice of its ridge.
+
+For dictionaries whose Gram matrix does not fit there is `splinterp.decoder.matrix_free`.
+"""
+
+from splinterp.decoder.exact import DecoderSolution, optimality_residual, solve_decoder, solve_scales, tied_scale
+from splinterp.decoder.ridge import GCVResult, HeldOutResult, gcv_ridge, held_out_ridge
+from splinterp.decoder.statistics import DecoderStats, Spectrum
+
+__all__ = [
+    "DecoderSolution",
+    "DecoderStats",
+    "GCVResult",
+    "HeldOutResult",
+    "Spectrum",
+    "gcv_ridge",
+    "held_out_ridge",
+    "optimality_residual",
+    "solve_decoder",
+    "solve_scales",
+    "tied_scale",
+]

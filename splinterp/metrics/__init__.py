@@ -1,0 +1,21 @@
+"""Reconstruction, sparsity and bipolarity of an SAE over a whole split; matching of dictionaries."""
+
+from splinterp.metrics.bipolarity import Bipolarity, anti_parallel_share, bipolarity
+from splinterp.metrics.features import FeatureMatch, match_features, mean_max_cosine
+from splinterp.metrics.quality import Evaluation, evaluate, explained_variance, firing_frequencies, frac_dead, fvu, l0
+
+__all__ = [
+    "Bipolarity",
+    "Evaluation",
+    "FeatureMatch",
+    "anti_parallel_share",
+    "bipolarity",
+    "evaluate",
+    "explained_variance",
+    "firing_frequencies",
+    "frac_dead",
+    "fvu",
+    "l0",
+    "match_features",
+    "mean_max_cosine",
+]

@@ -1,0 +1,29 @@
+"""Products with k-sparse codes and their gradients, on CPUs and (Triton) on GPUs."""
+
+from splinterp.sparse_kernels._select import select_largest
+from splinterp.sparse_kernels.products import (
+    KeptScores,
+    Transposed,
+    autocast_dtype,
+    decode_rows,
+    decode_sparse,
+    kept_products,
+    kept_scores,
+    sum_by_latent,
+    takes_triton,
+    transpose_code,
+)
+
+__all__ = [
+    "KeptScores",
+    "Transposed",
+    "autocast_dtype",
+    "decode_rows",
+    "decode_sparse",
+    "kept_products",
+    "kept_scores",
+    "select_largest",
+    "sum_by_latent",
+    "takes_triton",
+    "transpose_code",
+]
