@@ -1,0 +1,142 @@
+"""Imports inside the package go downwards and in no circle, and the older names of moved modules still work."""
+
+from __future__ import annotations
+
+import ast
+import importlib
+from pathlib import Path
+
+import pytest
+
+import splinterp
+
+ORDER = [
+    "aliases",
+    "training",
+    "losses",
+    "language",
+    "metrics",
+    "interop",
+    "plotting",
+    "baselines",
+    "geometry",
+    "decoder",
+    "encoders",
+    "sae",
+    "protocol",
+    "activations",
+    "data",
+    "sparse_kernels",
+    "helpers",
+]
+"""The parts of the package from the top down; a module imports from its own part and from those below. The package's own
+`__init__` is above all."""
+ALIASES = {
+    "splinterp.contexts": "splinterp.language.contexts",
+    "splinterp.interventions": "splinterp.language.interventions",
+    "splinterp.matrix_free": "splinterp.decoder.matrix_free",
+}
+KNOWN = {
+    ("splinterp._inference", "splinterp.training.blocks"),  # these four up, for the protocol SAELike
+    ("splinterp.language.contexts", "splinterp.training.blocks"),
+    ("splinterp.metrics.bipolarity", "splinterp.training.blocks"),
+    ("splinterp.metrics.quality", "splinterp.training.blocks"),
+    ("splinterp.data.store", "splinterp.data.standardizer"),  # the type of an argument; the standardizer reads stores
+    ("splinterp.training.pam_solves", "splinterp.training.pam"),  # the method whose solves these are
+}
+"""Imports, of names for annotations alone, that are allowed although they go up or close a circle."""
+
+
+def _modules() -> dict[str, Path]:
+    root = Path(splinterp.__file__).parent
+    found = {}
+    for path in sorted(root.rglob("*.py")):
+        parts = ["splinterp", *path.relative_to(root).with_suffix("").parts]
+        found[".".join(parts[:-1] if parts[-1] == "__init__" else parts)] = path
+    return found
+
+
+MODULES = _modules()
+
+
+def _imports(name: str, path: Path) -> set[str]:
+    """The modules of the package that this one imports anywhere in its text."""
+    found = set()
+    for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+        if isinstance(node, ast.Import):
+            found |= {alias.name for alias in node.names}
+        elif isinstance(node, ast.ImportFrom):
+            assert node.level == 0, f"{name}, line {node.lineno}: an import relative to the package"
+            names = {f"{node.module}.{alias.name}" for alias in node.names}
+            found |= {each if each in MODULES else str(node.module) for each in names}
+    found = {each for each in found if each.split(".")[0] == "splinterp"}
+    assert found <= set(MODULES), f"{name} imports {found - set(MODULES)}"
+    return found
+
+
+EDGES = {(name, other) for name, path in MODULES.items() for other in _imports(name, path)}
+
+
+def _part(name: str) -> str:
+    part = name.split(".")[1]
+    if name in ALIASES:
+        return "aliases"
+    return "helpers" if part.startswith("_") else part
+
+
+def _level(name: str) -> int:
+    return -1 if name == "splinterp" else ORDER.index(_part(name))
+
+
+def _circle(edges: set[tuple[str, str]]) -> list[str]:
+    """Modules of which each imports the next, and the last the first; empty where there are none."""
+    below: dict[str, list[str]] = {}
+    for name, other in sorted(edges):
+        below.setdefault(name, []).append(other)
+    done: set[str] = set()
+
+    def walk(name: str, path: list[str]) -> list[str]:
+        if name in path:
+            return path[path.index(name) :]
+        if name in done:
+            return []
+        for other in below.get(name, []):
+            if circle := walk(other, [*path, name]):
+                return circle
+        done.add(name)
+        return []
+
+    return next((circle for name in sorted(below) if (circle := walk(name, []))), [])
+
+
+def test_every_module_has_a_place():
+    assert len(EDGES) > len(MODULES) > 60
+    assert {_part(name) for name in MODULES if name != "splinterp"} <= set(ORDER)
+
+
+def test_no_import_goes_up():
+    assert {edge for edge in EDGES - KNOWN if _level(edge[0]) > _level(edge[1])} == set()
+
+
+def test_imports_form_no_circle():
+    assert _circle(EDGES - KNOWN) == []
+    assert _circle({("a", "b"), ("b", "c"), ("c", "b")}) == ["b", "c"]
+
+
+def test_known_exceptions_are_still_needed():
+    assert KNOWN <= EDGES
+    for edge in KNOWN:
+        assert _level(edge[0]) > _level(edge[1]) or _circle((EDGES - KNOWN) | {edge}), f"{edge} is no exception any more"
+
+
+@pytest.mark.parametrize(("old", "new"), ALIASES.items())
+def test_older_names_give_the_same_objects(old, new):
+    old_module, new_module = importlib.import_module(old), importlib.import_module(new)
+    public = {
+        name
+        for name, value in vars(new_module).items()
+        if not name.startswith("_") and getattr(value, "__module__", None) == new  # defined there
+    }
+    assert public <= set(old_module.__all__)
+    for name in old_module.__all__:
+        assert getattr(old_module, name) is getattr(new_module, name)
