@@ -25,7 +25,7 @@ from experiments.store import RecordStore, Task
 from experiments.tuning import Cell, choose_step_sizes
 from splinterp.baselines import interpretability_price
 from splinterp.metrics import evaluate
-from splinterp.training.pam import NEVER
+from splinterp.training.when import NEVER
 
 VARIANTS: tuple[tuple[str, tuple[tuple[str, Any], ...]], ...] = (
     ("ridge 1,000", (("ridge", 1000.0),)),

@@ -139,7 +139,7 @@ def in_plane(sae: SAE, plane: Plane) -> SAE:
 
 def flat_sae(sites: Sequence[Sequence[float]], biases: Sequence[float], activation: dict[str, Any]) -> SAE:
     """An SAE on R^2 from its scores (in float64, rounded to the 7 digits of a results file)."""
-    sae = SAE(2, len(biases), activation_from_config(activation), dtype=torch.float64)
+    sae = SAE(2, len(biases), activation_from_config(activation), dtype=torch.float64, generator=0)
     with torch.no_grad():
         sae.W_enc.copy_(torch.tensor([[float(f"{value:.7g}") for value in site] for site in sites], dtype=torch.float64).T)
         sae.b_enc.copy_(torch.tensor([float(f"{value:.7g}") for value in biases], dtype=torch.float64))

@@ -11,7 +11,7 @@ from experiments.compare import log_ratio, t_interval, verdict
 from experiments.runs import Run, pool_size
 from experiments.store import RecordStore
 from experiments.tuning import Cell, choose_step_sizes
-from splinterp.training.pam import NEVER
+from splinterp.training.when import NEVER
 
 CONTROLS = ("SGD tied", "SGD untied", "SGD untied from W_enc^T", "SGD tied-residual")
 OURS = "PAM"

@@ -17,13 +17,17 @@ import torch
 
 from splinterp import PAMSGD, SAE, SGD, BiasAdaptation
 from splinterp.activations import Activation
+from splinterp.losses import SquaredError
+from splinterp.training.pam import SOLVER_SHORTHANDS, WHEN_SHORTHANDS
+from splinterp.training.when import AtEnd, EveryEpoch, EverySteps
 
 _GRADIENT: dict[str, Any] = {
     "lr": 3e-3, "optimizer": "adam", "betas": (0.9, 0.999), "schedule": "cosine", "clip": None, "weight_decay": 0.0,
-    "decay_biases": False, "l1": 0.0, "l0": 0.0,
+    "decay_biases": False, "l1": 0.0, "l0": 0.0, "warmup": 0.0, "decay": 0.0, "terms": (SquaredError(),), "penalty_warmup": 0.0,
+    "resample": None, "k_start": None, "k_share": 0.1,
 }  # fmt: skip
 NEUTRAL: dict[type, dict[str, Any]] = {
-    SGD: {**_GRADIENT, "unit_norm_decoder": False},
+    SGD: {**_GRADIENT, "unit_norm_decoder": False, "project_gradient": False},
     PAMSGD: {
         **_GRADIENT, "gradient": "both", "hold": 0.0, "encoder_updates": 1, "prox_enc": 0.0, "prox_dec": 0.0, "bias_prox": 0.0,
         "ridge": "gcv", "gcv_inflation": 1.0, "bias_ridge": 0.0, "bias": "joint", "solve_gap": 50, "decoder_every": None,
@@ -66,6 +70,11 @@ def essence(value: Any) -> Any:
         return [str(value.dtype), list(value.shape), hashlib.sha256(content.numpy().tobytes()).hexdigest()]
     if isinstance(value, Activation):
         return options_of(type(value), {k: v for k, v in value.config().items() if k != "name"})
+    if isinstance(value, PAMSGD):  # by its shorthands, under which its first records were made
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name not in ("solver", "when")}
+        shorthands = ("ridge", "gcv_inflation", *SOLVER_SHORTHANDS, *WHEN_SHORTHANDS)
+        timed = {} if isinstance(value.when, EveryEpoch | EverySteps | AtEnd) else {"when": value.when}
+        return options_of(type(value), {**fields, **{name: getattr(value, name) for name in shorthands}, **timed})
     if dataclasses.is_dataclass(value):
         return options_of(type(value), {f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
     if hasattr(value, "get_params"):  # scikit-learn's way to say what an estimator was made with

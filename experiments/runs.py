@@ -15,9 +15,11 @@ import splinterp
 from experiments.activations import last_tokens, raw_tokens
 from experiments.recipe import digest, essence, options_of
 from experiments.sources import IMAGES, LAST, source_of, split_name
-from splinterp import PAMSGD, SAE, SGD, DivergenceError, FitResult, fit
+from splinterp import PAMSGD, SAE, SGD, BiasAdaptation, DivergenceError, FitResult, fit
 from splinterp.data import Standardizer, load_digits, load_mnist
+from splinterp.losses import AuxK, SquaredError
 from splinterp.metrics import evaluate
+from splinterp.training import Resampling
 
 VALIDATION = {"mnist": 5_000, "digits": 237}
 WIDTHS = {"mnist": 784, "digits": 64}
@@ -51,6 +53,22 @@ METHODS: dict[str, dict[str, Any]] = {
     "PAM encoder-only tied-residual": {"method": PAMSGD, "decoder": "tied_residual", "gradient": "encoder"},
 }
 """What makes a row: the method, the decoder it trains, and the options that differ from the defaults."""
+
+
+def _adapted(base: type[SGD | PAMSGD]) -> Callable[..., BiasAdaptation]:
+    def method(lr: float, share: float) -> BiasAdaptation:
+        return BiasAdaptation(base=base(lr=lr), target_frequencies=share, gamma_up=0.1, gamma_down=0.1)
+
+    return method
+
+
+REMEDIES = ("none", "AuxK", "resampling", "bias adaptation")
+"""Against latents that die, by SGD and PAM-SGD; `share` is k / n_latents."""
+for _name, _base in {"SGD": SGD, "PAM": PAMSGD}.items():
+    METHODS[f"{_name}, none"] = {"method": _base}
+    METHODS[f"{_name}, AuxK"] = {"method": _base, "terms": (SquaredError(), AuxK())}
+    METHODS[f"{_name}, resampling"] = {"method": _base, "resample": Resampling(every=100, dead_after=10_000)}
+    METHODS[f"{_name}, bias adaptation"] = {"method": _adapted(_base), "share": None}
 
 SAE_OPTIONS = ("decoder", "init_dec", "init", "tie_scale", "b_pre")
 
@@ -150,6 +168,8 @@ def _split(run: Run, d_in: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     options = {**METHODS[run.method], **dict(run.options)}
     make = options.pop("method")
     sae_options = {name: options.pop(name) for name in SAE_OPTIONS if name in options}
+    if "share" in options:
+        options["share"] = run.k / run.n_latents
     if options.get("mu") or options.get("nu"):
         options.update(n_samples=run.n_train, d_in=d_in)
     return make, options, sae_options

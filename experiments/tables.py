@@ -7,7 +7,7 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments import abstopk, atoms, baselines, bench, bridge, geometry, recovery
+from experiments import abstopk, atoms, baselines, bench, bridge, dead, geometry, recovery
 from experiments.files import COMMITTED, read_results
 from experiments.report import render, summary
 
@@ -43,6 +43,8 @@ def _renderer(results: dict[str, Any], short: bool) -> Callable[[dict[str, Any],
         return geometry.render
     if "prices" in results:
         return baselines.render
+    if "remedies" in results:
+        return dead.render
     if "models" in results:
         return bridge.render
     if "resonance" in results:

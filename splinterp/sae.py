@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import json
+from collections.abc import Collection
+from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
@@ -12,9 +14,14 @@ from torch import nn
 
 from splinterp._atomic import replace_file
 from splinterp._checks import as_samples, at_least, one_of
+from splinterp._random import as_generator
+from splinterp._read_only import read_only
 from splinterp._typing import ArrayLike, Float, Tensor
-from splinterp.activations import Activation, RowTop, TopActs, activation_from_config
-from splinterp.sparse_kernels import Transposed, autocast_dtype, decode_sparse, kept_scores, takes_triton
+from splinterp.activations import Activation, GroupedActs, RowTop, TopActs, activation_from_config
+from splinterp.activations._gradients import sparse_gradients
+from splinterp.encoders import Encoder, Linear, encoder_from_config
+from splinterp.protocol import BiasBlock, Block, Code, SparseModel, inference_mode_of
+from splinterp.sparse_kernels import autocast_dtype, decode_sparse, kept_scores, takes_triton
 
 if TYPE_CHECKING:
     from splinterp.data.standardizer import Standardizer
@@ -35,7 +42,7 @@ class SAEOutput(NamedTuple):
     pre_acts: Float[Tensor, "n n_latents"]
 
 
-class SAE(nn.Module):
+class SAE(SparseModel):
     """A sparse autoencoder; samples are rows.
 
         pre_acts = (x - b_pre) @ W_enc + b_enc        W_enc (d_in, n_latents), b_enc (n_latents,), b_pre (d_in,) optional
@@ -44,6 +51,10 @@ class SAE(nn.Module):
 
     `W_dec` is a parameter ("free"), `W_enc.T` ("tied") or `W_enc.T + residual` ("tied_residual", the residual is a
     parameter that starts at 0). With `tie_scale`, row m of `W_enc.T` is multiplied by a trained `scale[m]`, starting at 1.
+
+    A subclass may override `pre_acts`, `encode`, `decode`, `forward`, ...: training and evaluation go by what it overrides, and no
+    faster way goes around it; a `forward` that is not `decode(encode(x))` cannot be trained. `W_dec` of the tied kinds is computed
+    and can be read, not written. Subclasses are registered, so that what is saved can be loaded.
 
     NumPy and half-precision input is converted to the SAE's dtype. Input is checked for non-finite entries on the
     CPU; on a GPU the check would wait for the device, and `fit` makes it once for the whole data set instead.
@@ -58,8 +69,10 @@ class SAE(nn.Module):
         tie_scale: trained output scale of each latent, for the tied kinds.
         b_pre: give the encoder an input centre (it starts at 0; `fit` moves it to the training mean).
         dtype, device: of the parameters.
-        generator: CPU generator; W_enc is drawn first, in float32 on the CPU, so that every decoder kind and device
-            starts from the same W_enc. None means a new generator seeded with 0.
+        encoder: how scores and codes are made (`splinterp.encoders`); None: `Linear()`.
+        generator: CPU generator, or an int that seeds one; W_enc is drawn first, in float32 on the CPU, so that every decoder kind
+            and device starts from the same W_enc. None means one seeded by a draw from torch's global generator, so that
+            `torch.manual_seed` decides.
 
     Raises:
         ValueError: sizes below 1, k > n_latents, an unknown or inapplicable option.
@@ -92,7 +105,8 @@ class SAE(nn.Module):
         b_pre: bool = False,
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
-        generator: torch.Generator | None = None,
+        encoder: Encoder | None = None,
+        generator: torch.Generator | int | None = None,
     ) -> None:
         super().__init__()
         at_least("d_in", d_in, 1)
@@ -106,7 +120,7 @@ class SAE(nn.Module):
             raise ValueError(f"init_dec={init_dec!r} needs decoder='free': decoder={decoder!r} starts at W_enc.T")
         self.d_in, self.n_latents, self.decoder = int(d_in), int(n_latents), decoder
         device = torch.device(device)
-        g = generator if generator is not None else torch.Generator().manual_seed(0)
+        g = as_generator(generator)
         std = d_in**-0.5 if init == "unit" else 0.1
         W_enc = std * torch.randn(d_in, n_latents, generator=g)
 
@@ -126,22 +140,40 @@ class SAE(nn.Module):
         elif decoder == "tied_residual":
             self.register_parameter("residual", parameter(torch.zeros(n_latents, d_in)))
         self.activation = activation.bind(n_latents, dtype, device)
+        self.encoder = Linear() if encoder is None else encoder
+        for name, start in self.encoder.parameters(d_in, n_latents).items():
+            self.register_parameter(name, parameter(start))
         self._config = {"d_in": self.d_in, "n_latents": self.n_latents, "decoder": decoder, "init": init, "init_dec": init_dec,
                         "tie_scale": tie_scale, "b_pre": b_pre}  # fmt: skip
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        KINDS[cls.__name__] = cls
 
     def __getattr__(self, name: str) -> Any:
         # nn.Module looks parameters up here; the tied kinds have no W_dec parameter and derive it instead.
         if name == "W_dec" and self.__dict__.get("decoder", "free") != "free":
-            return self.tied_rows() if self.residual is None else self.tied_rows() + self.residual
+            return read_only(self.decoder_rows())
         return super().__getattr__(name)
+
+    def __setattr__(self, name: str, value: Any) -> None:
+        if name == "W_dec" and self.__dict__.get("decoder", "free") != "free":
+            raise AttributeError(COMPUTED.format(self.decoder))
+        super().__setattr__(name, value)
 
     def tied_rows(self) -> Float[Tensor, "n_latents d_in"]:
         """The encoder's part of a tied decoder: W_enc.T, its rows scaled by `scale` where there is one."""
         return self.W_enc.T if self.scale is None else self.scale[:, None] * self.W_enc.T
 
+    def decoder_rows(self) -> Float[Tensor, "n_latents d_in"]:
+        """W_dec, as products take it."""
+        if self.decoder == "free":
+            return self.W_dec
+        return self.tied_rows() if self.residual is None else self.tied_rows() + self.residual
+
     def pre_acts(self, x: ArrayLike) -> Tensor:
         """Affine scores (n, n_latents) of x (n, d_in). Raises TypeError, ValueError for input that does not fit."""
-        scores = torch.addmm(self.b_enc, self._centred(x), self.W_enc)
+        scores = self.encoder.pre_acts(self, self._centred(x))
         return scores.to(self.W_enc.dtype)  # under autocast the product alone is lowered
 
     def _centred(self, x: ArrayLike) -> Tensor:
@@ -151,45 +183,181 @@ class SAE(nn.Module):
 
     def encode(self, x: ArrayLike) -> Tensor:
         """The code `acts` (n, n_latents) of x (n, d_in)."""
-        return self.activation(self.pre_acts(x))
+        return self.encoder.acts(self, self.pre_acts(x))
 
     def encode_top(self, x: ArrayLike) -> TopActs:
         """The sparse form of `encode(x)`, without an array of n x n_latents. Raises TypeError for activations without a fixed k."""
-        return self._encode_top(x)[0]
+        if self._makes_codes and isinstance(self.activation, RowTop) and self.activation.selects:
+            lower = autocast_dtype(self.W_enc.device)
+            kept = kept_scores(self._centred(x), self.W_enc, self.b_enc, self.activation.select, self.activation.k, lower)
+            return GroupedActs.of(self.activation.keep(kept.values), kept.top_indices, kept.by_latent)
+        if self._makes_codes or not isinstance(self.activation, RowTop):
+            return self.activation.top(self.pre_acts(x))
+        return self.activation._read_off(self.encode(x))
 
-    def _encode_top(self, x: ArrayLike) -> tuple[TopActs, Transposed | None]:
-        if not isinstance(self.activation, RowTop):
-            return self.activation.top(self.pre_acts(x)), None
-        lower = autocast_dtype(self.W_enc.device)
-        kept = kept_scores(self._centred(x), self.W_enc, self.b_enc, self.activation.select, self.activation.k, lower)
-        return TopActs(self.activation.keep(kept.values), kept.top_indices), kept.by_latent
+    @property
+    def _makes_codes(self) -> bool:
+        """Whether codes are made as this class makes them: nothing of it is overridden."""
+        return self.encoder.plain and not overrides(self, "pre_acts", "encode", "_centred")
+
+    def require_plain(self, purpose: str) -> None:
+        """Raise TypeError unless the map is x -> activation(x @ W_enc + b_enc) @ W_dec + b_dec with an activation of this package:
+        what reads the weights alone would go around anything else."""
+        changed = [name for name in ("pre_acts", "encode", "decode", "forward") if overrides(self, name)]
+        what = f"{type(self).__name__} overrides {', '.join(changed)}" if changed else ""
+        if not self.encoder.plain:
+            what = f"its encoder is a {type(self.encoder).__name__}"
+        if not self.activation.known:
+            what = f"its activation is a {type(self.activation).__name__}, which makes codes in its own way"
+        if what:
+            raise TypeError(f"{purpose} goes by the weights and the activation's kind, and {what}")
 
     @property
     def trains_sparse(self) -> bool:
-        """Whether training takes the k-sparse products: a TopK or AbsTopK of few latents, on a CPU or on a GPU with Triton."""
+        """Whether training and evaluation take the k-sparse form of codes: a TopK or AbsTopK of few latents, on a CPU or on a GPU with
+        Triton, nothing of it overridden."""
         cpu = self.W_enc.device.type == "cpu"
         gain = SPARSE_GAIN if cpu else TRITON_GAIN
-        few = isinstance(self.activation, RowTop) and gain * self.activation.k <= self.n_latents
-        return few and (cpu or takes_triton(self.W_enc)) and self.W_enc.dtype in (torch.float32, torch.float64)
+        few = isinstance(self.activation, RowTop) and self.activation.selects and gain * self.activation.k <= self.n_latents
+        able = (cpu or takes_triton(self.W_enc)) and self.W_enc.dtype in (torch.float32, torch.float64)
+        return few and able and self._makes_codes and not overrides(self, "encode_top", "decode")
+
+    def code(self, x: ArrayLike) -> Code:
+        """The code of x (n, d_in) in the form that costs less."""
+        return self.encode_top(x) if self.trains_sparse else self.encode(x)
+
+    def code_from(self, pre_acts: Tensor) -> Code:
+        """The code of scores, in the form of `code`. Raises TypeError where `encode` is overridden."""
+        if overrides(self, "encode", "encode_top"):
+            raise TypeError(
+                f"{type(self).__name__} overrides encode, so codes are not made of pre_acts: drop the term that reads them"
+            )
+        return self.activation.top(pre_acts) if self.trains_sparse else self.encoder.acts(self, pre_acts)
 
     def decode_top(self, top: TopActs) -> Float[Tensor, "n d_in"]:
         """The reconstruction from the sparse form of a code."""
-        return decode_sparse(top.top_acts, top.top_indices, self.W_dec, self.b_dec)
+        by_latent = top.by_latent if isinstance(top, GroupedActs) else None
+        return decode_sparse(top.top_acts, top.top_indices, self.decoder_rows(), self.b_dec, by_latent)
 
     def reconstruct(self, x: ArrayLike) -> tuple[Float[Tensor, "n d_in"], TopActs]:
-        """x_hat and the sparse code of x (n, d_in), as training uses them. Raises TypeError for activations without a fixed k."""
-        top, by_latent = self._encode_top(x)
-        return decode_sparse(top.top_acts, top.top_indices, self.W_dec, self.b_dec, by_latent), top
+        """x_hat and the sparse code of x (n, d_in). Raises TypeError for activations without a fixed k."""
+        top = self.encode_top(x)
+        return self.decode_top(top), top
 
-    def decode(self, acts: Float[Tensor, "n n_latents"]) -> Float[Tensor, "n d_in"]:
-        """The reconstruction acts @ W_dec + b_dec."""
-        return torch.addmm(self.b_dec, acts, self.W_dec).to(self.W_enc.dtype)
+    def run(self, x: Tensor) -> tuple[Tensor, Code]:
+        if overrides(self, "forward"):
+            out = self(x)
+            return out[0], out[1]
+        return super().run(x)
+
+    def decode(self, acts: Any) -> Float[Tensor, "n d_in"]:
+        """The reconstruction acts @ W_dec + b_dec of a code (n, n_latents), or of its sparse form."""
+        if isinstance(acts, TopActs):
+            return self.decode_top(acts)
+        return torch.addmm(self.b_dec, acts, self.decoder_rows()).to(self.W_enc.dtype)
 
     def forward(self, x: ArrayLike) -> SAEOutput:
         """Encode and decode x (n, d_in)."""
         pre_acts = self.pre_acts(x)
-        acts = self.activation(pre_acts)
+        acts = self.encode(x) if overrides(self, "encode") else self.encoder.acts(self, pre_acts)
         return SAEOutput(self.decode(acts), acts, pre_acts)
+
+    @torch.no_grad()
+    def calibrate(self, x: ArrayLike, rows: int = 4096) -> SAE:
+        """Set what inference needs and gradients do not train (the threshold of BatchTopK) from training samples x. Returns self."""
+        if type(self.activation).calibrate is not Activation.calibrate:
+            x = as_samples(x, self.d_in, finite=False)
+            self.activation.calibrate(self.pre_acts(part.to(self.W_enc)) for part in x.split(rows))
+        return self
+
+    @property
+    def nonlinearity(self) -> Activation:
+        return self.activation
+
+    @property
+    def couples_samples(self) -> bool:
+        return self.activation.couples or not self._makes_codes
+
+    @property
+    def center(self) -> Tensor | None:
+        return self.b_pre
+
+    def decoder_block(self) -> Block:
+        """The decoder as a solve sees it."""
+        own = self.W_dec if self.decoder == "free" else self.residual
+        prior = None if self.decoder == "free" else self.tied_rows()
+
+        def write(W_dec: Tensor, b_dec: Tensor) -> None:
+            if self.decoder == "free":
+                self.W_dec.copy_(W_dec)
+            elif self.residual is not None:
+                self.residual.copy_(W_dec - self.tied_rows())
+            self.b_dec.copy_(b_dec)
+
+        return Block(() if own is None else (own,), (self.b_dec,), self.scale, prior, write)  # type: ignore[arg-type]
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        return [self.W_enc, self.b_enc]
+
+    def encoder_weights(self) -> nn.Parameter:
+        return self.W_enc
+
+    def encoder_bias(self) -> nn.Parameter:
+        return self.b_enc
+
+    @property
+    def kept(self) -> int | None:
+        return self.activation.kept
+
+    def keeping(self, k: int) -> AbstractContextManager[None]:
+        return self.activation.keeping(k)
+
+    @property
+    def bias(self) -> BiasBlock:
+        activation: Any = self.activation
+        center = () if self.b_pre is None else (self.b_pre,)
+
+        def write_bias(bias: Tensor) -> None:
+            self.b_enc.copy_(bias)
+
+        if activation.threshold_parameter is None:
+            return BiasBlock(self.b_enc.detach().clone(), write_bias, (self.b_enc, *center), None, activation.by_own_score)
+        threshold = activation.threshold
+        held = (self.b_enc, activation.threshold_parameter, *center)
+
+        def write(bias: Tensor) -> None:
+            self.b_enc.zero_()
+            activation.set_threshold(-bias)
+
+        return BiasBlock(-threshold.detach().clone(), write, held, threshold.detach(), activation.by_own_score)
+
+    def squared_error_gradients(self, x: Tensor, moved: Collection[int]) -> Tensor | None:
+        plain = self.trains_sparse and self.scale is None and self.W_enc.T.is_contiguous()
+        if (
+            not plain
+            or not self.activation.has_gradients
+            or overrides(self, "decode_top", "forward", "tied_rows", "decoder_rows")
+        ):
+            return None
+        return sparse_gradients(self, x, moved)
+
+    def check(self, x: Tensor) -> None:
+        """Raises TypeError where an overridden `forward` is not `decode(code)`: training would go by the latter."""
+        if not overrides(self, "forward"):
+            return
+        with torch.no_grad(), inference_mode_of(self):
+            try:
+                ours, theirs = self.decode(self.code(x)), self(x)[0]
+            except RuntimeError as error:
+                if "no threshold yet" in str(error):
+                    return
+                raise
+        tolerance = 1e-3 * float(theirs.abs().max()) + 1e-6
+        if ours.shape != theirs.shape or not float((ours - theirs).abs().max()) <= tolerance:
+            raise TypeError(
+                f"{type(self).__name__} overrides forward, whose x_hat is not decode(encode(x)): training and solves go by encode and "
+                "decode, so override those instead"
+            )
 
     def extra_repr(self) -> str:
         return f"d_in={self.d_in}, n_latents={self.n_latents}, decoder={self.decoder!r}"
@@ -205,6 +373,10 @@ class SAE(nn.Module):
         replace_file(folder / "sae.safetensors", lambda path: save_file(tensors, path))
         dtype = str(self.W_enc.dtype).removeprefix("torch.")
         config = {"format": FORMAT, "dtype": dtype, **self._config, "activation": self.activation.config()}
+        if type(self) is not SAE:
+            config["class"] = type(self).__name__
+        if self.encoder != Linear():
+            config["encoder"] = self.encoder.config()
         replace_file(folder / "sae.json", lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
         if standardizer is not None:
             standardizer.save(folder)
@@ -222,10 +394,24 @@ class SAE(nn.Module):
         if config.pop("format", None) != FORMAT:
             raise ValueError(f"{path} is not of the format {FORMAT!r}")
         activation = activation_from_config(config.pop("activation"))
+        kind = config.pop("class", "SAE")
+        if kind not in KINDS:
+            raise ValueError(f"{path} is a {kind}, which is not known here: import its class first")
+        encoder = encoder_from_config(config.pop("encoder", {"name": "Linear"}))
         dtype = getattr(torch, config.pop("dtype"))
-        sae = cls(activation=activation, dtype=dtype, device=device, **config)
+        sae = KINDS[kind](activation=activation, dtype=dtype, device=device, encoder=encoder, generator=0, **config)
         try:
             sae.load_state_dict(load_file(Path(folder) / "sae.safetensors", device=str(device)))
         except RuntimeError as error:
             raise ValueError(f"the tensors in {folder} do not fit sae.json: {error}") from error
         return sae.eval()
+
+
+KINDS: dict[str, type[SAE]] = {"SAE": SAE}
+"""SAE classes by name: those that `SAE.load` can make."""
+COMPUTED = "W_dec of a {} SAE is computed from W_enc: write into W_enc, or the residual, or use decoder='free'"
+
+
+def overrides(sae: SAE, *names: str) -> bool:
+    """Whether the object's class, or the object itself, has its own version of one of these methods of SAE."""
+    return any(getattr(type(sae), name) is not getattr(SAE, name) or name in sae.__dict__ for name in names)

@@ -27,6 +27,12 @@ settings.register_profile(
 settings.load_profile("default")
 
 
+@pytest.fixture(autouse=True)
+def seeded() -> None:
+    """What draws from torch's global generator, as an SAE without a generator does, draws the same in every run."""
+    torch.manual_seed(0)
+
+
 @pytest.fixture
 def data_dir() -> Path:
     folder = os.environ.get("SPLINTERP_DATA")

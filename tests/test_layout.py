@@ -21,8 +21,8 @@ ORDER = [
     "baselines",
     "geometry",
     "decoder",
-    "encoders",
     "sae",
+    "encoders",
     "protocol",
     "activations",
     "data",
@@ -37,12 +37,7 @@ ALIASES = {
     "splinterp.matrix_free": "splinterp.decoder.matrix_free",
 }
 KNOWN = {
-    ("splinterp._inference", "splinterp.training.blocks"),  # these four up, for the protocol SAELike
-    ("splinterp.language.contexts", "splinterp.training.blocks"),
-    ("splinterp.metrics.bipolarity", "splinterp.training.blocks"),
-    ("splinterp.metrics.quality", "splinterp.training.blocks"),
     ("splinterp.data.store", "splinterp.data.standardizer"),  # the type of an argument; the standardizer reads stores
-    ("splinterp.training.pam_solves", "splinterp.training.pam"),  # the method whose solves these are
 }
 """Imports, of names for annotations alone, that are allowed although they go up or close a circle."""
 

@@ -56,14 +56,28 @@ def test_initial_scales():
         assert float(p.detach().abs().sum()) == 0
 
 
-def test_same_seed_same_bits_and_global_random_state_untouched():
+def test_same_seed_same_bits_and_a_generator_leaves_the_global_state():
     before = torch.random.get_rng_state()
     a, b, c = make_sae(seed=3), make_sae(seed=3), make_sae(seed=4)
-    default, again = SAE(8, 12, TopK(3)), SAE(8, 12, TopK(3))
+    by_int = SAE(8, 12, ACTIVATIONS["TopK"], generator=3)
     assert torch.equal(torch.random.get_rng_state(), before)
     assert torch.equal(a.W_enc, b.W_enc)
-    assert torch.equal(default.W_enc, again.W_enc)
+    assert torch.equal(a.W_enc, by_int.W_enc)
     assert not torch.equal(a.W_enc, c.W_enc)
+
+
+def test_without_a_generator_the_global_seed_decides():
+    found = []
+    for seed in (0, 0, 1):
+        torch.manual_seed(seed)
+        found.append([SAE(8, 12, TopK(3)).W_enc for _ in range(2)])
+    assert torch.equal(found[0][0], found[1][0])
+    assert torch.equal(found[0][1], found[1][1])
+    assert not torch.equal(found[0][0], found[0][1])  # two SAEs are two
+    assert not torch.equal(found[0][0], found[2][0])
+    for wrong in ("seed", 1.5, True):
+        with pytest.raises(TypeError, match="generator="):
+            SAE(8, 12, TopK(3), generator=wrong)
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

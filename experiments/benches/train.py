@@ -46,7 +46,7 @@ def our_step(
 ) -> Callable[[], None]:
     """One gradient step of a method; `dense` takes dense codes and autograd, as activations without a fixed k do, `lowered` takes
     products in bfloat16."""
-    sae = SAE(d_in, n_latents, TopK(k), decoder, device=x.device)
+    sae = SAE(d_in, n_latents, TopK(k), decoder, device=x.device, generator=0)
     state = method.init(sae, x, total_steps=1_000_000)
     if dense:
         state.observer = lambda acts: None
@@ -61,7 +61,7 @@ def our_step(
 def parts(d_in: int, n_latents: int, k: int, batch: int, device: str, repeats: int = REPEATS) -> list[list[Any]]:
     """Rows of the profile of one sparse step: what, milliseconds, multiplications, bytes of weights that it touches."""
     x = torch.randn(batch, d_in, generator=torch.Generator().manual_seed(0)).to(device)
-    sae = SAE(d_in, n_latents, TopK(k), device=device)
+    sae = SAE(d_in, n_latents, TopK(k), device=device, generator=0)
     W_enc, b_enc, W_dec = sae.W_enc.detach(), sae.b_enc.detach(), sae.W_dec.detach()
     scores = torch.addmm(b_enc, x, W_enc)
     top = select_largest(scores, k)

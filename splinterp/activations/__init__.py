@@ -8,8 +8,7 @@ from __future__ import annotations
 
 from typing import Any
 
-from splinterp._checks import one_of
-from splinterp.activations.base import Activation, TopActs
+from splinterp.activations.base import REGISTRY, Activation, GroupedActs, TopActs
 from splinterp.activations.batch_topk import BatchTopK
 from splinterp.activations.relu import JumpReLU, ReLU
 from splinterp.activations.topk import AbsTopK, RowTop, TopK
@@ -19,6 +18,7 @@ __all__ = [
     "AbsTopK",
     "Activation",
     "BatchTopK",
+    "GroupedActs",
     "JumpReLU",
     "ReLU",
     "RowTop",
@@ -27,12 +27,19 @@ __all__ = [
     "activation_from_config",
 ]
 
-ACTIVATIONS: dict[str, type[Activation]] = {cls.__name__: cls for cls in (ReLU, JumpReLU, TopK, AbsTopK, BatchTopK)}
+ACTIVATIONS = REGISTRY
+"""Activation classes by name; a subclass of `Activation` joins them."""
 
 
 def activation_from_config(config: dict[str, Any]) -> Activation:
     """The inverse of `Activation.config`. Raises ValueError for an unknown name."""
     arguments = dict(config)
     name = arguments.pop("name", None)
-    one_of("activation name", name, ACTIVATIONS)
-    return ACTIVATIONS[name](**arguments)
+    known = [k for k, cls in REGISTRY.items() if not k.startswith("_") and cls is not RowTop]
+    if name not in known:
+        raise ValueError(
+            f"activation {name!r} is unknown; known: {', '.join(known)}. One of your own is known once its class is imported"
+        )
+    if name == "BatchTopK":
+        arguments.pop("momentum", None)  # of files written when the threshold was a running mean
+    return REGISTRY[name](**arguments)

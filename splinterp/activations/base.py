@@ -4,12 +4,15 @@ from __future__ import annotations
 
 import copy
 import math
+from collections.abc import Iterable
+from contextlib import AbstractContextManager
 from typing import Any, ClassVar, NamedTuple
 
 import torch
 from torch import nn
 
 from splinterp._typing import Float, Int, Tensor
+from splinterp.sparse_kernels import Transposed
 
 
 class TopActs(NamedTuple):
@@ -21,15 +24,50 @@ class TopActs(NamedTuple):
     top_acts: Float[Tensor, "n k"]
     top_indices: Int[Tensor, "n k"]
 
+    def with_values(self, values: Float[Tensor, "n k"]) -> TopActs:
+        """Other values at the same latents."""
+        return TopActs(values, self.top_indices)
+
+
+class GroupedActs(TopActs):
+    """A sparse code whose entries have been grouped by latent, which products with its transpose would else do again."""
+
+    by_latent: Transposed | None = None
+
+    @classmethod
+    def of(cls, values: Tensor, indices: Tensor, by_latent: Transposed | None) -> GroupedActs:
+        """The code with its grouping (`transpose_code` of the indices)."""
+        code = cls(values, indices)
+        code.by_latent = by_latent
+        return code
+
+    def with_values(self, values: Tensor) -> TopActs:
+        return GroupedActs.of(values, self.top_indices, self.by_latent)
+
+
+REGISTRY: dict[str, type[Activation]] = {}
+"""Every activation class by its name: what can be saved can be loaded."""
+
 
 class Activation(nn.Module):
     """Base of the activations: a map from `pre_acts (n, n_latents)` to `acts` of the same shape.
 
-    `allows_l1` / `allows_l0` say which sparsity penalty of the training methods the activation can take.
+    A subclass defines `forward`, and `config` if it has arguments; subclassing registers it, so that an SAE which has it can be saved
+    and loaded (where its class is imported). It says what it can do by class attributes: `allows_l1` / `allows_l0`, which sparsity
+    penalty of the training methods it can take; `signed`, whether codes can be negative; `couples_samples`, whether a sample's code
+    depends on the others of its batch (assumed of a subclass that does not say, so that its batches are never joined or shared);
+    `by_own_score`, whether a latent fires by its own score alone.
     """
 
     allows_l1: ClassVar[bool] = False
     allows_l0: ClassVar[bool] = False
+    signed: ClassVar[bool] = False
+    couples_samples: ClassVar[bool] = True
+    by_own_score: ClassVar[bool] = False
+
+    def __init_subclass__(cls, **options: Any) -> None:
+        super().__init_subclass__(**options)
+        REGISTRY[cls.__name__] = cls
 
     def bind(self, n_latents: int, dtype: torch.dtype, device: torch.device) -> Activation:
         """Return an independent copy for an SAE of `n_latents` latents.
@@ -40,11 +78,48 @@ class Activation(nn.Module):
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments, with the class name under "name"."""
-        raise NotImplementedError
+        return {"name": type(self).__name__}
 
     def top(self, pre_acts: Float[Tensor, "n n_latents"]) -> TopActs:
         """The sparse form of `acts`. Raises TypeError for activations without a fixed number of active latents."""
         raise TypeError(f"{type(self).__name__} has no fixed number of active latents; use the dense acts")
+
+    @property
+    def known(self) -> bool:
+        """Whether codes are made as a class of this package makes them, which geometry and file formats go by."""
+        made_by = {c for c in type(self).__mro__ for name in ("forward", "top", "select", "keep") if name in c.__dict__}
+        return all(c.__module__.startswith(("splinterp.", "torch.")) for c in made_by)
+
+    @property
+    def kept(self) -> int | None:
+        """How many latents of a sample are kept (on average), where their number is fixed; None where it is not."""
+        return None
+
+    def keeping(self, k: int) -> AbstractContextManager[None]:
+        """Inside, k latents are kept in place of `kept`. Raises TypeError where their number is not fixed."""
+        raise TypeError(f"{type(self).__name__} has no fixed number of latents to keep")
+
+    @property
+    def couples(self) -> bool:
+        """`couples_samples`, and True for a class that overrides how codes are made without saying it anew."""
+        for cls in type(self).__mro__:
+            if "couples_samples" in cls.__dict__:
+                return cls.__dict__["couples_samples"]
+            if any(name in cls.__dict__ for name in ("forward", "top", "select", "keep")):
+                return True
+        return True
+
+    @property
+    def threshold_parameter(self) -> nn.Parameter | None:
+        """The parameter of thresholds of its own, one a latent, where it has any."""
+        return None
+
+    def set_threshold(self, threshold: Float[Tensor, " n_latents"]) -> None:
+        """Make the thresholds these; what is not above 0 becomes the smallest number that is."""
+        raise TypeError(f"{type(self).__name__} has no thresholds of its own")
+
+    def calibrate(self, scores: Iterable[Float[Tensor, "n n_latents"]]) -> None:
+        """Set what inference needs and gradients do not train, from `pre_acts` of training samples in blocks."""
 
     def regularizer(self, acts: Float[Tensor, "n n_latents"]) -> Float[Tensor, " n"]:
         """R(z) of each sample, `inf` where z is not feasible."""

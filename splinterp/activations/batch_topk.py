@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import Any
+from collections.abc import Iterable
 
 import torch
 
@@ -15,45 +15,48 @@ from splinterp.activations.topk import _FixedCount
 class BatchTopK(_FixedCount):
     """The k * n largest positive scores of a batch of n samples while training; a fixed threshold at inference.
 
-    The threshold is the running mean, over training batches, of the smallest value kept (arXiv 2412.06410): an
-    exponential mean with the given momentum that starts at the first batch. It moves only while gradients are
-    enabled, so collecting codes for a decoder solve leaves it alone.
+    The threshold (arXiv 2412.06410) is the score that k latents a sample exceed on average over training samples. Using an SAE
+    never moves it: `fit` sets it before each evaluation, and `SAE.calibrate` from any samples.
 
     Raises:
-        TypeError, ValueError: k is not an int of at least 1, momentum outside [0, 1).
-        RuntimeError: evaluation before any training batch has set the threshold.
+        TypeError, ValueError: k is not an int of at least 1.
+        RuntimeError: evaluation before the threshold is set.
     """
 
+    couples_samples = True
     threshold: Tensor
 
-    def __init__(self, k: int, momentum: float = 0.99) -> None:
+    def __init__(self, k: int) -> None:
         super().__init__(k)
-        if not 0 <= momentum < 1:
-            raise ValueError(f"momentum={momentum} must be in [0, 1)")
-        self.momentum = float(momentum)
         self.register_buffer("threshold", torch.tensor(math.nan))
-
-    def config(self) -> dict[str, Any]:
-        return {**super().config(), "momentum": self.momentum}
 
     def forward(self, pre_acts: Float[Tensor, "n n_latents"]) -> Float[Tensor, "n n_latents"]:
         positive = torch.relu(pre_acts)
         if not self.training:
             if torch.isnan(self.threshold):
-                raise RuntimeError("BatchTopK has no threshold yet: train it first, or call .train() to select by batch")
+                raise RuntimeError(
+                    "BatchTopK has no threshold yet: train it by fit, call SAE.calibrate(x) with training samples, or .train() to "
+                    "select by batch"
+                )
             return positive * (pre_acts >= self.threshold)
         flat = positive.flatten()
         values, indices = flat.topk(min(self.k * pre_acts.shape[0], flat.numel()), sorted=False)
-        if torch.is_grad_enabled():
-            self._update_threshold(values.detach())
         return torch.zeros_like(flat).scatter(0, indices, values).view_as(pre_acts)
 
-    def _update_threshold(self, kept: Tensor) -> None:
-        active = kept[kept > 0]
-        if active.numel():
-            smallest = active.min()
-            mean = self.momentum * self.threshold + (1 - self.momentum) * smallest
-            self.threshold.copy_(torch.where(torch.isnan(self.threshold), smallest, mean))
+    @torch.no_grad()
+    def calibrate(self, scores: Iterable[Float[Tensor, "n n_latents"]]) -> None:
+        """Set the threshold to the smallest of the k n largest positive scores of all n samples; the smallest positive number
+        where fewer are positive."""
+        kept, n = self.threshold.new_zeros(0), 0
+        for block in scores:
+            n += len(block)
+            positive = block[block > 0]
+            kept = torch.cat([kept, positive.to(kept)])
+            if len(kept) > 2 * self.k * n:
+                kept = kept.topk(self.k * n, sorted=False).values
+        if n:
+            tiny = torch.finfo(kept.dtype).tiny
+            self.threshold.fill_(float(kept.topk(self.k * n, sorted=False).values.min()) if len(kept) >= self.k * n else tiny)
 
     def regularizer(self, acts: Float[Tensor, "n n_latents"]) -> Float[Tensor, " n"]:
         """R couples the samples of a batch: each row carries the whole batch's feasibility."""

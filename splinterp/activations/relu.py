@@ -22,9 +22,8 @@ class ReLU(Activation):
     """
 
     allows_l1 = True
-
-    def config(self) -> dict[str, Any]:
-        return {"name": "ReLU"}
+    couples_samples = False
+    by_own_score = True
 
     def forward(self, pre_acts: Float[Tensor, "n n_latents"]) -> Float[Tensor, "n n_latents"]:
         return torch.relu(pre_acts)
@@ -40,15 +39,16 @@ class _Jump(torch.autograd.Function):
     def forward(ctx: Any, u: Tensor, theta: Tensor, bandwidth: float) -> Tensor:
         ctx.save_for_backward(u, theta)
         ctx.bandwidth = bandwidth
-        return u * (u > theta)
+        return u * (u > theta)  # NaN stays NaN, so that divergence is seen
 
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor | None, None]:
         u, theta = ctx.saved_tensors
+        through = torch.where(u > theta, grad, 0.0)  # selected, not multiplied: a silent latent's gradient may be infinite
         if not ctx.needs_input_grad[1]:
-            return grad * (u > theta), None, None
-        window = ((u - theta).abs() < ctx.bandwidth / 2) / ctx.bandwidth
-        return grad * (u > theta), (-theta * window * grad).sum_to_size(theta.shape), None
+            return through, None, None
+        near = (u - theta).abs() < ctx.bandwidth / 2
+        return through, torch.where(near, -theta * grad / ctx.bandwidth, 0.0).sum_to_size(theta.shape), None
 
 
 class _Count(torch.autograd.Function):
@@ -63,8 +63,8 @@ class _Count(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor, Tensor, None]:
         u, theta = ctx.saved_tensors
-        window = ((u - theta).abs() < ctx.bandwidth / 2) / ctx.bandwidth
-        return torch.zeros_like(u), (-window * grad).sum_to_size(theta.shape), None
+        near = (u - theta).abs() < ctx.bandwidth / 2
+        return torch.zeros_like(u), torch.where(near, -grad / ctx.bandwidth, 0.0).sum_to_size(theta.shape), None
 
 
 class JumpReLU(Activation):
@@ -83,6 +83,8 @@ class JumpReLU(Activation):
 
     allows_l1 = True
     allows_l0 = True
+    couples_samples = False
+    by_own_score = True
 
     def __init__(self, threshold: float = 0.1, bandwidth: float = 0.1) -> None:
         super().__init__()
@@ -97,6 +99,13 @@ class JumpReLU(Activation):
         """theta of each latent, shape (n_latents,); a scalar before the activation belongs to an SAE."""
         return self.log_threshold.exp()
 
+    @property
+    def threshold_parameter(self) -> nn.Parameter:
+        return self.log_threshold
+
+    def set_threshold(self, threshold: Float[Tensor, " n_latents"]) -> None:
+        self.log_threshold.copy_(threshold.clamp_min(torch.finfo(threshold.dtype).tiny).log())
+
     def bind(self, n_latents: int, dtype: torch.dtype, device: torch.device) -> JumpReLU:
         bound = copy.deepcopy(self)
         start = self.log_threshold.detach().to(device=device, dtype=dtype)
@@ -104,7 +113,7 @@ class JumpReLU(Activation):
         return bound
 
     def config(self) -> dict[str, Any]:
-        return {"name": "JumpReLU", "threshold": self.initial_threshold, "bandwidth": self.bandwidth}
+        return {**super().config(), "threshold": self.initial_threshold, "bandwidth": self.bandwidth}
 
     def forward(self, pre_acts: Float[Tensor, "n n_latents"]) -> Float[Tensor, "n n_latents"]:
         return _Jump.apply(pre_acts, self.threshold, self.bandwidth)

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
 from typing import Any
 
 import torch
@@ -30,12 +32,40 @@ class _FixedCount(Activation):
     def config(self) -> dict[str, Any]:
         return {"name": type(self).__name__, "k": self.k}
 
+    @property
+    def kept(self) -> int | None:
+        return self.k
+
+    @contextmanager
+    def keeping(self, k: int) -> Iterator[None]:
+        own, self.k = self.k, k
+        try:
+            yield
+        finally:
+            self.k = own
+
     def regularizer(self, acts: Float[Tensor, "n n_latents"]) -> Float[Tensor, " n"]:
         return _infeasible(((acts != 0).sum(dim=1) > self.k) | (acts < 0).any(dim=1))
 
 
 class RowTop(_FixedCount):
-    """Shared part of the activations that keep k latents of each sample: which (`select`), and as what value (`keep`)."""
+    """Shared part of the activations that keep k latents of each sample: which (`select`), and as what value (`keep`).
+
+    A subclass that overrides `forward` instead has its sparse form read off `forward`, and no kernel goes around it.
+    """
+
+    couples_samples = False
+
+    @property
+    def selects(self) -> bool:
+        """Whether codes are made by `select` and `keep`, which sparse kernels call."""
+        return type(self).forward is RowTop.forward and type(self).top is RowTop.top
+
+    @property
+    def has_gradients(self) -> bool:
+        """Whether `keep_backward` belongs to `keep`: both are of one class."""
+        owners = [next(c for c in type(self).__mro__ if name in c.__dict__) for name in ("keep", "keep_backward")]
+        return self.selects and owners[0] is owners[1]
 
     def select(self, pre_acts: Float[Tensor, "n n_latents"]) -> Int[Tensor, "n k"]:
         """Indices of the kept latents."""
@@ -50,12 +80,23 @@ class RowTop(_FixedCount):
         raise NotImplementedError
 
     def top(self, pre_acts: Float[Tensor, "n n_latents"]) -> TopActs:
+        if type(self).forward is not RowTop.forward:
+            return self._read_off(self(pre_acts))
+        return self._selected(pre_acts)
+
+    def _selected(self, pre_acts: Tensor) -> TopActs:
         indices = self.select(pre_acts.detach())
         return TopActs(self.keep(pre_acts.gather(1, indices)), indices)
 
     def forward(self, pre_acts: Float[Tensor, "n n_latents"]) -> Float[Tensor, "n n_latents"]:
-        top = self.top(pre_acts)
+        # a subclass's own forward may call this one, whose `top` is then read off it
+        top = self.top(pre_acts) if type(self).forward is RowTop.forward else self._selected(pre_acts)
         return torch.zeros_like(pre_acts).scatter(1, top.top_indices, top.top_acts)
+
+    def _read_off(self, acts: Tensor) -> TopActs:
+        k = min(acts.shape[1], max(self.k, int((acts != 0).sum(1).max()) if len(acts) else 0))
+        indices = acts.detach().abs().topk(k, dim=1).indices
+        return TopActs(acts.gather(1, indices), indices)
 
 
 class TopK(RowTop):
@@ -67,6 +108,8 @@ class TopK(RowTop):
     >>> TopK(1)(torch.tensor([[1.0, 3.0, -5.0]]))
     tensor([[0., 3., 0.]])
     """
+
+    couples_samples = False
 
     def select(self, pre_acts: Float[Tensor, "n n_latents"]) -> Int[Tensor, "n k"]:
         return select_largest(pre_acts, self.k)
@@ -89,6 +132,9 @@ class AbsTopK(RowTop):
     >>> AbsTopK(1)(torch.tensor([[1.0, 3.0, -5.0]]))
     tensor([[ 0.,  0., -5.]])
     """
+
+    signed = True
+    couples_samples = False
 
     def select(self, pre_acts: Float[Tensor, "n n_latents"]) -> Int[Tensor, "n k"]:
         return select_largest(pre_acts, self.k, magnitude=True)

@@ -75,7 +75,7 @@ class PCAAutoencoder(PiecewiseAffineAutoencoder):
         if rank == 0:
             raise ValueError("a PCA of no components has no latents: an SAE needs at least one")
         V, mean = torch.from_numpy(self.components_[0].copy()), torch.from_numpy(self.mean_.copy())
-        sae = SAE(d, rank, AbsTopK(rank), dtype=V.dtype)
+        sae = SAE(d, rank, AbsTopK(rank), dtype=V.dtype, generator=0)
         with torch.no_grad():
             sae.W_enc.copy_(V.T)
             sae.b_enc.copy_(-V @ mean)

@@ -2,7 +2,8 @@
 
 With codes z and samples x in rows, `solve_decoder` minimises over (W, b)
 
-    sum_r |x_r - z_r W - b|^2 + ridge |W - Q|^2 + bias_ridge |b|^2 + prox |W - W_t|^2 + bias_prox |b - b_t|^2
+    sum_r |x_r - z_r W - b|^2 + ridge |W - Q|^2 + sum_i row_ridge_i |W_i|^2 + bias_ridge |b|^2
+        + prox |W - W_t|^2 + bias_prox |b - b_t|^2
 
 All strengths multiply sums over samples. Everything needed is in sums of products, so the memory is independent of
 the number of samples. Source: SplInterp, arXiv 2505.11836, Algorithm 3.1, with weights and bias solved together.
@@ -34,12 +35,13 @@ class DecoderSolution(NamedTuple):
 def solve_decoder(
     stats: DecoderStats,
     *,
-    ridge: float,
+    ridge: float | ArrayLike,
     bias_ridge: float = 0.0,
     prox: float = 0.0,
     bias_prox: float = 0.0,
     previous: tuple[ArrayLike, ArrayLike] | None = None,
     prior: ArrayLike | None = None,
+    row_ridge: ArrayLike | None = None,
     overwrite: bool = False,
 ) -> DecoderSolution:
     """The exact joint minimiser over weights and bias of the objective in this module's docstring.
@@ -50,11 +52,14 @@ def solve_decoder(
 
     Args:
         stats: the codes' and samples' statistics.
-        ridge: pull of W to `prior`, multiplying a sum over samples; `math.inf` returns the prior.
+        ridge: pull of W to `prior`, multiplying a sum over samples; `math.inf` returns the prior. One for each latent (n_latents,),
+            finite, is sum_i ridge_i |W_i - Q_i|^2.
         bias_ridge: pull of b to 0, likewise; `math.inf` keeps b at 0.
         prox, bias_prox: pull of W and b to `previous`, likewise, finite.
         previous: (W, b) of shapes (n_latents, d_in) and (d_in,).
         prior: Q, shape (n_latents, d_in); None means 0.
+        row_ridge: pulls of the rows of W to 0, whatever the prior, (n_latents,), likewise, finite. Rows that only their ridge determines
+            are 0.
         overwrite: factor the Gram matrix where it stands, and put the solution in place of `cross`: no second copy of either. The
             statistics are empty afterwards.
 
@@ -71,6 +76,8 @@ def solve_decoder(
     (2.0, 1.0)
     """
     require_samples(stats)
+    rows = None if isinstance(ridge, int | float) else _row_strengths(ridge, stats)
+    ridge = float(ridge) if isinstance(ridge, int | float) else 0.0
     for name, value in {"ridge": ridge, "bias_ridge": bias_ridge, "prox": prox, "bias_prox": bias_prox}.items():
         at_least(name, value, 0.0)
     if math.isinf(prox) or math.isinf(bias_prox):
@@ -82,6 +89,7 @@ def solve_decoder(
         W_prev = as_rows(previous[0], "previous W_dec", stats)
         b_prev = as_samples(previous[1][None], stats.d_in, dtype=stats.dtype, device=stats.device, name="previous b_dec")[0]
     Q = None if prior is None else as_rows(prior, "prior", stats)
+    zeroed = None if row_ridge is None else _row_strengths(row_ridge, stats)
 
     N = stats.n_samples
     share = N / (N + bias_ridge + bias_prox)  # N / n of the derivation; 1 without bias terms, 0 at bias_ridge = inf
@@ -89,19 +97,33 @@ def solve_decoder(
     if math.isinf(ridge):
         W = torch.zeros_like(stats.cross) if Q is None else Q.clone()
     else:
-        W = _solve_weights(stats, ridge, prox, W_prev, Q, share, pulled, overwrite)
+        W = _solve_weights(stats, ridge, rows, prox, W_prev, Q, zeroed, share, pulled, overwrite)
     b = share * (stats.mean_x - stats.mean_acts @ W)
     if overwrite:
         stats.clear()
     return DecoderSolution(W, b if pulled is None else b + pulled)
 
 
+def _row_strengths(ridge: ArrayLike, stats: DecoderStats) -> Tensor:
+    """A ridge for each latent, (n_latents,). Raises ValueError: another number of them, one below 0 or not finite."""
+    rows = torch.as_tensor(ridge, dtype=stats.dtype, device=stats.device)
+    if rows.shape != (stats.n_latents,):
+        raise ValueError(
+            f"ridge has shape {tuple(rows.shape)}: pass one number, or one for each of the {stats.n_latents} latents"
+        )
+    if not (bool(torch.isfinite(rows).all()) and float(rows.min()) >= 0):
+        raise ValueError("a ridge for each latent must be finite and at least 0")
+    return rows
+
+
 def _solve_weights(
     stats: DecoderStats,
     ridge: float,
+    rows: Tensor | None,
     prox: float,
     W_prev: Tensor | None,
     Q: Tensor | None,
+    zeroed: Tensor | None,
     share: float,
     pulled: Tensor | None,
     overwrite: bool,
@@ -115,15 +137,34 @@ def _solve_weights(
         right.add_(W_prev, alpha=prox)
     if Q is not None and ridge > 0:
         right.add_(Q, alpha=ridge)
+    if Q is not None and rows is not None:
+        right.add_(Q * rows[:, None])
     strength = ridge + prox
-    if share == 1 and stats._spectrum is not None:
+    if share == 1 and rows is None and zeroed is None and stats._spectrum is not None:
         return _by_spectrum(stats.spectrum(), strength, right)
     gram = stats.gram if overwrite else stats.gram.clone()
     if share < 1:
         gram.addr_(stats.mean_acts, stats.mean_acts, alpha=stats.n_samples * (1 - share))
+    if rows is not None:
+        gram.diagonal().add_(rows)
+    if zeroed is not None:
+        gram.diagonal().add_(zeroed + strength)
+        return _solve_scaled(gram, right)
     if cholesky_in_place(gram, strength, right):
         return right
-    return _by_spectrum(stats.spectrum() if share == 1 else eigh(gram), strength, right)
+    return _by_spectrum(stats.spectrum() if share == 1 and rows is None else eigh(gram), strength, right)
+
+
+def _solve_scaled(gram: Tensor, right: Tensor) -> Tensor:
+    """gram^{-1} right, both overwritten, where the diagonal spans many orders: scaled to 1, it leaves the rank in no doubt."""
+    diagonal = gram.diagonal()
+    scale = torch.where(diagonal > 0, diagonal, 1.0).rsqrt()
+    gram.mul_(scale).mul_(scale[:, None])
+    gram.diagonal().fill_(1.0)  # also where nothing determines a row, whose right side is 0
+    right.mul_(scale[:, None])
+    if not cholesky_in_place(gram, 0.0, right):
+        right = _by_spectrum(eigh(gram), 0.0, right)
+    return scale[:, None] * right
 
 
 def _by_spectrum(spectrum: Spectrum, strength: float, right: Tensor) -> Tensor:
@@ -144,6 +185,7 @@ def optimality_residual(
     prox: float = 0.0,
     previous: ArrayLike | None = None,
     prior: ArrayLike | None = None,
+    row_ridge: ArrayLike | None = None,
 ) -> float:
     """Half the objective's gradient in W at `solution`, relative: its norm over the norm of sum (z - z̄)^T (x - x̄).
 
@@ -156,6 +198,8 @@ def optimality_residual(
     misfit = stats.mean_acts @ W + b - stats.mean_x
     gradient = torch.addr(stats.gram @ W - stats.cross, stats.mean_acts, misfit, alpha=stats.n_samples)
     gradient += ridge * (W if prior is None else W - as_rows(prior, "prior", stats))
+    if row_ridge is not None:
+        gradient += _row_strengths(row_ridge, stats)[:, None] * W
     if prox > 0 and previous is not None:
         gradient += prox * (W - as_rows(previous, "previous", stats))
     return float(gradient.norm() / stats.cross.norm().clamp_min(torch.finfo(stats.dtype).tiny))

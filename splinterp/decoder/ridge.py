@@ -43,7 +43,8 @@ def gcv_ridge(
     One eigendecomposition of the centred Gram matrix serves every ridge: a logarithmic grid from 1e-6 to 1e4 times
     the mean positive eigenvalue, refined around its best point by a second grid, and infinity. Residuals are sums of
     squares per eigenvector, never differences, so the score is right for N <= n_latents too. Where only rounding could tell
-    a score from the prior's, they count as equal, and the prior wins.
+    a score from the prior's, they count as equal, and the prior wins. Samples with several codes, or with weights, are counted
+    once each.
 
     Args:
         stats: the statistics; float64 is advised.
@@ -65,7 +66,7 @@ def gcv_ridge(
     at_least("prox", prox, 0.0)
     at_least("inflation", inflation, 1.0)
     at_least("n_grid", n_grid, 3)
-    if stats.n_samples < 2:
+    if stats.n_distinct < 2:
         raise ValueError("generalised cross-validation needs at least 2 samples")
     if prox > 0 and previous is None:
         raise ValueError(f"prox={prox} pulls to the previous decoder: pass previous=W_dec")
@@ -125,7 +126,8 @@ class _GCVCurve(NamedTuple):
     ab: np.ndarray
     bb: np.ndarray
     rest: float
-    N: float
+    total: float  # of the samples' weights
+    N: float  # samples, each counted once
     prox: float
     inflation: float
 
@@ -135,18 +137,18 @@ class _GCVCurve(NamedTuple):
         pulled = lam * lam * self.aa + 2 * lam * prox * self.ab + prox * prox * self.bb
         rss = self.rest + (pulled / (self.eig * (self.eig + lam + prox) ** 2)).sum(1)
         with np.errstate(divide="ignore"):
-            return rss / self.N / self._slack(lam + prox) ** 2
+            return rss / self.total / self._slack(lam + prox) ** 2
 
     def score_at_infinity(self) -> float:
         """GCV of the prior alone."""
-        return (self.rest + float((self.aa / self.eig).sum())) / self.N / (1 - 1 / self.N) ** 2
+        return (self.rest + float((self.aa / self.eig).sum())) / self.total / (1 - 1 / self.N) ** 2
 
     def _slack(self, strength: np.ndarray) -> np.ndarray:
         """(N - 1 - inflation * (df - 1)) / N; at inflation 1 a sum of positive terms, so it does not cancel at rank N - 1.
 
         Where inflation exhausts the samples it is 0, and the score infinite.
         """
-        slack = max(0, self.N - 1 - len(self.eig)) + (strength / (self.eig + strength)).sum(1)
+        slack = np.maximum(0.0, self.N - 1 - len(self.eig) + (strength / (self.eig + strength)).sum(1))
         if self.inflation > 1:
             slack = np.maximum(0.0, slack - (self.inflation - 1) * (self.eig / (self.eig + strength)).sum(1))
         return slack / self.N
@@ -165,9 +167,10 @@ def _gcv_curve(
     A = P if prior is None else gradient_at(prior, "prior")
     B = gradient_at(previous, "previous") if prox > 0 and previous is not None else torch.zeros_like(P)
     explained = float((P.square().sum(1) / e).sum())
-    rest = 0.0 if len(e) >= stats.n_samples - 1 else max(0.0, float(stats.total) - explained)
+    interpolated = stats.n_samples == stats.n_distinct and len(e) >= stats.n_samples - 1
+    rest = 0.0 if interpolated else max(0.0, float(stats.total) - explained)
     eig, aa, ab, bb = (t.double().cpu().numpy() for t in (e, (A * A).sum(1), (A * B).sum(1), (B * B).sum(1)))
-    return _GCVCurve(eig, aa, ab, bb, rest, stats.n_samples, prox, inflation)
+    return _GCVCurve(eig, aa, ab, bb, rest, stats.n_samples, stats.n_distinct, prox, inflation)
 
 
 class HeldOutResult(NamedTuple):

@@ -62,38 +62,70 @@ class DecoderStats:
         """Forget every sample."""
         m, d = self.n_latents, self.d_in
         self.n_samples: float = 0
+        """Samples, each counted by its weight: what sums and means run over."""
+        self.n_distinct: float = 0
+        """Samples whatever their weights, each counted once however many codes it has: what cross-validation counts."""
         self.mean_acts, self.mean_x, self.gram, self.cross, self.total = (
             torch.zeros(shape, dtype=self.dtype, device=self.device) for shape in ((m,), (d,), (m, m), (m, d), ())
         )
         self._spectrum: Spectrum | None = None
 
     @torch.no_grad()
-    def update(self, acts: ArrayLike | TopActs, x: ArrayLike) -> DecoderStats:
+    def update(
+        self, acts: ArrayLike | TopActs, x: ArrayLike, weights: ArrayLike | float | None = None, again: bool = False
+    ) -> DecoderStats:
         """Add a batch: acts (n, n_latents) or a code's sparse form, x (n, d_in), n >= 0. Returns self.
+
+        `weights`, one for each sample (n,) or one for all, at least 0, multiply the samples' squared errors in what is solved. `again` says
+        that these samples were added before, with another code: cross-validation does not count them anew.
 
         A sparse form of few latents costs n k^2 + n k d_in and no array of n x n_latents. Its Gram matrix is centred after
         the sum; where that would lose digits (a latent that hardly varies about a mean far from 0) it is centred before.
 
         Raises TypeError, ValueError: bad input.
         """
+        roots = None if weights is None else self._roots(weights, len(x))
+        self._update(acts, x, roots)
+        if not again:  # now that the batch is known to be one
+            self.n_distinct += len(x)
+        return self
+
+    def _update(self, acts: ArrayLike | TopActs, x: ArrayLike, roots: Tensor | None) -> DecoderStats:
         if isinstance(acts, TopActs):
-            return self._update_top(acts, x)
+            return self._update_top(acts, x, roots)
         z = as_samples(acts, self.n_latents, dtype=self.dtype, device=self.device, name="acts")
         x = as_samples(x, self.d_in, dtype=self.dtype, device=self.device)
         if len(z) != len(x):
             raise ValueError(f"acts has {len(z)} rows and x has {len(x)}: pass the codes of the same samples")
         if len(x) == 0:
             return self
-        return self._add(z.mean(0), x, [z])
+        mean_acts = z.mean(0) if roots is None else _weighted_mean(z, roots)
+        return self._add(mean_acts, x, [z], roots)
 
-    def _add(self, mean_acts: Tensor, x: Tensor, blocks: Iterable[Tensor]) -> DecoderStats:
-        """Add samples x whose dense codes, of this mean, come in blocks of rows."""
-        mean_x, start = x.mean(0), 0
-        self._absorb(len(x), mean_acts, mean_x)
+    def _roots(self, weights: ArrayLike | float, n: int) -> Tensor:
+        """Square roots (n,) of weights. Raises ValueError: another number of them, one below 0 or not finite."""
+        found = torch.as_tensor(weights, dtype=self.dtype, device=self.device)
+        found = found.expand(n) if found.ndim == 0 else found
+        if found.shape != (n,):
+            raise ValueError(f"weights has shape {tuple(found.shape)}: pass one for each of the {n} samples, or one number")
+        if n and not (bool(torch.isfinite(found).all()) and float(found.min()) >= 0):
+            raise ValueError("weights must be finite and at least 0")
+        return found.sqrt()
+
+    def _add(self, mean_acts: Tensor, x: Tensor, blocks: Iterable[Tensor], roots: Tensor | None = None) -> DecoderStats:
+        """Add samples x whose dense codes, of this mean, come in blocks of rows; `roots` of their weights."""
+        n = float(len(x)) if roots is None else float(roots.square().sum())
+        if n == 0:
+            return self
+        mean_x, start = x.mean(0) if roots is None else _weighted_mean(x, roots), 0
+        self._absorb(n, mean_acts, mean_x)
         strip = STRIP if len(x) >= SYMMETRIC_ROWS else self.n_latents
         for z in blocks:
             z = z - mean_acts
             part = x[start : start + len(z)] - mean_x
+            if roots is not None:
+                own = roots[start : start + len(z), None]
+                z, part = z * own, part * own
             start += len(z)
             for first in range(0, self.n_latents, strip):
                 self.gram[first : first + strip, first:].addmm_(z[:, first : first + strip].T, z[:, first:])
@@ -103,7 +135,7 @@ class DecoderStats:
             self.gram[first : first + strip, :first] = self.gram[:first, first : first + strip].T
         return self
 
-    def _update_top(self, top: TopActs, x: ArrayLike) -> DecoderStats:
+    def _update_top(self, top: TopActs, x: ArrayLike, roots: Tensor | None = None) -> DecoderStats:
         values, x = as_code(*top, x, self.n_latents, self.d_in, self.dtype, self.device)
         n, k = values.shape
         if n == 0:
@@ -111,21 +143,36 @@ class DecoderStats:
         gain = SPARSE_GAIN * k <= self.n_latents and self.device.type == "cpu"
         code = KSparse.of(values, top.top_indices, self.n_latents) if gain else None
         if code is None or code.centring_loses(CENTRING_LOSS * torch.finfo(self.dtype).eps):
-            return self._add_scattered(values, top.top_indices, x)
-        mean_acts, mean_x = code.mean(), x.mean(0)
-        self._absorb(n, mean_acts, mean_x)
+            return self._add_scattered(values, top.top_indices, x, roots)
+        size, mean_acts, mean_x = float(n), code.mean(), x.mean(0)
+        if roots is not None:  # sums of w z z' and w z x' are those of sqrt(w) z
+            size = float(roots.square().sum())
+            if size == 0:
+                return self
+            mean_x = _weighted_mean(x, roots)
+            mean_acts = _latent_sums(values * roots.square()[:, None], top.top_indices, self.n_latents) / size
+            code = KSparse.of(values * roots[:, None], top.top_indices, self.n_latents)
+        self._absorb(size, mean_acts, mean_x)
         code.add_gram(self.gram)
-        self.gram.addr_(mean_acts, mean_acts, alpha=-n)
+        self.gram.addr_(mean_acts, mean_acts, alpha=-size)
         x = x - mean_x
+        if roots is not None:
+            x = x * roots[:, None]
         self.cross += code.product(x)
         self.total += x.square().sum()
         return self
 
-    def _add_scattered(self, values: Tensor, indices: Tensor, x: Tensor) -> DecoderStats:
+    def _add_scattered(self, values: Tensor, indices: Tensor, x: Tensor, roots: Tensor | None) -> DecoderStats:
         rows = max(1, DENSE_ENTRIES // self.n_latents)
-        mean_acts = x.new_zeros(self.n_latents).index_add_(0, indices.flatten(), values.flatten()) / len(x)
+        if roots is None:
+            mean_acts = _latent_sums(values, indices, self.n_latents) / len(x)
+        else:
+            square = roots.square()
+            mean_acts = _latent_sums(values * square[:, None], indices, self.n_latents) / square.sum().clamp_min(
+                torch.finfo(x.dtype).tiny
+            )
         pairs = zip(values.split(rows), indices.split(rows), strict=True)
-        return self._add(mean_acts, x, (x.new_zeros(len(v), self.n_latents).scatter_add_(1, i, v) for v, i in pairs))
+        return self._add(mean_acts, x, (x.new_zeros(len(v), self.n_latents).scatter_add_(1, i, v) for v, i in pairs), roots)
 
     def merge(self, other: DecoderStats) -> DecoderStats:
         """Add the samples of `other` (same widths; converted to this dtype and device). Returns self."""
@@ -134,6 +181,7 @@ class DecoderStats:
                 f"cannot merge statistics of (n_latents, d_in) = {(other.n_latents, other.d_in)} "
                 f"into {(self.n_latents, self.d_in)}"
             )
+        self.n_distinct += other.n_distinct
         if other.n_samples:
             self._absorb(other.n_samples, other.mean_acts.to(self.mean_acts), other.mean_x.to(self.mean_x))
             self.gram += other.gram.to(self.gram)
@@ -147,6 +195,7 @@ class DecoderStats:
             raise ValueError(f"keep={keep} must be in [0, 1]")
         self._spectrum = None
         self.n_samples *= keep
+        self.n_distinct *= keep
         for total in (self.gram, self.cross, self.total):
             total *= keep
         return self
@@ -170,6 +219,15 @@ class DecoderStats:
         if self._spectrum is None:
             self._spectrum = eigh(self.gram)
         return self._spectrum
+
+
+def _weighted_mean(x: Tensor, roots: Tensor) -> Tensor:
+    square = roots.square()
+    return square @ x / square.sum().clamp_min(torch.finfo(x.dtype).tiny)
+
+
+def _latent_sums(values: Tensor, indices: Tensor, n_latents: int) -> Tensor:
+    return values.new_zeros(n_latents).index_add_(0, indices.flatten(), values.flatten())
 
 
 def eigh(gram: Float[Tensor, "n_latents n_latents"]) -> Spectrum:

@@ -46,10 +46,12 @@ def save_saelens(
     BatchTopK becomes a JumpReLU at its threshold, as SAELens itself saves it.
 
     Raises:
+        TypeError: a subclass, encoder or activation that the format cannot describe.
         ValueError: a standardizer of mode "unit_norm", which no affine map replaces; `nonnegative` for another activation than AbsTopK.
         RuntimeError: a BatchTopK that has no threshold yet.
     """
     folder = Path(folder)
+    sae.require_plain("a SAELens folder")
     if nonnegative:
         sae = to_nonnegative(sae)
     architecture, extra, options = _described(sae.activation, sae.n_latents)
@@ -128,7 +130,7 @@ def load_saelens(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
         if value.shape != shapes[name]:
             raise ValueError(f"{name} in {folder} has shape {tuple(value.shape)}, cfg.json says {shapes[name]}")
     centred = bool(config.get("apply_b_dec_to_input"))
-    sae = SAE(d_in, d_sae, _activation(config), b_pre=centred, dtype=tensors["W_enc"].dtype)
+    sae = SAE(d_in, d_sae, _activation(config), b_pre=centred, dtype=tensors["W_enc"].dtype, generator=0)
     norms = tensors["W_dec"].norm(dim=1) if config.get("rescale_acts_by_decoder_norm") else torch.ones(d_sae)
     with torch.no_grad():
         for name, value in {
@@ -164,7 +166,8 @@ def to_nonnegative(sae: SAE) -> SAE:
     if not isinstance(sae.activation, AbsTopK):
         raise ValueError(f"only AbsTopK has negative codes, not {type(sae.activation).__name__}")
     found = SAE(
-        sae.d_in, 2 * sae.n_latents, TopK(sae.activation.k), b_pre=sae.b_pre is not None, dtype=sae.W_enc.dtype, device=sae.W_enc.device
+        sae.d_in, 2 * sae.n_latents, TopK(sae.activation.k), b_pre=sae.b_pre is not None, dtype=sae.W_enc.dtype,
+        device=sae.W_enc.device, generator=0,
     )  # fmt: skip
     found.W_enc.copy_(torch.cat([sae.W_enc, -sae.W_enc], dim=1))
     found.b_enc.copy_(torch.cat([sae.b_enc, -sae.b_enc]))

@@ -3,17 +3,14 @@
 from __future__ import annotations
 
 from collections.abc import Iterator, Sequence
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 
 from splinterp._checks import as_samples, at_least, one_of
-from splinterp._inference import inference_mode_of
 from splinterp._typing import ArrayLike, Float, Int, Tensor
 from splinterp.data.store import ActivationStore
-
-if TYPE_CHECKING:
-    from splinterp.training.blocks import SAELike
+from splinterp.protocol import SAELike, as_model, dense, inference_mode_of
 
 SIGNS = ("positive", "negative", "magnitude")
 
@@ -46,18 +43,19 @@ def top_activating(
     at_least("n", n, 1)
     at_least("batch_size", batch_size, 1)
     one_of("sign", sign, SIGNS)
-    n_latents = sae.W_enc.shape[1]
+    model = as_model(sae)
+    n_latents = model.shape[1]
     chosen = torch.arange(n_latents) if latents is None else torch.tensor(list(latents), dtype=torch.int64)
     if len(chosen) and not (int(chosen.min()) >= 0 and int(chosen.max()) < n_latents):
         raise ValueError(f"latents must be in 0 to {n_latents - 1}, got {int(chosen.min())} to {int(chosen.max())}")
-    device, dtype = sae.W_enc.device, sae.W_enc.dtype
+    device, dtype = model.b_dec.device, model.b_dec.dtype
     chosen = chosen.to(device)
     best = torch.zeros(len(chosen), n, dtype=dtype, device=device)
     rows = torch.full((len(chosen), n), -1, dtype=torch.int64, device=device)
     acts = torch.zeros_like(best)
     with inference_mode_of(sae):
         for start, part in _parts(sae, x, batch_size):
-            codes = sae.encode(part.to(device=device, dtype=dtype))[:, chosen].T  # (latents, batch)
+            codes = dense(model.code(part.to(device=device, dtype=dtype)), n_latents)[:, chosen].T  # (latents, batch)
             strength = {"positive": codes, "negative": -codes, "magnitude": codes.abs()}[sign].clamp_min(0)
             found = strength.topk(min(n, strength.shape[1]), dim=1)
             merged = torch.cat([best, found.values], dim=1).topk(n, dim=1)
@@ -69,7 +67,7 @@ def top_activating(
 
 
 def _parts(sae: SAELike, x: ArrayLike | ActivationStore, batch_size: int) -> Iterator[tuple[int, Tensor]]:
-    d_in = sae.W_enc.shape[0]
+    d_in = len(sae.b_dec)
     data = x.of_width(d_in) if isinstance(x, ActivationStore) else as_samples(x, d_in)
     for i, part in enumerate(data.split(batch_size)):
         yield i * batch_size, part

@@ -6,17 +6,14 @@ counted here. On data symmetric about the encoder's centre an untrained dictiona
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from splinterp._checks import as_samples, at_least
-from splinterp._inference import inference_mode_of
 from splinterp._typing import ArrayLike, Float, Int, Tensor
 from splinterp.metrics.features import BLOCK_ENTRIES, unit_rows
-
-if TYPE_CHECKING:
-    from splinterp.training.blocks import SAELike
+from splinterp.protocol import SAELike, as_model, dense, inference_mode_of
 
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
@@ -64,14 +61,15 @@ def bipolarity(sae: SAELike, x: ArrayLike, batch_size: int = 4096) -> Bipolarity
     The module's training mode is restored. Raises TypeError, ValueError: bad input, no samples.
     """
     at_least("batch_size", batch_size, 1)
-    x = as_samples(x, sae.W_enc.shape[0])
+    model = as_model(sae)
+    x = as_samples(x, len(model.b_dec))
     at_least("number of samples", len(x), 1)
-    device, n_latents = sae.W_enc.device, sae.W_enc.shape[1]
+    device, n_latents = model.b_dec.device, model.shape[1]
     counts = torch.zeros(2, n_latents, dtype=torch.int64, device=device)
     masses = torch.zeros(2, n_latents, dtype=torch.float64, device=device)
     with inference_mode_of(sae):
         for part in x.split(batch_size):
-            acts = sae.encode(part.to(device=device, dtype=sae.W_enc.dtype))
+            acts = dense(model.code(part.to(device=device, dtype=model.b_dec.dtype)), n_latents)
             for row, signed in enumerate((acts, -acts)):
                 kept = signed.clamp_min(0)
                 counts[row] += torch.count_nonzero(kept, dim=0)

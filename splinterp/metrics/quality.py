@@ -2,18 +2,14 @@
 
 from __future__ import annotations
 
-from typing import TYPE_CHECKING, NamedTuple
+from typing import NamedTuple
 
 import torch
 
 from splinterp._checks import as_samples, at_least
-from splinterp._inference import inference_mode_of
 from splinterp._typing import ArrayLike, Float, Tensor
-from splinterp.sae import SAE
-from splinterp.sparse_kernels import decode_sparse
-
-if TYPE_CHECKING:
-    from splinterp.training.blocks import SAELike
+from splinterp.data.store import ActivationStore
+from splinterp.protocol import SAELike, as_model, inference_mode_of, times_fired
 
 
 def _constant_error(n: int) -> ValueError:
@@ -80,8 +76,8 @@ class Evaluation(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(sae: SAELike, x: ArrayLike, batch_size: int = 4096) -> Evaluation:
-    """All metrics of `sae` on x (n, d_in) in one pass of bounded memory, with activations in inference mode.
+def evaluate(sae: SAELike, x: ArrayLike | ActivationStore, batch_size: int = 4096) -> Evaluation:
+    """All metrics of `sae` on x (n, d_in), a tensor, an array or a store, in one pass of bounded memory, in inference mode.
 
     x may lie on another device than the SAE; batches are moved. Sums over samples are in float64. The module's training mode
     is restored.
@@ -90,30 +86,27 @@ def evaluate(sae: SAELike, x: ArrayLike, batch_size: int = 4096) -> Evaluation:
         TypeError, ValueError: bad input, fewer than 2 samples, constant data.
     """
     at_least("batch_size", batch_size, 1)
-    x = as_samples(x, sae.W_enc.shape[0], finite=False)
+    x = x.of_width(len(sae.b_dec)) if isinstance(x, ActivationStore) else as_samples(x, len(sae.b_dec), finite=False)
     if len(x) < 2:
         raise ValueError(f"evaluation needs at least 2 samples, got {len(x)}")
-    device, dtype = sae.W_enc.device, sae.W_enc.dtype
-    if bool((x.amax(0) == x.amin(0)).all()):
+    model = as_model(sae)
+    device, dtype = model.b_dec.device, model.b_dec.dtype
+    if isinstance(x, torch.Tensor) and bool((x.amax(0) == x.amin(0)).all()):
         raise _constant_error(len(x))
-    mean = x.mean(0, dtype=torch.float64)
+    mean = x.statistics()["mean"] if isinstance(x, ActivationStore) else x.mean(0, dtype=torch.float64)
     error = torch.zeros((), dtype=torch.float64, device=device)
     deviation = torch.zeros((), dtype=torch.float64, device=device)
-    fired = torch.zeros(sae.W_enc.shape[1], dtype=torch.int64, device=device)
+    fired = torch.zeros(model.shape[1], dtype=torch.int64, device=device)
     with inference_mode_of(sae):
-        W_dec, b_dec, center = sae.W_dec, sae.b_dec, mean.to(device=device, dtype=dtype)
+        center = mean.to(device=device, dtype=dtype)
         for part in x.split(batch_size):
             part = part.to(device=device, dtype=dtype)
-            if isinstance(sae, SAE) and sae.trains_sparse:
-                top = sae.encode_top(part)
-                x_hat = decode_sparse(*top, W_dec, b_dec)
-                fired += torch.bincount(top.top_indices[top.top_acts != 0], minlength=len(fired))
-            else:
-                acts = sae.encode(part)
-                x_hat = torch.addmm(b_dec, acts, W_dec)
-                fired += (acts != 0).sum(0)
+            x_hat, code = model.run(part)
+            fired += times_fired(code, len(fired))
             error += (part - x_hat).square().sum(1).double().sum()
             deviation += (part - center).square().sum(1).double().sum()
+    if float(deviation) == 0:
+        raise _constant_error(len(x))
     frequencies = fired.double() / len(x)
     return Evaluation(
         fvu=float(error / deviation),

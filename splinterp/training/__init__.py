@@ -1,30 +1,46 @@
 """Training: one loop, and methods that say which block moves how."""
 
-from splinterp.training.base import DivergenceError, GradientOptions, TrainState
+from splinterp.protocol import SAELike
+from splinterp.training.base import GradientOptions
 from splinterp.training.bias_adaptation import BiasAdaptation, BiasState
-from splinterp.training.blocks import SAELike
 from splinterp.training.distributed import ProcessGroup, WorkerLostError
 from splinterp.training.firing import FiringCounter
-from splinterp.training.fit import FitResult, fit
+from splinterp.training.fit import FitResult, Method, State, fit
 from splinterp.training.pam import PAMSGD
 from splinterp.training.pam_state import PAMState
+from splinterp.training.resampling import Resampling
 from splinterp.training.sgd import SGD
+from splinterp.training.solver import GCV, DecoderSolver, HeldOut
 from splinterp.training.streaming import StreamingPAMSGD
+from splinterp.training.train_state import DivergenceError, Silence, TrainState
+from splinterp.training.when import AtEnd, EveryEpoch, EverySteps, Refresh, When
 
 __all__ = [
+    "GCV",
     "PAMSGD",
     "SGD",
+    "AtEnd",
     "BiasAdaptation",
     "BiasState",
+    "DecoderSolver",
     "DivergenceError",
+    "EveryEpoch",
+    "EverySteps",
     "FiringCounter",
     "FitResult",
     "GradientOptions",
+    "HeldOut",
+    "Method",
     "PAMState",
     "ProcessGroup",
+    "Refresh",
+    "Resampling",
     "SAELike",
+    "Silence",
+    "State",
     "StreamingPAMSGD",
     "TrainState",
+    "When",
     "WorkerLostError",
     "fit",
 ]

@@ -1,121 +1,83 @@
 """What the training methods share: options, state, and one gradient update.
 
 Losses are in the published scale: the mean over batch and d_in of the squared error, plus `l1` times the mean over
-samples of |z|_1, plus `l0` times the mean count of active latents.
+samples of |z|_1, plus `l0` times the mean count of active latents, plus any further `splinterp.losses` terms.
 """
 
 from __future__ import annotations
 
 import contextlib
-import inspect
-import math
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
 import torch
 from torch import nn
-from torch.nn import functional as F
 
 from splinterp._checks import as_samples, at_least, one_of
 from splinterp._typing import ArrayLike, Tensor
-from splinterp.activations import BatchTopK, JumpReLU
 from splinterp.data.store import ActivationStore
-from splinterp.sae import SAE
-from splinterp.training.blocks import SAELike, sharing
+from splinterp.losses.forward import Forward
+from splinterp.losses.terms import L0, L1, Reconstruction, SquaredError, State, Term
+from splinterp.protocol import Code, SAELike, SparseModel, as_model
 from splinterp.training.distributed import ProcessGroup
-from splinterp.training.sparse_gradients import sparse_gradients, takes_sparse_gradients
-
-OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
-    "adam": torch.optim.Adam,
-    "adamw": torch.optim.AdamW,
-    "sgd": torch.optim.SGD,
-}
-SCHEDULES = ("cosine", "constant")
-GPU_CHECK_EVERY = 50
-
-
-class DivergenceError(RuntimeError):
-    """The loss became non-finite. `step` is the failing step (from 0); `state` is the method's state.
-
-    On the CPU the parameters are those before the failing update. On a GPU the loss is looked at every 50 steps and
-    at each epoch's end, so they may be non-finite too.
-    """
-
-    def __reduce__(self) -> tuple[Any, ...]:  # so that it survives a process pool
-        return type(self), (self.step, self.state)
-
-    def __init__(self, step: int, state: Any) -> None:
-        super().__init__(f"the loss is not finite at step {step}: lower lr, set clip, or look for outliers in the data")
-        self.step = step
-        self.state = state
-
-
-@dataclass
-class TrainState:
-    """What moves besides the parameters. `step` counts batches, `loss` is the last batch's (None before the first)."""
-
-    optimizer: torch.optim.Optimizer
-    data: Tensor | ActivationStore
-    total_steps: int | None
-    step: int = 0
-    loss: Tensor | None = None
-    observer: Callable[[Tensor], object] | None = None
-    """Called with the codes (n, n_latents) of every batch that a loss is taken of."""
-    processes: ProcessGroup | None = None
-    """Where gradients and statistics are summed over processes."""
-
-    @property
-    def n_samples(self) -> int:
-        """Number of training samples."""
-        return len(self.data)
-
-    def state_dict(self) -> dict[str, Any]:
-        """Everything needed to continue, without the data."""
-        return {"optimizer": self.optimizer.state_dict(), "step": self.step, "total_steps": self.total_steps}
-
-    def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
-        self.optimizer.load_state_dict(saved["optimizer"])
-        self.step, self.total_steps = saved["step"], saved["total_steps"]
-
-    def check_finite(self) -> None:
-        """Raise DivergenceError if the last loss is not finite (waits for a GPU)."""
-        if self.loss is not None and not math.isfinite(float(self.loss)):
-            raise DivergenceError(self.step, self)
-
-    def watch(self) -> None:
-        """`check_finite`, on a GPU every 50 steps only."""
-        if self.loss is not None and (not self.loss.is_cuda or self.step % GPU_CHECK_EVERY == 0):
-            self.check_finite()
+from splinterp.training.optimizers import OPTIMIZERS, build
+from splinterp.training.resampling import Resampling
+from splinterp.training.schedules import K_SHARE, SCHEDULES, annealed, check_scheduler, check_shares, rising, step_size
+from splinterp.training.train_state import DivergenceError as DivergenceError
+from splinterp.training.train_state import TrainState as TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
 class GradientOptions:
     """Options of the gradient phase, one definition and one default for every method."""
 
+    couples_batches = False
+    """Whether the method looks at whole batches, so that one process trains."""
+    wants_x_val = False
+    """Whether it chooses by held-out samples."""
+
     lr: float = 3e-3
-    """Step size at the start."""
-    optimizer: str | type[torch.optim.Optimizer] = "adam"
-    """One of "adam", "adamw", "sgd", or any torch optimizer class that takes `lr`."""
+    """Step size at the start (after `warmup`)."""
+    optimizer: str | Callable[..., torch.optim.Optimizer] = "adam"
+    """One of "adam", "adamw", "sgd"; a torch optimizer class that takes `lr`; or a function of the parameter groups (dicts with
+    "params" and "weight_decay") that returns an optimizer, whose own step sizes then stand in for `lr`."""
     betas: tuple[float, float] = (0.9, 0.999)
     """Of Adam and AdamW, and of an optimizer class that takes them."""
-    schedule: str = "cosine"
-    """Either "cosine" (towards 0 after the last step; constant where the number of steps is unknown) or "constant"."""
+    schedule: str | Callable[[torch.optim.Optimizer], Any] = "cosine"
+    """Either "cosine" (towards 0 after the last step; constant where the number of steps is unknown) or "constant"; or a function of
+    the optimizer that returns a torch scheduler, stepped once a batch."""
+    warmup: float = 0.0
+    """Share of the steps over which the step size rises linearly from 0, before the schedule."""
+    decay: float = 0.0
+    """Share of the steps, the last ones, over which a constant step size falls linearly to 0."""
     clip: float | None = None
     """Largest gradient norm over all moved parameters; None does not clip."""
     weight_decay: float = 0.0
     """The optimizer's weight decay (L2 for Adam, decoupled for AdamW), on weights."""
     decay_biases: bool = False
     """Apply `weight_decay` to all other parameters too, save b_dec."""
+    terms: tuple[Term, ...] = (SquaredError(),)
+    """What is minimised: a sum of `splinterp.losses` terms, at least one of them a `Reconstruction`."""
     l1: float = 0.0
-    """Times the mean over samples of |z|_1; ReLU and JumpReLU only."""
+    """Shorthand for the term L1(weight=l1): times the mean over samples of |z|_1; ReLU and JumpReLU only."""
     l0: float = 0.0
-    """Times the mean over samples of the number of active latents, by JumpReLU's straight-through estimator."""
+    """Shorthand for the term L0(weight=l0): times the mean over samples of the number of active latents, by JumpReLU's
+    straight-through estimator."""
+    penalty_warmup: float = 0.0
+    """Share of the steps over which the weights of all terms but reconstructions rise linearly from 0."""
+    resample: Resampling | None = None
+    """When and how latents that have fallen silent start again; None: never."""
+    k_start: int | None = None
+    """Latents that an activation with a fixed k keeps in the first step; from there their number falls to k. Only gradients see it:
+    solves, evaluation and what is saved go by k. None: k from the start."""
+    k_share: float = K_SHARE
+    """Share of the steps over which it falls linearly from `k_start` to k, to the nearest integer (halves go up)."""
 
     def __post_init__(self) -> None:
         at_least("lr", self.lr, 0.0, strict=True)
-        one_of("schedule", self.schedule, SCHEDULES)
+        if isinstance(self.schedule, str):
+            one_of("schedule", self.schedule, SCHEDULES)
         if isinstance(self.optimizer, str):
             one_of("optimizer", self.optimizer, OPTIMIZERS)
         if self.clip is not None:
@@ -126,106 +88,218 @@ class GradientOptions:
             raise ValueError(f"betas={self.betas} changes nothing with optimizer='sgd': choose 'adam' or 'adamw'")
         if self.decay_biases and self.weight_decay == 0:
             raise ValueError("decay_biases=True changes nothing at weight_decay=0: set weight_decay")
+        check_shares(self)
+        if self.resample is not None and not isinstance(self.resample, Resampling):
+            raise TypeError(f"resample is a {type(self.resample).__name__}: pass Resampling(every=..., dead_after=...)")
+        object.__setattr__(self, "terms", tuple(self.terms))
+        for term in self.terms:
+            if not isinstance(term, Term):
+                raise TypeError(f"terms holds a {type(term).__name__}: pass splinterp.losses terms, e.g. SquaredError()")
+        if not any(isinstance(term, Reconstruction) for term in self.terms):
+            raise ValueError("terms has no Reconstruction, so nothing would be reconstructed: add SquaredError()")
+        names = [term.name for term in self.loss_terms]
+        doubled = next((name for name in names if names.count(name) > 1), None)
+        if doubled is not None:
+            raise ValueError(f"two terms are called {doubled}: add their weights, or override `name`")
+        if self.penalty_warmup and all(isinstance(term, Reconstruction) for term in self.loss_terms):
+            raise ValueError(f"penalty_warmup={self.penalty_warmup} changes nothing without a penalty: add a term, l1 or l0")
 
-    def check_module(self, sae: Any) -> None:
-        """Raise TypeError if `sae` lacks the protocol, ValueError if it cannot take these options."""
-        missing = [name for name in ("encode", "W_enc", "b_enc", "W_dec", "b_dec", "parameters") if not hasattr(sae, name)]
-        if missing:
-            raise TypeError(f"{type(sae).__name__} lacks {', '.join(missing)}: see splinterp.training.SAELike")
-        if not isinstance(sae, SAE):
-            if self.l0:
-                raise ValueError(f"l0={self.l0} needs a splinterp SAE with a JumpReLU, not {type(sae).__name__}")
-            return
-        name = type(sae.activation).__name__
-        if self.l1 and not sae.activation.allows_l1:
-            raise ValueError(f"l1={self.l1} has no effect on the sparsity of {name}, which fixes it by k: set l1=0")
-        if self.l0 and not sae.activation.allows_l0:
-            raise ValueError(f"l0={self.l0} needs JumpReLU, not {name}: set l0=0")
+    @property
+    def loss_terms(self) -> tuple[Term, ...]:
+        """All terms, those of the shorthands too."""
+        extra = ((L1(weight=self.l1),) if self.l1 else ()) + ((L0(weight=self.l0),) if self.l0 else ())
+        return (*self.terms, *extra)
+
+    def check_module(self, sae: Any) -> SparseModel:
+        """`sae` as a model. Raises TypeError if it lacks the protocol, ValueError if it cannot take these options."""
+        model = as_model(sae)
+        for term in self.loss_terms:
+            term.check(model)
+        if self.penalty_warmup and self._own_loss:
+            raise ValueError(
+                f"penalty_warmup={self.penalty_warmup} does not act on the loss that {type(self).__name__} overrides: leave it out"
+            )
+        if self.k_start is not None:
+            k, n_latents = model.kept, model.shape[1]
+            if k is None:
+                raise ValueError(
+                    f"k_start={self.k_start} needs an activation with a fixed k, not {_selector(model)}: leave it out"
+                )
+            if not k < self.k_start <= n_latents:
+                raise ValueError(f"k_start={self.k_start} must be more than k={k} and at most n_latents={n_latents}")
+        return model
+
+    @property
+    def _own_loss(self) -> bool:
+        return type(self).loss is not GradientOptions.loss
+
+    def start(
+        self, sae: Any, x: ArrayLike | ActivationStore, total_steps: int | None, fixed: Iterable[nn.Parameter] = ()
+    ) -> dict[str, Any]:
+        """The arguments of a `TrainState`: model, data, optimizer without the `fixed` parameters, what terms keep.
+
+        Raises TypeError, ValueError: a module or data that does not fit, shares of an unknown number of steps.
+        """
+        model = self.check_module(sae)
+        data = training_data(model, x)
+        shares = ["warmup", "decay", "penalty_warmup", *(["k_share"] if self.k_start is not None else [])]
+        for name in shares:
+            if getattr(self, name) and total_steps is None:
+                raise ValueError(
+                    f"{name}={getattr(self, name)} is a share of the steps, whose number is not known: pass total_steps"
+                )
+        if isinstance(data, Tensor):
+            model.check(data[:16].to(model.b_dec))
+        optimizer = self.make_optimizer(sae, fixed)
+        silence = None if self.resample is None else self.resample.start(model, optimizer, total_steps)
+        rates = [group["lr"] for group in optimizer.param_groups]
+        scheduler = None
+        if not isinstance(self.schedule, str):
+            scheduler = self.schedule(optimizer)
+            check_scheduler(scheduler)
+        return {
+            "optimizer": optimizer, "data": data, "total_steps": total_steps, "model": model, "scheduler": scheduler,
+            "terms": [term.init(model) for term in self.loss_terms], "rates": rates, "last_rates": list(rates), "silence": silence,
+        }  # fmt: skip
 
     def make_optimizer(self, sae: SAELike, fixed: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
         """An optimizer of all parameters of `sae` but the `fixed` ones, in two groups: decayed, and not.
 
-        Decayed are the weights (two axes or more), and with `decay_biases` all but b_dec.
+        Decayed are the weights (two axes or more), and with `decay_biases` all but b_dec. Parameters that need no gradient stay.
         """
         still = {id(p) for p in fixed}
         moved = [p for p in sae.parameters() if id(p) not in still]
-        b_dec = {id(p) for p in sharing(sae, sae.b_dec)}
+        b_dec = {id(p) for p in as_model(sae).decoder_block().bias}
         decayed = [p for p in moved if p.ndim >= 2 or (self.decay_biases and id(p) not in b_dec)]
         kept = {id(p) for p in decayed}
-        groups = [
-            {"params": decayed, "weight_decay": self.weight_decay},
-            {"params": [p for p in moved if id(p) not in kept], "weight_decay": 0.0},
-        ]
-        groups = [group for group in groups if group["params"]]
-        cls = OPTIMIZERS[self.optimizer] if isinstance(self.optimizer, str) else self.optimizer
-        options = inspect.signature(cls).parameters
-        if self.weight_decay and "weight_decay" not in options:
-            raise ValueError(f"weight_decay={self.weight_decay} has no effect on {cls.__name__}, which has no such option")
-        extra: dict[str, Any] = {"betas": self.betas} if "betas" in options else {}
-        if cls in OPTIMIZERS.values():
-            extra["fused"] = True
-        return cls(groups, lr=self.lr, **extra)  # type: ignore[call-arg]
+        others = [p for p in moved if id(p) not in kept]
+        return build(self.optimizer, decayed, others, {"lr": self.lr, "betas": self.betas, "weight_decay": self.weight_decay})
 
     def rate(self, state: TrainState) -> float:
-        """The step size of the coming step."""
-        if self.schedule == "constant" or state.total_steps is None:
-            return self.lr
-        return 0.5 * self.lr * (1 + math.cos(math.pi * min(1.0, state.step / state.total_steps)))
+        """What multiplies the step size at the start in the coming step."""
+        if state.total_steps is None or not isinstance(self.schedule, str):
+            return 1.0
+        return step_size(self.schedule, self.warmup, self.decay, state.step, state.total_steps)
 
-    def loss(self, sae: SAELike, x: Tensor, observer: Callable[[Tensor], object] | None = None) -> Tensor:
+    def loss(self, sae: SAELike, x: Tensor, observer: Callable[[Code], object] | None = None) -> Tensor:
         """The differentiable loss of a batch (n, d_in), in the published scale; penalties on parameters excluded.
 
-        `observer` is called with the codes.
+        `observer` is called with the code. A subclass that overrides this is trained by it.
         """
-        if isinstance(sae, SAE):
-            if observer is None and sae.trains_sparse:  # no penalty acts on these activations
-                return F.mse_loss(sae.reconstruct(x)[0], x)
-            pre_acts = sae.pre_acts(x)
-            acts = sae.activation(pre_acts)
-        else:
-            acts = sae.encode(x)
+        model = as_model(sae)
+        total, _, out = self._total(model, x, [term.init(model) for term in self.loss_terms], None)
         if observer is not None:
-            observer(acts.detach())
-        loss = F.mse_loss(torch.addmm(sae.b_dec, acts, sae.W_dec), x)
-        if self.l1:
-            loss = loss + self.l1 * acts.abs().sum(1).mean()
-        if self.l0 and isinstance(sae, SAE) and isinstance(sae.activation, JumpReLU):
-            loss = loss + self.l0 * sae.activation.count(pre_acts).mean()
-        return loss
+            observer(_detached(out.code))
+        return total
+
+    def penalty_share(self, state: TrainState | None) -> float:
+        """What `penalty_warmup` makes of the weights of penalties in the coming step."""
+        if state is None or state.total_steps is None:
+            return 1.0
+        return rising(self.penalty_warmup, state.step, state.total_steps)
+
+    def _total(
+        self, model: SparseModel, x: Tensor, kept: list[State], state: TrainState | None
+    ) -> tuple[Tensor, dict[str, Tensor], Forward]:
+        """(loss, value of each term, forward pass)."""
+        terms = self.loss_terms
+        out = Forward(model, x, scores=any(term.reads_scores for term in terms))
+        factor = self.penalty_share(state)
+        total, values = None, {}
+        for term, own in zip(terms, kept, strict=True):
+            value = term(out, own)
+            values[term.name] = value.detach()
+            weight = term.weight if isinstance(term, Reconstruction) else term.weight * factor
+            part = value if weight == 1 else weight * value
+            total = part if total is None else total + part
+        assert total is not None
+        return total, values, out
 
     def gradient_update(self, sae: SAELike, state: TrainState, x: Tensor) -> None:
-        """One optimizer update on a batch; sets `state.loss`, leaves `state.step` alone. Raises DivergenceError."""
-        for group in state.optimizer.param_groups:
-            group["lr"] = self.rate(state)
-        moved = [p for group in state.optimizer.param_groups for p in group["params"]]
-        if state.processes is None:
-            self.gradients(sae, state, x, moved)
-        else:
-            self.shared_gradients(sae, state, state.processes, x, moved)
+        """One optimizer update on a batch; sets `state.loss`, leaves `state.step` alone. Raises DivergenceError.
+
+        Before it, where it is time, silent latents are resampled; `adjust_resampled` is told.
+        """
+        if self.resample is not None and self.resample.due(state):
+            self.adjust_resampled(state, self.resample.revive(state))
+        self._set_rates(state)
+        moved = [p for group in state.optimizer.param_groups for p in group["params"] if p.requires_grad]
+        with self._keeping(state):
+            if state.processes is None:
+                self.gradients(sae, state, x, moved)
+            else:
+                self.shared_gradients(sae, state, state.processes, x, moved)
         self.adjust_gradients(sae, state)
         if self.clip is not None:
             nn.utils.clip_grad_norm_(moved, self.clip)
         state.optimizer.step()
 
+    def _set_rates(self, state: TrainState) -> None:
+        """The step sizes of the coming update. Raises ValueError where somebody else moves them too."""
+        if state.scheduler is not None:
+            for _ in range(state.step - state.scheduled):  # once a batch, however many updates it has
+                state.scheduler.step()
+            state.scheduled = state.step
+            return
+        groups, factor = state.optimizer.param_groups, self.rate(state)
+        foreign = any("initial_lr" in group for group in groups)
+        if foreign or any(group["lr"] != last for group, last in zip(groups, state.last_rates, strict=True)):
+            raise ValueError(
+                "the step size of the method's optimizer is moved from outside, e.g. by a torch scheduler attached to it: pass that as "
+                "schedule=, a function of the optimizer"
+            )
+        for group, start in zip(groups, state.rates, strict=True):
+            group["lr"] = start * factor
+        state.last_rates = [group["lr"] for group in groups]
+
+    def _keeping(self, state: TrainState) -> contextlib.AbstractContextManager[None]:
+        """Inside, the model keeps as many latents as in the coming step."""
+        k = state.model.kept
+        if self.k_start is None or k is None or state.total_steps is None:
+            return contextlib.nullcontext()
+        now = annealed(self.k_start, k, self.k_share, state.step, state.total_steps)
+        return contextlib.nullcontext() if now == k else state.model.keeping(now)
+
     def gradients(self, sae: SAELike, state: TrainState, x: Tensor, moved: list[nn.Parameter]) -> None:
         """Set `state.loss` and the gradients of the `moved` parameters. Raises DivergenceError."""
-        if isinstance(sae, SAE) and state.observer is None and takes_sparse_gradients(sae):
-            state.loss = sparse_gradients(sae, x, {id(p) for p in moved})  # no penalty acts on these activations
-            state.watch()
-            return
+        own_loss = self._own_loss
+        counter = self.resample if self.resample is not None and self.resample.counts(state) else None
+        if not own_loss and state.observer is None and counter is None and self.loss_terms == (SquaredError(),):
+            loss = state.model.squared_error_gradients(x, {id(p) for p in moved})
+            if loss is not None:
+                state.loss = loss
+                state.watch()
+                return
         for p in sae.parameters():
             p.grad = None
-        loss = self.loss(sae, x) if state.observer is None else self.loss(sae, x, state.observer)
-        state.loss = loss.detach()
+        out = None
+        if own_loss:
+            total = self.loss(sae, x) if state.observer is None else self.loss(sae, x, state.observer)
+        else:
+            total, values, out = self._total(state.model, x, state.terms, state)
+            state.values = {} if self.loss_terms == (SquaredError(),) else values  # which the loss is already
+        state.loss = total.detach()
         state.watch()
-        loss.backward()
+        total.backward()
+        if counter is not None:
+            with torch.no_grad():  # a loss of one's own does not say what it coded
+                counter.count(state, (Forward(state.model, x) if out is None else out).fired(), len(x))
+        if out is not None:
+            with torch.no_grad():
+                if state.observer is not None:
+                    state.observer(_detached(out.code))
+                for term, own in zip(self.loss_terms, state.terms, strict=True):
+                    term.after(out, own)
 
     def shared_gradients(
         self, sae: SAELike, state: TrainState, processes: ProcessGroup, x: Tensor, moved: list[nn.Parameter]
     ) -> None:
         """`gradients` of a batch of which every process has its own rows. All of them fail where one loss is not finite."""
-        if isinstance(getattr(sae, "activation", None), BatchTopK):
-            raise ValueError("BatchTopK selects from whole batches: train it in one process")
+        if state.model.couples_samples:
+            raise ValueError(f"{_selector(state.model)} selects from whole batches: train it in one process")
+        for term, own in zip(self.loss_terms, state.terms, strict=True):
+            if term.couples_samples or own:
+                raise ValueError(f"{term.name} looks at whole batches: train with it in one process")
         if len(x):
             with contextlib.suppress(DivergenceError):  # the others must hear of it first
                 self.gradients(sae, state, x, moved)
@@ -241,16 +315,28 @@ class GradientOptions:
     def adjust_gradients(self, sae: SAELike, state: Any) -> None:
         """Add the gradients of penalties on parameters, or drop those of frozen blocks."""
 
+    def adjust_resampled(self, state: Any, entries: list[tuple[nn.Parameter, Tensor]]) -> None:
+        """Called after a resampling with the parameters that were written into and masks of the entries."""
 
-def training_data(sae: SAELike, x: ArrayLike | ActivationStore) -> Tensor | ActivationStore:
+
+def _selector(model: SparseModel) -> str:
+    return type(model if model.nonlinearity is None else model.nonlinearity).__name__
+
+
+def _detached(code: Code) -> Code:
+    return code.detach() if isinstance(code, Tensor) else type(code)(code[0].detach(), code[1])
+
+
+def training_data(model: Any, x: ArrayLike | ActivationStore) -> Tensor | ActivationStore:
     """Training samples (N, d_in) as a tensor or a store, checked. Raises TypeError, ValueError; N must be at least 2.
 
     The rows of a store are not read here.
     """
+    d_in = len(model.b_dec)
     if isinstance(x, ActivationStore):
-        data: Tensor | ActivationStore = x.of_width(sae.W_enc.shape[0])
+        data: Tensor | ActivationStore = x.of_width(d_in)
     else:
-        data = as_samples(x, sae.W_enc.shape[0], name="x")
+        data = as_samples(x, d_in, name="x")
     if len(data) < 2:
         raise ValueError(f"training needs at least 2 samples, got {len(data)}")
     return data

@@ -16,12 +16,10 @@ import torch
 
 from splinterp._checks import at_least, one_of
 from splinterp._typing import ArrayLike, Tensor
-from splinterp.activations import AbsTopK, JumpReLU, ReLU
 from splinterp.data.store import ActivationStore
-from splinterp.sae import SAE
+from splinterp.protocol import SAELike, SparseModel, as_model
 from splinterp.training.base import DivergenceError, GradientOptions, training_data
-from splinterp.training.bias_block import activation_of, bias_of, held, quantile_bias, rms_norm, without_gradient
-from splinterp.training.blocks import SAELike, sharing
+from splinterp.training.bias_block import quantile_bias, rms_norm, without_gradient
 from splinterp.training.firing import FiringCounter
 from splinterp.training.pam import PAMSGD
 from splinterp.training.sgd import SGD
@@ -55,6 +53,18 @@ class BiasState:
         """Raise DivergenceError if the last loss is not finite (waits for a GPU)."""
         with _diverging_with(self):
             self.base.check_finite()
+
+    def log(self) -> dict[str, float]:
+        """The base's columns of the history."""
+        return self.base.log()
+
+    def set_training(self, training: bool) -> None:
+        """The base's."""
+        self.base.set_training(training)
+
+    def join(self, processes: Any) -> None:
+        """Raises ValueError: frequencies are of whole batches."""
+        raise ValueError("BiasAdaptation looks at whole batches: train with it in one process")
 
     def state_dict(self) -> dict[str, Any]:
         """Everything needed to continue, without the data."""
@@ -116,8 +126,13 @@ class BiasAdaptation:
         ValueError: an option out of range, or one that would change nothing.
     """
 
-    whole_batches: ClassVar[bool] = True
+    couples_batches: ClassVar[bool] = True
     """Frequencies are of whole batches: one process only."""
+
+    @property
+    def wants_x_val(self) -> bool:
+        """Whether the base chooses by held-out samples."""
+        return self.base.wants_x_val
 
     base: Any = field(default_factory=SGD)
     lr: float | None = None
@@ -152,6 +167,8 @@ class BiasAdaptation:
             raise ValueError("base.decoder_every solves before the columns of W_enc are rescaled: use solve_gap instead")
         if self.base.l0:
             raise ValueError(f"base.l0={self.base.l0} acts on thresholds, which bias adaptation moves: set l0=0")
+        if self.base.resample is not None:
+            raise ValueError("base.resample sets biases and norms of columns, which bias adaptation does: leave it out")
         self._check_targets()
         self._check_rule()
 
@@ -198,52 +215,51 @@ class BiasAdaptation:
         """The base's loss of a batch (n, d_in)."""
         return self.base.loss(sae, x)
 
-    def init(self, sae: SAELike, x: ArrayLike | ActivationStore, total_steps: int | None = None) -> BiasState:
+    def init(
+        self, sae: SAELike, x: ArrayLike | ActivationStore, total_steps: int | None = None, *, x_val: Tensor | None = None
+    ) -> BiasState:
         """Start training on x (N, d_in) or a store; the bias is moved inside its bounds, W_enc to unit columns.
 
         Raises TypeError, ValueError: a module, base or data that does not fit, more groups than latents.
         """
-        n_latents = sae.W_enc.shape[1]
+        model = as_model(sae)
+        n_latents = model.shape[1]
         frequencies = self.group_targets()
         if len(frequencies) > n_latents:
             raise ValueError(f"{len(frequencies)} groups for n_latents={n_latents}: choose at most one for each latent")
-        self._check_module(sae)
-        data = training_data(sae, x)
-        scale = rms_norm(sae, data)
+        self._check_model(model)
+        data = training_data(model, x)
+        scale = rms_norm(model, data)
         with torch.no_grad():
-            self._normalise(sae)
-            if isinstance(activation_of(sae), JumpReLU):
-                sae.b_enc.zero_()
-            self._set_bias(sae, scale, bias_of(sae))
-        device = sae.W_enc.device
+            self._normalise(model)
+            self._set_bias(model, scale, model.bias.value)
+        device = model.b_dec.device
         group = torch.arange(n_latents, device=device) * len(frequencies) // n_latents
         targets = torch.tensor(frequencies, dtype=torch.float64, device=device)[group]
-        counter = FiringCounter(n_latents, sae.W_enc.dtype, device)
-        state = BiasState(self.base.init(sae, data, total_steps), targets, group, counter, scale)
+        counter = FiringCounter(n_latents, model.b_dec.dtype, device)
+        state = BiasState(self.base.init(sae, data, total_steps, x_val=x_val), targets, group, counter, scale)
         state.base.observer = counter.update
         if self.rule == "quantile":
             self.adapt(sae, state)
         return state
 
-    def _check_module(self, sae: SAELike) -> None:
-        activation = activation_of(sae)
-        if isinstance(activation, AbsTopK):
+    def _check_model(self, model: SparseModel) -> None:
+        activation = model.nonlinearity
+        if activation is not None and activation.signed:
             raise ValueError(
-                "AbsTopK fires more often with a negative sign as its bias falls: bias adaptation needs codes >= 0"
+                f"{type(activation).__name__} fires more often with a negative sign as its bias falls: bias adaptation needs codes >= 0"
             )
-        if self.rule == "quantile" and not isinstance(activation, ReLU | JumpReLU):
-            name = type(sae if activation is None else activation).__name__
+        if model.encoder_weights() is None:
+            raise TypeError("bias adaptation rescales W_enc, which this module computes: make it a parameter")
+        if self.rule == "quantile" and not model.bias.by_own_score:
+            name = type(model if activation is None else activation).__name__
             raise ValueError(f"rule='quantile' needs ReLU or JumpReLU, whose latents fire by their own scores, not {name}")
-        if not sharing(sae, sae.W_enc):
-            raise TypeError(f"bias adaptation rescales W_enc, which {type(sae).__name__} computes: make it a parameter")
-        if not isinstance(sae, SAE) and not held(sae):
-            raise TypeError(f"bias adaptation holds b_enc still, which {type(sae).__name__} computes or shares with W_enc")
 
     def step(self, sae: SAELike, state: BiasState, x: Tensor) -> None:
         """The base's step on a batch (n, d_in) with the bias held, and after every `every`-th a bias update."""
-        with _diverging_with(state), without_gradient(held(sae)):
+        with _diverging_with(state), without_gradient(state.base.model.bias.held):
             self.base.step(sae, state.base, x)
-        self._normalise(sae)
+        self._normalise(state.base.model)
         if state.base.step % self.every == 0:
             self.adapt(sae, state)
 
@@ -258,18 +274,18 @@ class BiasAdaptation:
     def adapt(self, sae: SAELike, state: BiasState) -> None:
         """Move the bias once. By "step" the counter must have seen samples (ValueError); it is reset."""
         if self.rule == "quantile":
-            bias = quantile_bias(sae, state.data, state.targets, self.quantile_samples)
+            bias = quantile_bias(state.base.model, state.data, state.targets, self.quantile_samples)
         else:
-            bias = self._stepped(sae, state)
+            bias = self._stepped(state)
         if state.counter.n_samples:
             state.frequency = state.counter.firing().frequency
             state.counter.reset()
-        self._set_bias(sae, state.scale, bias)
+        self._set_bias(state.base.model, state.scale, bias)
 
-    def _stepped(self, sae: SAELike, state: BiasState) -> Tensor:
-        activation = activation_of(sae)
-        firing = state.counter.firing(activation.threshold if isinstance(activation, JumpReLU) else None)
-        bias, peak, n_groups = bias_of(sae), firing.peak, int(state.group[-1]) + 1
+    def _stepped(self, state: BiasState) -> Tensor:
+        block = state.base.model.bias
+        firing = state.counter.firing(block.threshold)
+        bias, peak, n_groups = block.value, firing.peak, int(state.group[-1]) + 1
         positive = (peak > 0).to(peak.dtype)
         totals = torch.zeros(2, n_groups, dtype=peak.dtype, device=peak.device)
         totals.index_add_(1, state.group, torch.stack([peak, positive]))
@@ -280,16 +296,12 @@ class BiasAdaptation:
         bias = torch.where(firing.frequency > state.targets, lower, bias)
         return torch.where(firing.frequency < self.eps, raised, bias)
 
-    def _set_bias(self, sae: SAELike, scale: float, bias: Tensor) -> None:
+    def _set_bias(self, model: SparseModel, scale: float, bias: Tensor) -> None:
         low, high = (bound * scale for bound in self.bounds)
-        bias = bias.clamp(low, high)
-        activation = activation_of(sae)
-        if isinstance(activation, JumpReLU):  # a threshold is positive: at a bias of 0 it is the smallest number there is
-            activation.log_threshold.copy_((-bias).clamp_min(torch.finfo(bias.dtype).tiny).log())
-        else:
-            sae.b_enc.copy_(bias)
+        model.bias.write(bias.clamp(low, high))  # a threshold is positive: at a bias of 0 it is the smallest number there is
 
     @torch.no_grad()
-    def _normalise(self, sae: SAELike) -> None:
-        W = sae.W_enc
-        W /= W.norm(dim=0, keepdim=True).clamp_min(torch.finfo(W.dtype).tiny)
+    def _normalise(self, model: SparseModel) -> None:
+        W = model.encoder_weights()
+        assert W is not None
+        W.div_(W.norm(dim=0, keepdim=True).clamp_min(torch.finfo(W.dtype).tiny))

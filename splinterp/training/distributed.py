@@ -101,9 +101,11 @@ class ProcessGroup:
 
     def merge_stats(self, stats: DecoderStats | MatrixFreeStats) -> None:
         """Turn the statistics of this process's samples into those of all; products with a Gram matrix then sum over the group."""
-        n = torch.tensor([float(stats.n_samples)], dtype=torch.float64, device=stats.cross.device)
+        plain = isinstance(stats, DecoderStats)
+        counts = [float(stats.n_samples), float(stats.n_distinct if isinstance(stats, DecoderStats) else stats.n_samples)]
+        n = torch.tensor(counts, dtype=torch.float64, device=stats.cross.device)
         self.sum_([n])
-        new, old = int(n), stats.n_samples
+        new, old = float(n[0]), stats.n_samples
         mean_acts, mean_x = stats.mean_acts * (old / new), stats.mean_x * (old / new)
         self.sum_([mean_acts, mean_x])
         step_acts, step_x = (stats.mean_acts - mean_acts).to(stats.cross), (stats.mean_x - mean_x).to(stats.cross)
@@ -114,8 +116,9 @@ class ProcessGroup:
             stats.gram.addr_(step_acts, step_acts, alpha=old)
             self.sum_([stats.gram, stats.cross, total])
             stats.total = total[0].to(stats.dtype)
-            stats._spectrum = None
+            stats._spectrum, stats.n_distinct = None, float(n[1])
         else:
             self.sum_([stats.squares, stats.cross, total])
             stats.total, stats.sum_over = float(total), lambda tensor: self.sum_([tensor])
-        stats.n_samples, stats.mean_acts, stats.mean_x = new, mean_acts, mean_x
+        stats.n_samples = new if plain else int(new)
+        stats.mean_acts, stats.mean_x = mean_acts, mean_x

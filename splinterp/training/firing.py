@@ -7,6 +7,8 @@ from typing import NamedTuple
 import torch
 
 from splinterp._typing import Float, Tensor
+from splinterp.activations import TopActs
+from splinterp.protocol import Code, times_fired
 
 
 class Firing(NamedTuple):
@@ -30,13 +32,22 @@ class FiringCounter:
         self.fired = torch.zeros(n_latents, dtype=torch.int64, device=device)
         self.largest = torch.zeros(n_latents, dtype=dtype, device=device)
 
-    def update(self, acts: Float[Tensor, "n n_latents"]) -> FiringCounter:
-        """Add the codes of n samples."""
+    def update(self, acts: Code) -> FiringCounter:
+        """Add the codes of n samples, dense (n, n_latents) or sparse."""
+        if isinstance(acts, TopActs):
+            return self._update_top(acts)
         acts = acts.detach()
         self.n_samples += len(acts)
         self.fired += torch.count_nonzero(acts, dim=0)
         if len(acts):
             torch.maximum(self.largest, acts.amax(0).to(self.largest.dtype), out=self.largest)
+        return self
+
+    def _update_top(self, top: TopActs) -> FiringCounter:
+        values = top.top_acts.detach().flatten().to(self.largest.dtype)
+        self.n_samples += len(top.top_acts)
+        self.fired += times_fired(top, len(self.fired))
+        self.largest.scatter_reduce_(0, top.top_indices.flatten(), values, "amax")
         return self
 
     def firing(self, threshold: Tensor | None = None) -> Firing:

@@ -8,31 +8,77 @@ from __future__ import annotations
 
 import math
 from collections.abc import Iterable
-from dataclasses import dataclass
-from typing import Any
+from dataclasses import dataclass, field
+from typing import TYPE_CHECKING, Any
 
 import torch
+from torch import nn
 
 from splinterp._checks import at_least, one_of
 from splinterp._typing import ArrayLike, Tensor
-from splinterp.activations import TopActs
 from splinterp.data.store import ActivationStore
 from splinterp.decoder import DecoderStats
 from splinterp.decoder.matrix_free import MatrixFreeStats
-from splinterp.sae import SAE
-from splinterp.training.base import DivergenceError, GradientOptions, training_data
-from splinterp.training.blocks import SAELike, codes_of, decoder_weights, encoder_parameters, residual_of, sharing
-from splinterp.training.pam_solves import solve_matrix_free, solve_tied, solve_weights
+from splinterp.losses.forward import Forward
+from splinterp.losses.terms import Reconstruction, SquaredError, Term
+from splinterp.protocol import SAELike, SparseModel, blocks_of
+from splinterp.training.base import DivergenceError, GradientOptions
+from splinterp.training.optimizers import evaluated
 from splinterp.training.pam_state import PAMState
+from splinterp.training.solver import GCV, DecoderSolver, HeldOut
+from splinterp.training.when import NEVER, AtEnd, EveryEpoch, EverySteps, Refresh, When
 
 MATRIX_FREE_FROM = 8_192
 """Latents from which solves of k-sparse codes are matrix-free: the Gram matrix would have 512 MiB in float64."""
-NEVER = 10**9
-"""Steps between solves, where there is only the last one."""
+SOLVER_SHORTHANDS = {"bias": "bias", "bias_ridge": "bias_ridge", "prox_dec": "prox", "bias_prox": "bias_prox", "scale": "scale",
+                     "stats_dtype": "dtype"}  # fmt: skip
+"""Shorthands for options of `solver`, beside `ridge` and `gcv_inflation`."""
+WHEN_SHORTHANDS = ("solve_gap", "decoder_every", "solve_first")
+"""Shorthands for `when`."""
+
+
+class _Shorthands(type):
+    """Constructor calls with shorthands become calls with `solver` and `when`."""
+
+    def __call__(cls, **options: Any) -> Any:
+        return super().__call__(**_expanded(options))
+
+
+def _expanded(options: dict[str, Any]) -> dict[str, Any]:
+    named = [name for name in ("ridge", "gcv_inflation", *SOLVER_SHORTHANDS) if name in options]
+    if named:
+        if "solver" in options:
+            raise ValueError(f"{named[0]}={options[named[0]]} is a shorthand for an option of solver: give it there")
+        chosen = {SOLVER_SHORTHANDS[name]: options.pop(name) for name in SOLVER_SHORTHANDS if name in options}
+        options["solver"] = DecoderSolver(ridge=_rule(options.pop("ridge", "gcv"), options.pop("gcv_inflation", 1.0)), **chosen)
+    timed = {name: options.pop(name) for name in WHEN_SHORTHANDS if name in options}
+    if timed:
+        if "when" in options:
+            name = next(iter(timed))
+            raise ValueError(
+                f"{name}={timed[name]} is a shorthand for when: decoder_every, solve_first and solve_gap do not act beside it"
+            )
+        every, first = timed.get("decoder_every"), timed.get("solve_first", False)
+        if every is not None and first:
+            raise ValueError("solve_first=True and decoder_every exclude each other: drop one")
+        options["when"] = EveryEpoch(gap=timed.get("solve_gap", 50), first=first) if every is None else EverySteps(n=every)
+    return options
+
+
+def _rule(ridge: Any, inflation: float) -> Any:
+    if isinstance(ridge, str):
+        one_of("ridge", ridge, ("gcv", "held_out"))
+    if ridge == "gcv" or isinstance(ridge, GCV):
+        return GCV(inflation=inflation) if ridge == "gcv" else ridge
+    if inflation != 1:
+        if ridge == "held_out":
+            raise ValueError("ridge='held_out' takes no prox_dec and no gcv_inflation")
+        raise ValueError(f"gcv_inflation={inflation} acts only with ridge='gcv', not ridge={ridge}")
+    return HeldOut() if ridge == "held_out" else ridge
 
 
 @dataclass(frozen=True, kw_only=True)
-class PAMSGD(GradientOptions):
+class PAMSGD(GradientOptions, metaclass=_Shorthands):
     """Alternate a gradient phase with an exact decoder solve.
 
     The defaults are the variant we recommend, best with `SAE(decoder="tied_residual")`: gradients on every block, an
@@ -42,8 +88,12 @@ class PAMSGD(GradientOptions):
     want the solve; `end_epoch` is `decoder_step` where one is due.
 
     All strengths multiply sums over the N training samples; the gradient phase, whose loss is a mean, divides them by
-    N d_in. The solve minimises over weights and bias together: a free W_dec is pulled to 0 by `ridge`, a tied-residual
+    N d_in. The solve minimises over weights and bias together: a free W_dec is pulled to 0 by the ridge, a tied-residual
     one to W_enc.T; of a tied decoder only b_dec moves (and its scales, where it has them).
+
+    Shorthands, in place of `solver`: `ridge` (a number, "gcv" or "held_out"), `gcv_inflation`, `bias`, `bias_ridge`, `bias_prox`,
+    `prox_dec`, `scale`, `stats_dtype`; in place of `when`: `solve_gap` and `solve_first` (EveryEpoch), `decoder_every` (EverySteps).
+    They can be read as attributes too.
 
     Raises:
         ValueError: an option out of range, or two that exclude each other.
@@ -61,65 +111,51 @@ class PAMSGD(GradientOptions):
     """Gradient updates on each batch; steps and the schedule count batches."""
     prox_enc: float = 0.0
     """Pull of W_enc and b_enc to their values at the last solve; multiplies a sum over samples."""
-    prox_dec: float = 0.0
-    """Pull of W_dec to its value before the solve; multiplies a sum over samples."""
-    bias_prox: float = 0.0
-    """Pull of b_dec to its value before the solve; multiplies a sum over samples."""
-    ridge: float | str = "gcv"
-    """Ridge of the solve, multiplying a sum over samples; "gcv": chosen at each solve by cross-validation; "held_out": by the error on
-    samples that the encoder has not seen, the x_val of `fit` (or set `state.held_out`)."""
-    gcv_inflation: float = 1.0
-    """Factor on the decoder's degrees of freedom in GCV, at least 1; larger values choose larger ridges."""
-    bias_ridge: float = 0.0
-    """Pull of b_dec to 0 in the solve; multiplies a sum over samples."""
-    bias: str = "joint"
-    """Either "joint": weights and bias solved together, or "separate": weights without a bias, then it (as published)."""
-    solve_gap: int = 50
-    """Least number of steps between two solves at ends of epochs, but for gradient="encoder". On few samples an epoch is a few
-    steps, and solving that often raised the validation error of TopK (not of AbsTopK). The last epoch always ends on a
-    solve. Where the decoder moves by solves alone, and where the number of steps is unknown, every epoch does."""
-    decoder_every: int | None = None
-    """Solve after every so many steps, and at the end of an epoch that did not end on one, whatever `solve_gap`."""
-    solve_first: bool = False
-    """Solve at the start of each epoch instead of its end: the decoder is then evaluated stale (as published for LLMs)."""
-    scale: str = "one"
-    """Either "one", or "fit": the solve of a tied-residual SAE with `tie_scale` sets all scales to the best common one."""
-    stats_dtype: torch.dtype = torch.float64
-    """Of the solve's sums; float64 keeps GCV reliable for fewer samples than latents."""
+    solver: DecoderSolver = field(default=DecoderSolver())
+    """How the decoder is solved for."""
+    when: When = field(default=EveryEpoch())
+    """When: EveryEpoch, EverySteps, AtEnd, or Refresh for a stream."""
+
+    if TYPE_CHECKING:  # the shorthands, as a type checker is to see them
+        ridge: float | str = "gcv"
+        gcv_inflation: float = 1.0
+        bias: str = "joint"
+        bias_ridge: float = 0.0
+        prox_dec: float = 0.0
+        bias_prox: float = 0.0
+        scale: str = "one"
+        stats_dtype: torch.dtype = torch.float64
+        solve_gap: int = 50
+        decoder_every: int | None = None
+        solve_first: bool = False
+    else:
+        ridge = property(lambda self: _named(self.solver.ridge))
+        gcv_inflation = property(lambda self: self.solver.ridge.inflation if isinstance(self.solver.ridge, GCV) else 1.0)
+        bias = property(lambda self: self.solver.bias)
+        bias_ridge = property(lambda self: self.solver.bias_ridge)
+        prox_dec = property(lambda self: self.solver.prox)
+        bias_prox = property(lambda self: self.solver.bias_prox)
+        scale = property(lambda self: self.solver.scale)
+        stats_dtype = property(lambda self: self.solver.dtype)
+        solve_gap = property(lambda self: _gap(self.when))
+        decoder_every = property(lambda self: self.when.n if isinstance(self.when, EverySteps) else None)
+        solve_first = property(lambda self: isinstance(self.when, EveryEpoch) and self.when.first)
 
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("gradient", self.gradient, ("both", "tied", "encoder"))
-        one_of("bias", self.bias, ("joint", "separate"))
-        one_of("scale", self.scale, ("one", "fit"))
         at_least("encoder_updates", self.encoder_updates, 1)
-        at_least("gcv_inflation", self.gcv_inflation, 1.0)
-        at_least("solve_gap", self.solve_gap, 1)
+        at_least("prox_enc", self.prox_enc, 0.0)
         at_least("hold", self.hold, 0.0)
         if self.hold > 1:
             raise ValueError(f"hold={self.hold} is a share of the steps: at most 1")
         if self.hold and self.gradient != "both":
             raise ValueError(f"hold={self.hold} acts only with gradient='both', not gradient={self.gradient!r}")
-        for name in ("prox_enc", "prox_dec", "bias_prox", "bias_ridge"):
-            at_least(name, getattr(self, name), 0.0)
-        if isinstance(self.ridge, str):
-            one_of("ridge", self.ridge, ("gcv", "held_out"))
-            if self.bias_ridge or self.bias_prox or self.bias == "separate":
-                raise ValueError(
-                    f"ridge={self.ridge!r} assumes an unpenalised joint bias: set bias_ridge=0, bias_prox=0, bias='joint'"
-                )
-            if self.ridge == "held_out" and (self.prox_dec or self.gcv_inflation != 1):
-                raise ValueError("ridge='held_out' takes no prox_dec and no gcv_inflation")
-        else:
-            at_least("ridge", self.ridge, 0.0)
-            if self.gcv_inflation != 1:
-                raise ValueError(f"gcv_inflation={self.gcv_inflation} acts only with ridge='gcv', not ridge={self.ridge}")
-        if self.bias == "separate" and (self.bias_ridge or self.bias_prox):
-            raise ValueError("bias='separate' takes no bias_ridge or bias_prox")
-        if self.decoder_every is not None:
-            at_least("decoder_every", self.decoder_every, 1)
-            if self.solve_first:
-                raise ValueError("solve_first=True and decoder_every exclude each other: drop one")
+
+    @property
+    def couples_batches(self) -> bool:  # type: ignore[override]
+        """Whether it looks at whole batches: a stream keeps them."""
+        return self.when.streams
 
     @classmethod
     def published(
@@ -154,62 +190,79 @@ class PAMSGD(GradientOptions):
 
         For few samples seen many times: a decoder of its own overfits in training, and changes what the encoder learns.
         """
-        defaults: dict[str, Any] = {"gradient": "tied", "solve_gap": NEVER, "ridge": "held_out"}
+        timed = any(name in options for name in WHEN_SHORTHANDS)
+        defaults: dict[str, Any] = {"gradient": "tied", "ridge": "held_out", **({} if timed else {"when": AtEnd()})}
         return cls(**{**defaults, **options})
 
-    def init(self, sae: SAELike, x: ArrayLike | ActivationStore, total_steps: int | None = None) -> PAMState:
+    def init(
+        self, sae: SAELike, x: ArrayLike | ActivationStore, total_steps: int | None = None, *, x_val: Tensor | None = None
+    ) -> PAMState:
         """Start training on x (N, d_in) or a store. `total_steps` (batches) sets the schedule's length; None: constant step size.
+
+        `x_val` (n, d_in) are the samples that ridge="held_out" chooses by.
 
         Raises TypeError, ValueError: a module or data that does not fit.
         """
-        self.check_module(sae)
-        if self.scale == "fit" and not (isinstance(sae, SAE) and sae.decoder == "tied_residual" and sae.scale is not None):
+        model = self.check_module(sae)
+        block = model.decoder_block()
+        if self.scale == "fit" and not (block.residual is not None and block.scales is not None):
             raise ValueError("scale='fit' needs SAE(decoder='tied_residual', tie_scale=True)")
-        tied = isinstance(sae, SAE) and sae.decoder == "tied"
-        weights, bias = decoder_weights(sae), sharing(sae, sae.b_dec)
-        if not bias or not (weights or tied):
+        if not block.bias or not (block.weights or block.tied):
             raise TypeError(f"a solve writes W_dec and b_dec, which {type(sae).__name__} shares with W_enc or computes")
-        if tied and (self.prox_dec or self.ridge not in ("gcv", 0.0)):
+        if block.tied and (self.prox_dec or not (isinstance(self.solver.ridge, GCV) or self.ridge == 0.0)):
             raise ValueError(f"ridge={self.ridge}, prox_dec={self.prox_dec} do not act on a tied decoder: leave them out")
-        if not tied and residual_of(sae) is None and self.ridge == math.inf:
+        if block.prior is None and self.ridge == math.inf:
             raise ValueError("ridge=inf would hold a free W_dec at 0: choose a finite ridge or decoder='tied_residual'")
-        scales = [sae.scale] if isinstance(sae, SAE) and sae.scale is not None else []
-        if (self.gradient == "tied" or self.hold) and residual_of(sae) is None:
+        if (self.gradient == "tied" or self.hold) and block.residual is None:
             option = "gradient='tied'" if self.gradient == "tied" else f"hold={self.hold}"
             raise ValueError(f"{option} holds a residual: it needs SAE(decoder='tied_residual')")
-        fixed = {"both": [], "tied": weights, "encoder": [*weights, *bias, *scales]}[self.gradient]
-        optimizer = self.make_optimizer(sae, fixed=fixed)
-        ridge = None if tied or isinstance(self.ridge, str) else float(self.ridge)
-        state = PAMState(
-            optimizer, training_data(sae, x), total_steps, ridge=ridge, held=self.hold > 0,
-            wants_held_out=self.ridge == "held_out",
-        )  # fmt: skip
-        self._set_anchor(sae, state)
+        scales = () if block.scales is None else (block.scales,)
+        fixed = {"both": (), "tied": block.weights, "encoder": (*block.weights, *block.bias, *scales)}[self.gradient]
+        known = self.solver.ridge
+        ridge = None if block.tied or isinstance(known, GCV | HeldOut) else float(known)
+        state = PAMState(**self.start(sae, x, total_steps, fixed), ridge=ridge, held=self.hold > 0, held_out=x_val)
+        state.totals = self.no_totals(model)
+        self.when.start(state, self.solver.dtype)
+        self._set_anchor(state)
         return state
 
+    @property
+    def wants_x_val(self) -> bool:  # type: ignore[override]
+        """Whether the ridge is chosen by held-out samples."""
+        return self.solver.wants_x_val
+
     def step(self, sae: SAELike, state: PAMState, x: Tensor) -> None:
-        """The gradient phase on a batch (n, d_in). Raises DivergenceError."""
-        if self.solve_first and not state.in_epoch and not self.waits(state):
-            self.decoder_step(sae, state, state.data.split(len(x)))
+        """The gradient phase on a batch (n, d_in), and a solve where one is due. Raises DivergenceError."""
+        if state.processes is not None and self.when.streams:
+            raise ValueError("a stream is trained in one process")
+        if not state.in_epoch and self.when.before_epoch(state) and not self.waits(state):
+            with evaluated(state.optimizer):
+                self.decoder_step(sae, state, state.data.split(len(x)))
         state.in_epoch = True
         for _ in range(self.encoder_updates):
             self.gradient_update(sae, state, x)
         state.step += 1
         state.since_solve += 1
-        if self.decoder_every is not None and state.step % self.decoder_every == 0 and not self.waits(state):
-            self.decoder_step(sae, state, state.data.split(len(x)))
+        if self.when.after_step(state, x):
+            with evaluated(state.optimizer):
+                self._solve_due(sae, state, state.data.split(len(x)))
 
     encoder_step = step
 
     def end_epoch(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
-        """The exact solve on all `batches`, if one is due: see `hold`, `solve_gap`, `decoder_every` and `solve_first`."""
+        """The exact solve on all `batches`, if one is due: see `when` and `hold`."""
         state.in_epoch = False
-        if self.waits(state):
-            return
-        rests = self.gradient != "encoder" and self.decoder_every is None and state.total_steps is not None and not state.held
-        unfinished = state.total_steps is not None and state.step < state.total_steps
-        due = state.since_solve > 0 and not (rests and unfinished and state.since_solve < self.solve_gap)
-        if due and not self.solve_first:
+        if self.when.after_epoch(state, rests=self.gradient != "encoder" and not state.held):
+            self._solve_due(sae, state, batches)
+
+    def _solve_due(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
+        """A solve that is due: of a stream on what it has gathered, else on `batches`; none while the residual is held."""
+        if isinstance(self.when, Refresh):
+            with torch.no_grad():
+                stats = self.when.renew(state, lambda found, window: self.gather(sae, state, found, window, state.totals))
+            if not self.waits(state):
+                self.solve(sae, state, stats)
+        elif not self.waits(state):
             self.decoder_step(sae, state, batches)
 
     def waits(self, state: PAMState) -> bool:
@@ -220,62 +273,98 @@ class PAMSGD(GradientOptions):
     def decoder_step(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
         """Solve for the decoder exactly on all samples of `batches`, in one pass.
 
-        TopK and AbsTopK dictionaries of at least `MATRIX_FREE_FROM` latents are solved by conjugate gradients instead
-        (`splinterp.decoder.matrix_free`), in the SAE's dtype, unless an option of the bias or of GCV needs the Gram matrix.
+        The objective is that of the reconstruction terms: each of their codes, by its weight. TopK and AbsTopK dictionaries of at least
+        `MATRIX_FREE_FROM` latents are solved by conjugate gradients instead (`splinterp.decoder.matrix_free`), in the SAE's dtype,
+        unless a term, or an option of the bias or of GCV, needs the Gram matrix.
 
         Raises ValueError if there are none, DivergenceError if a code is not finite.
         """
-        W_dec = sae.W_dec
+        d_in, n_latents = state.model.shape
+        b_dec = state.model.b_dec
         stats: Any
-        if self._matrix_free(sae):
-            stats = MatrixFreeStats(*W_dec.shape, dtype=W_dec.dtype)
+        if self._matrix_free(state.model):
+            stats = MatrixFreeStats(n_latents, d_in, dtype=b_dec.dtype)
         else:
-            stats = DecoderStats(*W_dec.shape, dtype=self.stats_dtype, device=W_dec.device)
+            stats = DecoderStats(n_latents, d_in, dtype=self.solver.dtype, device=b_dec.device)
         own = batches if state.processes is None else state.processes.deal(batches)
-        self.gather(sae, state, stats, (x.to(device=W_dec.device, dtype=W_dec.dtype) for x in own))
+        state.totals = self.no_totals(state.model)
+        self.gather(sae, state, stats, (x.to(device=b_dec.device, dtype=b_dec.dtype) for x in own), state.totals)
         if state.processes is not None:
             state.processes.merge_stats(stats)
+            state.processes.sum_(state.totals.values())
         self.solve(sae, state, stats)
         if state.processes is not None:  # the same solve everywhere, and the same bits
             state.processes.broadcast_(p.detach() for p in sae.parameters())
 
-    @torch.no_grad()
-    def gather(self, sae: SAELike, state: PAMState, stats: Any, batches: Iterable[Tensor]) -> None:
-        """Add the current codes of `batches` to statistics. Raises DivergenceError if one is not finite."""
-        for x, acts in codes_of(sae, batches):
-            if not torch.isfinite(acts.top_acts if isinstance(acts, TopActs) else acts).all():
-                raise DivergenceError(state.step, state)
-            stats.update(acts, x)
+    @property
+    def reconstructions(self) -> tuple[Reconstruction, ...]:
+        """The terms that the solve minimises."""
+        return tuple(term for term in self.loss_terms if isinstance(term, Reconstruction))
 
-    def _matrix_free(self, sae: SAELike) -> bool:
-        if not isinstance(sae, SAE) or sae.n_latents < MATRIX_FREE_FROM or not sae.trains_sparse or sae.scale is not None:
-            return False
-        if sae.W_enc.device.type != "cpu":  # its products with codes are a CPU's; a GPU forms the Gram matrix
-            return False
-        plain_bias = self.bias == "joint" and not (self.bias_ridge or self.bias_prox)
-        return (
-            plain_bias
-            and self.ridge != "held_out"
-            and (self.ridge != "gcv" or (self.prox_dec == 0 and self.gcv_inflation == 1))
-        )
+    @property
+    def row_penalties(self) -> tuple[Term, ...]:
+        """The other terms that the solve sees, by `row_ridge`."""
+        return tuple(term for term in self.loss_terms if type(term).row_ridge is not Term.row_ridge)
+
+    def no_totals(self, model: SparseModel) -> dict[str, Tensor]:
+        """Sums of no samples for each of `row_penalties`, by name."""
+        return {
+            term.name: torch.zeros(model.shape[1], dtype=torch.float64, device=model.b_dec.device)
+            for term in self.row_penalties
+        }
+
+    @torch.no_grad()
+    def gather(
+        self, sae: SAELike, state: PAMState, stats: Any, batches: Iterable[Tensor], totals: dict[str, Tensor] | None = None
+    ) -> None:
+        """Add the current codes of `batches` to statistics, and what penalties on rows need to `totals`.
+
+        Raises DivergenceError if a code is not finite.
+        """
+        terms = self.reconstructions
+        scores = any(term.reads_scores for term in (*terms, *(() if totals is None else self.row_penalties)))
+        for x in blocks_of(state.model, batches, alone=any(term.couples_samples for term in terms)):
+            out = Forward(state.model, x, scores)
+            if not torch.isfinite(out.values()).all():
+                raise DivergenceError(state.step, state)
+            again = False
+            for term in terms:
+                for weight, code in term.codes(out):
+                    share = weight * term.weight
+                    if again or isinstance(share, Tensor) or share != 1:
+                        stats.update(code, x, share, again)
+                    else:
+                        stats.update(code, x)
+                    again = True
+            if totals is not None:
+                for penalty in self.row_penalties:
+                    totals[penalty.name] += penalty.row_totals(out)
+
+    def _matrix_free(self, model: SparseModel) -> bool:
+        large = model.shape[1] >= MATRIX_FREE_FROM and self.reconstructions == (SquaredError(),) and not self.row_penalties
+        return large and self.solver.matrix_free(model)
 
     @torch.no_grad()
     def solve(self, sae: SAELike, state: PAMState, stats: DecoderStats | MatrixFreeStats) -> None:
         """Solve for the decoder from statistics of the current codes. Raises ValueError if they are empty."""
         if stats.n_samples == 0:
             raise ValueError("the statistics are empty: there were no samples to solve for")
-        if isinstance(sae, SAE) and sae.decoder == "tied":
-            solve_tied(self, sae, stats)
-        elif isinstance(stats, MatrixFreeStats):
-            solve_matrix_free(self, sae, state, stats)
-        else:
-            solve_weights(self, sae, state, stats)
-        state.since_solve, state.in_epoch, state.held = 0, False, False
-        self._set_anchor(sae, state)
 
-    def _set_anchor(self, sae: SAELike, state: PAMState) -> None:
+        def row_ridge() -> Tensor | None:
+            total, rising = None, self.penalty_share(state)
+            for term in self.row_penalties:
+                found = term.row_ridge(state.model, state.totals[term.name], stats.n_samples)
+                if found is not None:
+                    total = term.weight * rising * found + (0.0 if total is None else total)
+            return total
+
+        self.solver.solve(state, stats, lambda found, batches: self.gather(sae, state, found, batches), row_ridge)
+        state.since_solve, state.in_epoch, state.held = 0, False, False
+        self._set_anchor(state)
+
+    def _set_anchor(self, state: PAMState) -> None:
         if self.prox_enc:
-            state.anchor = [p.detach().clone() for p in encoder_parameters(sae)]
+            state.anchor = [p.detach().clone() for p in state.model.encoder_parameters()]
 
     def adjust_gradients(self, sae: SAELike, state: PAMState) -> None:
         """Add the gradients of prox_enc and of the last solve's ridge; an infinite ridge holds a residual at 0, as `hold` does.
@@ -284,17 +373,36 @@ class PAMSGD(GradientOptions):
         """
         size = self.solved_numbers(state)  # strengths of sums become strengths of the mean loss
         if self.prox_enc and state.anchor is not None:
-            for p, anchor in zip(encoder_parameters(sae), state.anchor, strict=True):
+            for p, anchor in zip(state.model.encoder_parameters(), state.anchor, strict=True):
                 if p.grad is not None:
                     p.grad.add_(p.detach() - anchor.to(p), alpha=2 * self.prox_enc / size)
-        residual = residual_of(sae)
-        if residual is not None and (state.held or state.ridge == math.inf):
-            residual.grad = None
+        block = state.model.decoder_block()
+        if block.residual is not None and (state.held or state.ridge == math.inf):
+            block.residual.grad = None
         elif state.ridge and self.gradient == "both":
-            for p in decoder_weights(sae):
+            for p in block.weights:
                 if p.grad is not None:
                     p.grad.add_(p.detach(), alpha=2 * state.ridge / size)
 
+    def adjust_resampled(self, state: PAMState, entries: list[tuple[nn.Parameter, Tensor]]) -> None:
+        """`prox_enc` pulls new columns to where they start."""
+        for p, anchor in zip(state.model.encoder_parameters(), state.anchor or [], strict=False):
+            for written, mask in entries:
+                if written is p:
+                    anchor.copy_(torch.where(mask, p.detach(), anchor.to(p)))
+
     def solved_numbers(self, state: PAMState) -> float:
-        """N d_in: the numbers that the strengths' sums run over."""
-        return state.data.numel()
+        """N d_in: the numbers that the strengths' sums run over; of a stream, d_in for each effective sample."""
+        return state.data.numel() if state.stats is None else max(1.0, state.stats.n_samples) * state.stats.d_in
+
+
+def _named(ridge: Any) -> Any:
+    """A ridge as its shorthand."""
+    return "gcv" if isinstance(ridge, GCV) else "held_out" if isinstance(ridge, HeldOut) else ridge
+
+
+def _gap(when: When) -> int:
+    """`when` as the shorthand solve_gap."""
+    if isinstance(when, AtEnd):
+        return NEVER
+    return when.gap if isinstance(when, EveryEpoch) else EveryEpoch().gap

@@ -3,12 +3,14 @@
 from __future__ import annotations
 
 import math
-from dataclasses import dataclass
+from dataclasses import dataclass, field
 from typing import Any
 
 from splinterp._typing import Tensor
-from splinterp.training.base import TrainState
+from splinterp.decoder import DecoderStats
+from splinterp.training.train_state import TrainState
 
+SUMS = ("mean_acts", "mean_x", "gram", "cross", "total")
 SAVED = ("ridge", "residual", "anchor", "since_solve", "in_epoch", "held")
 
 
@@ -24,17 +26,39 @@ class PAMState(TrainState):
 
     ridge: float | None = None
     residual: float = math.nan
-    wants_held_out: bool = False
     held_out: Tensor | None = None
     anchor: list[Tensor] | None = None
     since_solve: int = 0
     in_epoch: bool = False
     held: bool = False
+    totals: dict[str, Tensor] = field(default_factory=dict)
+    """Each latent's sums for penalties on the decoder's rows, by the term's name, of the samples of the statistics."""
+
+    stats: DecoderStats | None = None
+    """Of a stream so far (`when=Refresh(...)`)."""
+    window: list[Tensor] = field(default_factory=list)
+    """Its batches since the last refresh."""
+
+    def log(self) -> dict[str, float]:
+        return {**super().log(), "ridge": math.nan if self.ridge is None else self.ridge}
 
     def state_dict(self) -> dict[str, Any]:
-        return {**super().state_dict(), **{name: getattr(self, name) for name in SAVED}}
+        saved = {**super().state_dict(), **{name: getattr(self, name) for name in SAVED}}
+        if self.stats is None:
+            return saved
+        sums = {name: getattr(self.stats, name) for name in SUMS}
+        counts = {"n_samples": self.stats.n_samples, "n_distinct": self.stats.n_distinct}
+        return {**saved, **counts, "sums": sums, "totals": self.totals, "window": self.window}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         super().load_state_dict(saved)
         for name in SAVED:
             setattr(self, name, saved[name])
+        if self.stats is None:
+            return
+        self.stats.n_samples, self.stats.n_distinct = saved["n_samples"], saved["n_distinct"]
+        for name in SUMS:
+            getattr(self.stats, name).copy_(saved["sums"][name])
+        for name, total in saved["totals"].items():
+            self.totals[name].copy_(total)
+        self.window = list(saved["window"])

@@ -9,9 +9,8 @@ import torch
 
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.data.store import ActivationStore
-from splinterp.sae import SAE
-from splinterp.training.base import GradientOptions, TrainState, training_data
-from splinterp.training.blocks import SAELike, sharing
+from splinterp.protocol import SAELike
+from splinterp.training.base import GradientOptions, TrainState
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -26,20 +25,31 @@ class SGD(GradientOptions):
 
     unit_norm_decoder: bool = False
     """Rescale the decoder rows to unit norm after each update (for a tied decoder, the encoder columns); zero rows stay."""
+    project_gradient: bool = False
+    """Before each update drop the part of the gradient of a unit row that lies along it (needs `unit_norm_decoder`)."""
 
-    def init(self, sae: SAELike, x: ArrayLike | ActivationStore, total_steps: int | None = None) -> TrainState:
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        if self.project_gradient and not self.unit_norm_decoder:
+            raise ValueError("project_gradient=True is for unit rows: set unit_norm_decoder=True")
+
+    def init(
+        self, sae: SAELike, x: ArrayLike | ActivationStore, total_steps: int | None = None, *, x_val: Tensor | None = None
+    ) -> TrainState:
         """Start training on x (N, d_in) or a store. `total_steps` (batches) sets the schedule's length; None: constant step size.
 
         Raises TypeError, ValueError: a module or data that does not fit.
         """
-        self.check_module(sae)
-        if self.unit_norm_decoder and isinstance(sae, SAE) and (sae.decoder == "tied_residual" or sae.scale is not None):
-            raise ValueError("unit_norm_decoder=True needs decoder='free' or 'tied' without scales")
-        if self.unit_norm_decoder and not sharing(sae, sae.W_dec):
-            raise TypeError(
-                f"unit_norm_decoder=True writes into W_dec, which {type(sae).__name__} computes: make it a parameter"
-            )
-        return TrainState(self.make_optimizer(sae), training_data(sae, x), total_steps)
+        options = self.start(sae, x, total_steps)
+        if self.unit_norm_decoder:
+            block = options["model"].decoder_block()
+            if block.residual is not None or block.scales is not None:
+                raise ValueError("unit_norm_decoder=True needs decoder='free' or 'tied' without scales")
+            if not block.tied and not block.weights:
+                raise TypeError(
+                    f"unit_norm_decoder=True writes into W_dec, which {type(sae).__name__} computes: make it a parameter"
+                )
+        return TrainState(**options)
 
     def step(self, sae: SAELike, state: TrainState, x: Tensor) -> None:
         """One update on a batch (n, d_in). Raises DivergenceError."""
@@ -47,8 +57,31 @@ class SGD(GradientOptions):
         state.step += 1
         if self.unit_norm_decoder:
             with torch.no_grad():
-                rows = sae.W_dec  # for a tied SAE a view of W_enc
+                rows = _rows(state)
                 rows /= rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+
+    @torch.no_grad()
+    def adjust_gradients(self, sae: SAELike, state: TrainState) -> None:
+        """With `project_gradient`, drop the part of the rows' gradients along the rows."""
+        if not self.project_gradient:
+            return
+        block = state.model.decoder_block()
+        owner = block.weights[0] if block.weights else state.model.encoder_weights()
+        assert owner is not None
+        if owner.grad is None:
+            return
+        gradient, rows = (owner.grad, _rows(state)) if block.weights else (owner.grad.T, _rows(state))
+        unit = rows / rows.norm(dim=1, keepdim=True).clamp_min(torch.finfo(rows.dtype).tiny)
+        gradient -= (gradient * unit).sum(1, keepdim=True) * unit
 
     def end_epoch(self, sae: SAELike, state: TrainState, batches: Iterable[Tensor]) -> None:
         """Nothing to do: there is no exact block."""
+
+
+def _rows(state: TrainState) -> Tensor:
+    """The decoder's rows where they are kept: W_dec, or the transposed encoder of a tied SAE."""
+    if state.model.decoder_block().tied:
+        owner = state.model.encoder_weights()
+        assert owner is not None
+        return owner.detach().T
+    return state.model.W_dec.detach()

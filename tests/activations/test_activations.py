@@ -51,40 +51,52 @@ def test_jumprelu_options_change_the_result():
 
 
 def test_batch_topk_counts_by_batch_and_evaluates_by_threshold():
-    activation = BatchTopK(2, momentum=0.5)
+    activation = BatchTopK(2)
     first, second = torch.rand(6, 5, generator=rng(1)), torch.rand(4, 5, generator=rng(2))
     with pytest.raises(RuntimeError, match="no threshold yet"):
         activation.eval()(first)
     activation.train()
     assert int((activation(first) != 0).sum()) == 12
-    low = activation(first)[activation(first) > 0].min()
-    assert float(activation.threshold) == pytest.approx(float(low))
-    kept = activation(second)
-    assert int((kept != 0).sum()) == 8
-    expected = 0.5 * float(low) + 0.5 * float(kept[kept > 0].min())
-    assert float(activation.threshold) == pytest.approx(expected)
-    with torch.no_grad():
-        activation(10 * second)
-    assert float(activation.threshold) == pytest.approx(expected)
+    assert int((activation(second) != 0).sum()) == 8
+    assert torch.isnan(activation.threshold)  # using it changes nothing
+    for blocks in ([first, second], [torch.cat([second, first])], list(torch.cat([first, second]).split(1))):
+        activation.calibrate(iter(blocks))
+        assert float(activation.threshold) == float(torch.cat([first, second]).flatten().sort(descending=True).values[19])
     activation.eval()
     torch.testing.assert_close(activation(second), second * (second >= activation.threshold))
-    other = BatchTopK(2, momentum=0.0)
-    other(first), other(second)
-    assert float(other.threshold) != pytest.approx(expected)
+    assert int((activation(torch.cat([first, second])) != 0).sum()) == 20  # k a sample on average
 
 
-def test_batch_topk_of_negative_scores_keeps_nothing_and_no_threshold():
+def test_batch_topk_of_negative_scores_keeps_nothing():
     activation = BatchTopK(2)
     assert float(activation(-torch.rand(3, 4)).abs().sum()) == 0
-    assert torch.isnan(activation.threshold)
+    activation.calibrate([-torch.rand(3, 4)])
+    few = torch.tensor([[0.5, -1.0, -1.0]])
+    assert activation.eval()(few).tolist() == [[0.5, 0.0, 0.0]]  # fewer positive scores than k a sample: all of them
+    activation.calibrate([])
+    assert activation(few).tolist() == [[0.5, 0.0, 0.0]]
+
+
+def test_gradients_through_silent_jumprelu_latents_are_zero_whatever_comes_back():
+    activation = JumpReLU(0.5, bandwidth=0.2)
+    u = torch.tensor([[-1.0, 0.2, 0.45, 0.9, 3.0]], requires_grad=True)
+    activation(u).abs().pow(0.5).sum().backward()  # infinite slope at 0
+    assert torch.isfinite(u.grad).all()
+    torch.testing.assert_close(u.grad, torch.tensor([[0.0, 0.0, 0.0, 0.5 * 0.9**-0.5, 0.5 * 3.0**-0.5]]))
+    far = JumpReLU(0.5, bandwidth=0.2)
+    v = torch.tensor([[-1.0, 0.2, 0.9]], requires_grad=True)
+    far(v).abs().pow(0.5).sum().backward()
+    assert float(far.log_threshold.grad) == 0  # no score near the threshold
 
 
 def test_configs_round_trip():
-    for name, cls in ACTIVATIONS.items():
-        original = cls(k=4) if "TopK" in name else cls()
+    for cls in (ReLU, JumpReLU, TopK, AbsTopK, BatchTopK):
+        original = cls(k=4) if "TopK" in cls.__name__ else cls()
+        assert ACTIVATIONS[cls.__name__] is cls
         assert activation_from_config(original.config()).config() == original.config()
+    assert activation_from_config({"name": "BatchTopK", "k": 2, "momentum": 0.99}).config() == BatchTopK(2).config()
     assert "k=4" in repr(TopK(4))
-    with pytest.raises(ValueError, match="unknown; known: 'ReLU'"):
+    with pytest.raises(ValueError, match="'Softmax' is unknown; known: .*ReLU, JumpReLU"):
         activation_from_config({"name": "Softmax"})
 
 
@@ -93,8 +105,6 @@ def test_errors():
         TopK(0)
     with pytest.raises(ValueError, match="threshold=0.0 must be greater than 0"):
         JumpReLU(threshold=0.0)
-    with pytest.raises(ValueError, match="momentum=1.0"):
-        BatchTopK(1, momentum=1.0)
     with pytest.raises(ValueError, match="k=9 is larger than n_latents=4"):
         make_sae(m=4).activation.__class__(9).bind(4, torch.float32, torch.device("cpu"))
     with pytest.raises(TypeError, match="no fixed number of active latents"):

@@ -147,7 +147,7 @@ def test_pam_solves_large_dictionaries_matrix_free(decoder, activation, monkeypa
         monkeypatch.setattr(pam, "MATRIX_FREE_FROM", limit)
         sae = SAE(8, 48, activation, decoder, generator=rng(0))
         assert method._matrix_free(sae) == (limit == 40)
-        results.append(fit(sae, x, method, epochs=3, batch_size=50))
+        results.append(fit(sae, x, method, epochs=3, batch_size=50, generator=0))
     dense, free = (r.history[-1] for r in results)
     assert free["train_fvu"] == pytest.approx(dense["train_fvu"], rel=0.05)
     if decoder == "free":

@@ -42,9 +42,9 @@ def test_evaluate_is_in_inference_mode_and_restores_training():
     with pytest.raises(RuntimeError, match="no threshold"):
         evaluate(sae, samples())
     assert sae.training
-    sae(samples())
+    sae.calibrate(samples())
     assert sae.activation.threshold > 0
-    evaluate(sae, samples())
+    assert evaluate(sae, samples()).l0 == pytest.approx(3)
     assert sae.training
 
 

@@ -12,7 +12,6 @@ from hypothesis import strategies as st
 from splinterp import PAMSGD, SAE, SGD, BatchTopK, BiasAdaptation, JumpReLU, ReLU, TopK
 from splinterp.metrics import firing_frequencies
 from splinterp.training import FiringCounter
-from splinterp.training.bias_block import bias_of
 from tests.helpers import rng
 
 ADAPTED = {"ReLU": ReLU(), "JumpReLU": JumpReLU(0.1)}
@@ -47,7 +46,7 @@ def test_step_rule_meets_every_target_with_frozen_weights(kind, groups):
     frequencies = (0.2, 0.05, 0.01)[-groups:]
     method = BiasAdaptation(target_frequencies=frequencies, gamma_down=gamma, gamma_up=gamma)
     state = settled(method, sae, seed=3, n=n)
-    bias, target = bias_of(sae), state.targets
+    bias, target = sae.bias.value, state.targets
     error = (target * (1 - target) / n).sqrt()
     assert (share_above(-bias) < target + 4 * error).all()  # at or below the target, but for the error of the last count
     one_step_higher = -(bias + gamma * 5.5)  # no peak over 10,000 samples reaches 5.5
@@ -100,7 +99,7 @@ def test_quantile_frequencies_hold_on_new_samples():
     method = BiasAdaptation(groups=3, highest=0.3, lowest=0.01, rule="quantile")
     state = method.init(sae, normal(n, seed=1))
     error = (state.targets * (1 - state.targets) / n).sqrt()
-    assert ((share_above(-bias_of(sae)) - state.targets).abs() < 4 * error).all()
+    assert ((share_above(-sae.bias.value) - state.targets).abs() < 4 * error).all()
 
 
 @given(st.integers(0, 10_000), st.sampled_from(list(ADAPTED)), st.floats(0, 5), st.floats(0, 5), st.floats(1e-3, 1e3))
@@ -114,7 +113,7 @@ def test_biases_stay_in_their_bounds(seed, kind, up, down, size):
     state = method.init(sae, x)
     for part in x.split(10) * 3:
         method.step(sae, state, part)
-        bias = bias_of(sae)
+        bias = sae.bias.value
         assert (bias >= bounds[0] * state.scale * (1 + 1e-5)).all()
         assert (bias <= bounds[1] * state.scale * (1 - 1e-5)).all()
 
@@ -174,7 +173,7 @@ def test_groups_and_order_do_not_matter(seed, m, groups):
             for part in x[order].split(30):
                 state.counter.update(model.encode(part))
             method.adapt(model, state)
-        biases.append(bias_of(model))
+        biases.append(model.bias.value)
     torch.testing.assert_close(biases[0][places], biases[1], rtol=1e-12, atol=1e-12)
 
 
@@ -186,7 +185,7 @@ def test_any_assignment_of_latents_to_groups_meets_the_targets(seed):
     sae = normal_sae(ReLU())
     settled(BiasAdaptation(target_frequencies=per_latent, gamma_down=0.02), sae, seed=50 * seed, n=n)
     wanted = torch.tensor(per_latent, dtype=torch.float64)
-    found = share_above(-bias_of(sae))
+    found = share_above(-sae.bias.value)
     assert (found < wanted + 4 * (wanted / n).sqrt()).all()
     assert (found > 0.6 * wanted).all()
 

@@ -6,8 +6,8 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splinterp import SAE, SGD, AbsTopK, ReLU, TopActs, TopK
+from splinterp.activations._gradients import sparse_gradients
 from splinterp.sparse_kernels import decode_sparse, kept_scores, products, select_largest, sum_by_latent, transpose_code
-from splinterp.training.sparse_gradients import sparse_gradients, takes_sparse_gradients
 
 SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 9), st.integers(1, 15), st.integers(1, 15)).map(
     lambda s: (s[0], s[1], s[2], min(s[2], s[3]))
@@ -105,7 +105,7 @@ def test_gradients_in_place_equal_those_of_autograd(decoder, activation, b_pre):
     sae = SAE(8, 40, activation, decoder, dtype=torch.float64, generator=g, b_pre=b_pre)
     for p in sae.parameters():
         p.data.add_(0.1 * torch.randn(p.shape, dtype=p.dtype, generator=g))
-    assert takes_sparse_gradients(sae)
+    assert sae.trains_sparse
     loss = torch.nn.functional.mse_loss(sae(x).x_hat, x)  # dense
     expected = dict(zip(dict(sae.named_parameters()), torch.autograd.grad(loss, list(sae.parameters())), strict=True))
     for _ in range(2):  # the second time into the same buffers
@@ -120,17 +120,19 @@ def test_gradients_in_place_equal_those_of_autograd(decoder, activation, b_pre):
 
 
 def test_what_takes_sparse_gradients():
-    assert takes_sparse_gradients(SAE(4, 64, TopK(8), "tied"))
-    assert not takes_sparse_gradients(SAE(4, 64, TopK(8), "tied", tie_scale=True))
+    def takes(sae):
+        return sae.squared_error_gradients(torch.ones(3, 4), {id(p) for p in sae.parameters()}) is not None
+
+    assert takes(SAE(4, 64, TopK(8), "tied"))
+    assert not takes(SAE(4, 64, TopK(8), "tied", tie_scale=True))
     foreign = SAE(4, 64, TopK(8))
     foreign.W_enc = torch.nn.Parameter(foreign.W_enc.detach().contiguous())
-    assert not takes_sparse_gradients(foreign)
-    assert not takes_sparse_gradients(torch.nn.Linear(2, 2))
+    assert not takes(foreign)
 
 
 @pytest.mark.parametrize("decoder", ["free", "tied", "tied_residual"])
 @pytest.mark.parametrize("activation", [TopK(3), AbsTopK(3)])
-def test_training_takes_the_same_gradients_sparse_and_dense(decoder, activation):
+def test_training_takes_the_same_gradients_sparse_and_dense(decoder, activation, monkeypatch):
     x = normal(50, 8, seed=0)
     options = {"b_pre": True, "tie_scale": decoder != "free"}
     g = torch.Generator().manual_seed(1)
@@ -138,10 +140,11 @@ def test_training_takes_the_same_gradients_sparse_and_dense(decoder, activation)
     if sae.residual is not None:
         sae.residual.data.normal_(generator=g)
     found = []
-    for observer in (None, lambda acts: None):  # an observer asks for the dense code
-        loss = SGD().loss(sae, x, observer)
+    for sparse in (True, False):
+        assert sae.trains_sparse == sparse
+        loss = SGD().loss(sae, x)
         found.append((loss, torch.autograd.grad(loss, list(sae.parameters()))))
-    assert sae.trains_sparse
+        monkeypatch.setattr(SAE, "trains_sparse", False)
     torch.testing.assert_close(found[0], found[1])
 
 

@@ -11,12 +11,18 @@ import torch
 from torch import distributed as dist
 
 from splinterp import PAMSGD, SAE, SGD, ReLU, TopK, fit
+from splinterp.losses import RowNormL1, SquaredError
 from splinterp.training import ProcessGroup, pam
 
 DIES_AT = 3
 METHODS = {
     "sgd": (lambda: SGD(lr=1e-2, l1=1e-3, clip=0.1), ReLU, "free"),
     "pam": (lambda: PAMSGD(lr=1e-2, solve_gap=1), lambda: TopK(2), "tied_residual"),
+    "rows": (
+        lambda: PAMSGD(lr=1e-2, solve_gap=1, ridge=1.0, terms=(SquaredError(), RowNormL1(weight=1e-2))),
+        ReLU,
+        "tied_residual",
+    ),
     "matrix-free": (lambda: PAMSGD(lr=1e-2, solve_gap=1, ridge=3.0), lambda: TopK(2), "free"),
 }
 
@@ -34,7 +40,7 @@ def train(name: str, processes: ProcessGroup | None, checkpoint: str | None = No
         if dies and row["epoch"] == DIES_AT:
             os._exit(7)
 
-    fit(sae, x, make(), epochs=5, batch_size=16, processes=processes, checkpoint=checkpoint, resume=checkpoint is not None,
+    fit(sae, x, make(), epochs=5, batch_size=16, generator=0, processes=processes, checkpoint=checkpoint, resume=checkpoint is not None,
         callback=callback)  # fmt: skip
     return sae
 

@@ -15,7 +15,7 @@ from splinterp import PAMSGD, SAE, SGD, AbsTopK, BiasAdaptation, DivergenceError
 from splinterp.data import SparseFeatures
 from splinterp.metrics import evaluate, match_features
 from splinterp.training import BiasState, FiringCounter
-from splinterp.training.bias_block import _levels, bias_of
+from splinterp.training.bias_block import _levels
 from tests.helpers import make_sae, rng, samples
 
 
@@ -75,7 +75,7 @@ def test_a_silent_dictionary_comes_back(activation):
     assert not bool((sae.encode(x) != 0).any())
     fit(sae, x, method, epochs=10, batch_size=25, generator=rng(3))
     assert bool((sae.encode(x) != 0).any())
-    assert float(bias_of(sae).amax()) > -2 * state.scale
+    assert float(sae.bias.value.amax()) > -2 * state.scale
 
 
 def test_jumprelu_moves_its_threshold_and_keeps_b_enc_at_zero():
@@ -103,7 +103,7 @@ def test_encoder_columns_stay_unit_and_bounds_scale_with_the_data():
         torch.testing.assert_close(sae.W_enc.detach().norm(dim=0), torch.ones(12))
         centred = x - x.mean(0)
         assert result.state.scale == pytest.approx(float(centred.square().sum(1).mean().sqrt()), rel=1e-5)
-        assert float(bias_of(sae).amin()) < -0.3 * result.state.scale
+        assert float(sae.bias.value.amin()) < -0.3 * result.state.scale
 
 
 def test_targets_are_cut_into_groups_of_neighbours():

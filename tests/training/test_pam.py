@@ -411,7 +411,7 @@ def test_held_out_ridge_needs_held_out_samples_and_no_other_option():
 def test_final_solve_is_tied_sgd_and_one_solve():
     x, x_val = samples(300), samples(200, seed=5)
     sae, tied = make_sae(decoder="tied_residual", m=40), make_sae(decoder="tied", m=40)
-    options = {"epochs": 3, "x_val": x_val, "log_every": 1}
+    options = {"epochs": 3, "x_val": x_val, "log_every": 1, "generator": 0}
     result = fit(sae, x, PAMSGD.final_solve(lr=1e-2), **options)
     alone = fit(tied, x, SGD(lr=1e-2), **options)
     torch.testing.assert_close(sae.W_enc, tied.W_enc, rtol=1e-5, atol=1e-6)

@@ -9,7 +9,7 @@ import torch
 from splinterp import PAMSGD, SAE, SGD, ReLU, TopK, fit
 from splinterp.decoder import DecoderStats, solve_decoder
 from splinterp.metrics import evaluate
-from splinterp.training import StreamingPAMSGD, pam, streaming
+from splinterp.training import Refresh, StreamingPAMSGD, pam, when
 from tests.helpers import rng
 
 
@@ -75,7 +75,7 @@ def test_one_pass_beats_gradients_alone(decoder):
 def test_options_change_the_result():
     def weights(**options):
         sae = make()
-        fit(sae, stream(), StreamingPAMSGD(lr=1e-2, **{"refresh_every": 5, **options}), epochs=2, batch_size=20)
+        fit(sae, stream(), StreamingPAMSGD(lr=1e-2, **{"refresh_every": 5, **options}), epochs=2, batch_size=20, generator=0)
         return sae.W_dec.detach()
 
     plain = weights()
@@ -86,7 +86,7 @@ def test_options_change_the_result():
 
 def test_a_checkpoint_resumes_to_the_same_bits(tmp_path):
     method = StreamingPAMSGD(lr=1e-2, refresh_every=7)
-    whole = fit(make(), stream(), method, epochs=4, batch_size=20, checkpoint=tmp_path / "whole").sae
+    whole = fit(make(), stream(), method, epochs=4, batch_size=20, generator=0, checkpoint=tmp_path / "whole").sae
 
     class StopError(Exception):
         pass
@@ -96,8 +96,8 @@ def test_a_checkpoint_resumes_to_the_same_bits(tmp_path):
             raise StopError
 
     with pytest.raises(StopError):
-        fit(make(), stream(), method, epochs=4, batch_size=20, checkpoint=tmp_path / "part", callback=stop)
-    resumed = fit(make(), stream(), method, epochs=4, batch_size=20, checkpoint=tmp_path / "part", resume=True).sae
+        fit(make(), stream(), method, epochs=4, batch_size=20, generator=0, checkpoint=tmp_path / "part", callback=stop)
+    resumed = fit(make(), stream(), method, epochs=4, batch_size=20, generator=0, checkpoint=tmp_path / "part", resume=True).sae
     for ours, theirs in zip(resumed.parameters(), whole.parameters(), strict=True):
         assert torch.equal(ours, theirs)
 
@@ -107,10 +107,11 @@ def test_what_does_not_fit_a_stream_is_refused(monkeypatch):
                     {"solve_gap": 3}):  # fmt: skip
         with pytest.raises(ValueError, match="keep|refresh_every"):
             StreamingPAMSGD(**options)
-    monkeypatch.setattr(streaming, "MATRIX_FREE_FROM", 30)
+    monkeypatch.setattr(when, "GRAM_LATENTS", 30)
     with pytest.raises(ValueError, match="30 latents need a Gram matrix"):
         StreamingPAMSGD().init(make(), stream())
     assert isinstance(PAMSGD().init(make(), stream()), pam.PAMState)
+    assert StreamingPAMSGD(refresh_every=7, keep=0.1, lr=1.0) == PAMSGD(when=Refresh(every=7, keep=0.1), lr=1.0)
 
 
 def test_a_stream_holds_the_residual_too():

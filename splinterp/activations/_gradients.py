@@ -14,19 +14,13 @@ import torch
 from torch import nn
 
 from splinterp._typing import Float, Tensor
-from splinterp.activations import RowTop
-from splinterp.sae import SAE
+from splinterp.activations.topk import RowTop
 from splinterp.sparse_kernels import autocast_dtype, decode_rows, kept_products, kept_scores, sum_by_latent, transpose_code
 from splinterp.sparse_kernels._select import workspace
 
 
-def takes_sparse_gradients(sae: object) -> bool:
-    """Whether `sparse_gradients` covers this module."""
-    return isinstance(sae, SAE) and sae.trains_sparse and sae.scale is None and sae.W_enc.T.is_contiguous()
-
-
 @torch.no_grad()
-def sparse_gradients(sae: SAE, x: Float[Tensor, "n d_in"], moved: Collection[int]) -> Tensor:
+def sparse_gradients(sae: Any, x: Float[Tensor, "n d_in"], moved: Collection[int]) -> Tensor:
     """The mean squared error of x; its gradient goes to `grad` of the parameters whose ids are in `moved`, in place where it exists."""
     activation = sae.activation
     assert isinstance(activation, RowTop)
@@ -60,9 +54,9 @@ def sparse_gradients(sae: SAE, x: Float[Tensor, "n d_in"], moved: Collection[int
     return loss
 
 
-def _decoder_rows(sae: SAE) -> Tensor:
+def _decoder_rows(sae: Any) -> Tensor:
     if sae.residual is None:
-        return sae.W_dec.detach()
+        return sae.decoder_rows().detach()
     if sae.residual.is_cuda:
         return sae.W_enc.T + sae.residual
     return torch.add(sae.W_enc.T, sae.residual, out=workspace("decoder", tuple(sae.residual.shape), sae.residual.dtype))

@@ -1,0 +1,26 @@
+"""What is minimised: terms of a loss, each a small class of its own, over one lazy forward pass."""
+
+from splinterp.losses.dead_latents import AuxK
+from splinterp.losses.forward import Forward
+from splinterp.losses.hierarchical import HierarchicalTopK
+from splinterp.losses.matryoshka import Matryoshka
+from splinterp.losses.orthogonality import OrtSAE
+from splinterp.losses.row_norms import RowNormL1, Tanh
+from splinterp.losses.terms import L0, L1, Reconstruction, SquaredError, Term
+from splinterp.losses.tilted import Tilted
+
+__all__ = [
+    "L0",
+    "L1",
+    "AuxK",
+    "Forward",
+    "HierarchicalTopK",
+    "Matryoshka",
+    "OrtSAE",
+    "Reconstruction",
+    "RowNormL1",
+    "SquaredError",
+    "Tanh",
+    "Term",
+    "Tilted",
+]

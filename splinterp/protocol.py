@@ -1,0 +1,311 @@
+"""What a module must offer to be trained, evaluated and looked into here, and the wrapper for modules that offer less.
+
+`SparseModel` is the interface that the rest of the package reads: codes, decoding, the decoder as a solve sees it, the encoder's
+parameters, the bias. `SAE` is one. Any other `nn.Module` with the few names of `SAELike` becomes one by `as_model`.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Collection, Iterable, Iterator
+from contextlib import AbstractContextManager, contextmanager
+from typing import Any, NamedTuple, Protocol, runtime_checkable
+
+import torch
+from torch import nn
+
+from splinterp._typing import Float, Tensor
+from splinterp.activations import Activation, TopActs
+
+Code = Tensor | TopActs
+"""Either form of a code: dense `acts` (n, n_latents), or sparse."""
+
+
+class Block(NamedTuple):
+    """The decoder as a solve sees it: x_hat = acts @ W_dec + b_dec."""
+
+    weights: tuple[nn.Parameter, ...]
+    """Its own weights: W_dec, a residual, or none where W_dec is the encoder's."""
+    bias: tuple[nn.Parameter, ...]
+    """The parameter that b_dec is, or is a view of; none where it is computed."""
+    scales: nn.Parameter | None
+    """Trained output scales (n_latents,), where there are any."""
+    prior: Tensor | None
+    """W_dec where the own weights are 0, (n_latents, d_in): what a ridge pulls to. None: 0."""
+    write: Callable[[Tensor, Tensor], None]
+    """write(W_dec, b_dec) makes the decoder this one; what cannot move is left."""
+
+    @property
+    def tied(self) -> bool:
+        """Whether W_dec is the encoder's alone, so that a solve moves the bias (and the scales) only."""
+        return not self.weights and self.prior is not None
+
+    @property
+    def residual(self) -> nn.Parameter | None:
+        """The weights that are added to the encoder's, where there are such."""
+        return self.weights[0] if self.weights and self.prior is not None else None
+
+
+class BiasBlock(NamedTuple):
+    """What makes a latent fire more or less often, as bias adaptation sees it."""
+
+    value: Float[Tensor, " n_latents"]
+    """b_enc, or minus the threshold of an activation that has its own."""
+    write: Callable[[Tensor], None]
+    """Make the bias this."""
+    held: tuple[nn.Parameter, ...]
+    """Parameters that no gradient may move while the bias is adapted: those above, and an input centre, which would shift all."""
+    threshold: Tensor | None
+    """The activation's own threshold (n_latents,)."""
+    by_own_score: bool
+    """Whether a latent fires by its own score alone, whatever the others do."""
+
+
+@runtime_checkable
+class SAELike(Protocol):
+    """What a module of one's own must offer to be trained here: an `nn.Module` with these names, samples in rows.
+
+    x_hat = encode(x) @ W_dec + b_dec, with W_enc (d_in, n_latents), b_enc (n_latents,), W_dec (n_latents, d_in) and
+    b_dec (d_in,). They may be parameters or views of parameters (`self.encoder.weight.T`, say): a decoder solve writes
+    into W_dec and b_dec in place. A class that offers more is a `SparseModel`.
+    """
+
+    training: bool
+    W_enc: Any
+    b_enc: Any
+    W_dec: Any
+    b_dec: Any
+
+    def encode(self, x: Any) -> Any: ...
+    def parameters(self, recurse: bool = True) -> Any: ...
+    def state_dict(self) -> Any: ...
+    def load_state_dict(self, state_dict: Any) -> Any: ...
+    def train(self, mode: bool = True) -> Any: ...
+    def eval(self) -> Any: ...
+
+
+NAMES = ("encode", "W_enc", "b_enc", "W_dec", "b_dec", "parameters")
+
+
+class SparseModel(nn.Module):
+    """A module that says what it can do. Samples are rows; `W_dec` (n_latents, d_in) and `b_dec` (d_in,) are its decoder."""
+
+    W_dec: Tensor
+    b_dec: Tensor
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        """(d_in, n_latents)."""
+        n_latents, d_in = self.W_dec.shape
+        return d_in, n_latents
+
+    @property
+    def trains_sparse(self) -> bool:
+        """Whether `code` gives the sparse form."""
+        return False
+
+    @property
+    def nonlinearity(self) -> Activation | None:
+        """The activation, where the module has one of this package's."""
+        return None
+
+    @property
+    def couples_samples(self) -> bool:
+        """Whether a sample's code depends on the others of its batch."""
+        return True
+
+    def code(self, x: Tensor) -> Code:
+        """The code of x (n, d_in), in the form that costs less."""
+        raise NotImplementedError
+
+    def pre_acts(self, x: Tensor) -> Tensor:
+        """Affine scores (n, n_latents). Raises TypeError for a module that has none."""
+        raise TypeError(
+            f"{type(self).__name__} offers no pre_acts: use a splinterp SAE, or a loss term that does not read them"
+        )
+
+    def code_from(self, pre_acts: Tensor) -> Code:
+        """The code of affine scores, in the form of `code`. Raises TypeError for a module that has none."""
+        raise TypeError(f"{type(self).__name__} makes no code of pre_acts: use a splinterp SAE")
+
+    def decode(self, code: Any) -> Tensor:
+        """The reconstruction (n, d_in) of a code in either form."""
+        raise NotImplementedError
+
+    def run(self, x: Tensor) -> tuple[Tensor, Code]:
+        """(x_hat, code) of x (n, d_in), as evaluation takes them."""
+        code = self.code(x)
+        return self.decode(code), code
+
+    def decoder_block(self) -> Block:
+        """The decoder as a solve sees it."""
+        raise NotImplementedError
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        """The parameters that make the encoder's map: W_enc and b_enc."""
+        raise NotImplementedError
+
+    def encoder_weights(self) -> nn.Parameter | None:
+        """W_enc (d_in, n_latents) as a parameter or a view of one that may be written into; None where it is computed."""
+        return None
+
+    def encoder_bias(self) -> Tensor | None:
+        """b_enc (n_latents,) as a parameter or a view of one that may be written into; None where it is computed."""
+        return None
+
+    @property
+    def kept(self) -> int | None:
+        """How many latents a sample has (on average), where the activation fixes it; None where it does not."""
+        return None
+
+    def keeping(self, k: int) -> AbstractContextManager[None]:
+        """Inside, k latents are kept in place of `kept`. Raises TypeError where their number is not fixed."""
+        raise TypeError(f"{type(self).__name__} has no fixed number of latents to keep")
+
+    @property
+    def bias(self) -> BiasBlock:
+        """The bias as bias adaptation sees it. Raises TypeError where there is none to adapt."""
+        raise TypeError(f"{type(self).__name__} offers no bias to adapt")
+
+    @property
+    def center(self) -> Tensor | None:
+        """b_pre, the input's centre (d_in,), where there is one."""
+        return None
+
+    def squared_error_gradients(self, x: Tensor, moved: Collection[int]) -> Tensor | None:
+        """The mean squared error of x with its gradients written to `grad` of the parameters whose ids are in `moved`, by kernels of
+        its own; None where it has none for this (autograd does it then)."""
+        return None
+
+    def check(self, x: Tensor) -> None:
+        """Raises TypeError where what the module overrides does not agree on samples x (n, d_in)."""
+
+    def calibrate(self, x: Any) -> Any:
+        """Set what inference needs and gradients do not train, from training samples x (n, d_in)."""
+
+
+def sharing(module: Any, tensor: Tensor) -> tuple[nn.Parameter, ...]:
+    """The parameters of `module` that `tensor` is, or is a view of."""
+    storage = tensor.untyped_storage().data_ptr()
+    return tuple(p for p in module.parameters() if p.untyped_storage().data_ptr() == storage)
+
+
+class ForeignModel(SparseModel):
+    """A module of somebody else's as a `SparseModel`: dense codes, batches as they come."""
+
+    def __init__(self, module: Any) -> None:
+        super().__init__()
+        self.module = module
+
+    @property
+    def W_dec(self) -> Tensor:  # type: ignore[override]  # noqa: N802
+        return self.module.W_dec
+
+    @property
+    def b_dec(self) -> Tensor:  # type: ignore[override]
+        return self.module.b_dec
+
+    def code(self, x: Tensor) -> Tensor:
+        return self.module.encode(x)
+
+    def decode(self, code: Any) -> Tensor:
+        return torch.addmm(self.b_dec, dense(code, self.shape[1]), self.W_dec)
+
+    def decoder_block(self) -> Block:
+        encoder = {id(p) for p in self.encoder_parameters()}
+        weights = tuple(p for p in sharing(self.module, self.W_dec) if id(p) not in encoder)
+
+        def write(W_dec: Tensor, b_dec: Tensor) -> None:
+            self.module.W_dec.copy_(W_dec)
+            self.module.b_dec.copy_(b_dec)
+
+        return Block(weights, sharing(self.module, self.b_dec), None, None, write)
+
+    def encoder_parameters(self) -> list[nn.Parameter]:
+        return [*sharing(self.module, self.module.W_enc), *sharing(self.module, self.module.b_enc)]
+
+    def encoder_weights(self) -> Any:
+        return self.module.W_enc if sharing(self.module, self.module.W_enc) else None
+
+    def encoder_bias(self) -> Any:
+        return self.module.b_enc if sharing(self.module, self.module.b_enc) else None
+
+    @property
+    def bias(self) -> BiasBlock:
+        weights = {id(p) for p in sharing(self.module, self.module.W_enc)}
+        held = [p for p in sharing(self.module, self.module.b_enc) if id(p) not in weights]
+        if not held:
+            name = type(self.module).__name__
+            raise TypeError(
+                f"bias adaptation holds b_enc still, which {name} computes or shares with W_enc: make it a parameter"
+            )
+        center = self.center
+        if isinstance(center, nn.Parameter):
+            held.append(center)
+        return BiasBlock(self.module.b_enc.detach().clone(), self.module.b_enc.copy_, tuple(held), None, False)
+
+    @property
+    def center(self) -> Tensor | None:
+        found = self.module.b_pre if "b_pre" in dict(self.module.named_parameters(recurse=False)) else None
+        return found if isinstance(found, torch.Tensor) else None
+
+
+def as_model(module: Any) -> SparseModel:
+    """`module` itself where it is a `SparseModel`, else wrapped. Raises TypeError where it lacks a name of `SAELike`."""
+    if isinstance(module, SparseModel):
+        return module
+    missing = [name for name in NAMES if not hasattr(module, name)]
+    if missing:
+        raise TypeError(f"{type(module).__name__} lacks {', '.join(missing)}: see splinterp.training.SAELike")
+    return ForeignModel(module)
+
+
+def dense(code: Any, n_latents: int) -> Tensor:
+    """The dense form (n, n_latents) of a code."""
+    if not isinstance(code, TopActs):
+        return code
+    values, indices = code
+    return values.new_zeros(len(values), n_latents).scatter_add(1, indices, values)
+
+
+def times_fired(code: Any, n_latents: int) -> Tensor:
+    """On how many samples each latent is non-zero, int64 (n_latents,), without a dense code."""
+    if not isinstance(code, TopActs):
+        return torch.count_nonzero(code, dim=0)
+    values, indices = code
+    return torch.bincount(indices[values != 0], minlength=n_latents)
+
+
+SOLVE_NUMBERS = 2**22
+"""Codes are collected for a solve in blocks of about so many numbers."""
+
+
+def blocks_of(model: SparseModel, batches: Iterable[Tensor], alone: bool = False) -> Iterator[Tensor]:
+    """Samples in the blocks that their codes are taken in for a solve: batches joined, for its sums have a cost a block.
+
+    A model that couples samples sees the batches as they come, as it does with `alone`.
+    """
+    d_in, n_latents = model.shape
+    rows = 1 if model.couples_samples or alone else SOLVE_NUMBERS // n_latents
+    if (
+        rows > 1 and model.trains_sparse
+    ):  # the dense Gram matrix is added to once a block, so a block has as many rows, if they fit
+        rows = min(max(n_latents, SOLVE_NUMBERS // d_in), 4 * SOLVE_NUMBERS // d_in)
+    waiting: list[Tensor] = []
+    for x in batches:
+        waiting.append(x)
+        if sum(map(len, waiting)) >= rows:
+            yield torch.cat(waiting) if len(waiting) > 1 else x
+            waiting = []
+    if waiting:
+        yield torch.cat(waiting)
+
+
+@contextmanager
+def inference_mode_of(module: Any) -> Iterator[None]:
+    """Inside, the module is in evaluation mode; afterwards in the mode it was in."""
+    was_training = module.training
+    module.eval()
+    try:
+        yield
+    finally:
+        module.train(was_training)

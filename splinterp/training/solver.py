@@ -1,0 +1,211 @@
+"""The exact solve of PAM-SGD: the decoder's objective, its ridge, and how the solution is written."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+
+import torch
+
+from splinterp._checks import at_least, one_of
+from splinterp._typing import Tensor
+from splinterp.decoder import (
+    DecoderSolution,
+    DecoderStats,
+    GCVResult,
+    HeldOutResult,
+    gcv_ridge,
+    held_out_ridge,
+    optimality_residual,
+    solve_decoder,
+    solve_scales,
+    tied_scale,
+)
+from splinterp.decoder.matrix_free import MatrixFreeStats, gcv_ridge_cg, solve_decoder_cg
+from splinterp.protocol import Block, SparseModel, inference_mode_of
+from splinterp.training.pam_state import PAMState
+
+Gather = Callable[[DecoderStats, Iterable[Tensor]], None]
+"""gather(stats, batches) adds the current codes of batches to statistics."""
+RowRidge = Callable[[], Tensor | None]
+"""What penalties on the decoder's rows pull the rows by, (n_latents,), at the decoder as it is; None where there are none."""
+ROW_STEPS = 5
+"""Solves for penalties on rows, each by the quadratics that touch them at the rows before it."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class GCV:
+    """The ridge by generalised cross-validation at each solve (`splinterp.decoder.gcv_ridge`)."""
+
+    inflation: float = 1.0
+    """Factor on the decoder's degrees of freedom, at least 1; larger values choose larger ridges."""
+
+    def __post_init__(self) -> None:
+        at_least("gcv_inflation", self.inflation, 1.0)
+
+
+@dataclass(frozen=True, kw_only=True)
+class HeldOut:
+    """The ridge by the error on samples that the encoder has not seen: the x_val of `fit`, or `state.held_out`."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class DecoderSolver:
+    """How PAM-SGD solves for the decoder. All strengths multiply sums over samples.
+
+    Raises:
+        ValueError: an option out of range, or two that exclude each other.
+    """
+
+    ridge: float | GCV | HeldOut = GCV()
+    """Pull of a free W_dec to 0, of a tied-residual one to W_enc.T: a number, or the rule that chooses it at each solve."""
+    bias: str = "joint"
+    """Either "joint": weights and bias solved together, or "separate": weights without a bias, then it (as published)."""
+    bias_ridge: float = 0.0
+    """Pull of b_dec to 0."""
+    prox: float = 0.0
+    """Pull of W_dec to its value before the solve."""
+    bias_prox: float = 0.0
+    """Pull of b_dec to its value before the solve."""
+    scale: str = "one"
+    """Either "one", or "fit": the solve of a tied-residual SAE with `tie_scale` sets all scales to the best common one."""
+    dtype: torch.dtype = torch.float64
+    """Of the solve's sums; float64 keeps GCV reliable for fewer samples than latents."""
+
+    def __post_init__(self) -> None:
+        one_of("bias", self.bias, ("joint", "separate"))
+        one_of("scale", self.scale, ("one", "fit"))
+        for name, value in {"prox_dec": self.prox, "bias_prox": self.bias_prox, "bias_ridge": self.bias_ridge}.items():
+            at_least(name, value, 0.0)
+        if isinstance(self.ridge, GCV | HeldOut):
+            rule = "gcv" if isinstance(self.ridge, GCV) else "held_out"
+            if self.bias_ridge or self.bias_prox or self.bias == "separate":
+                raise ValueError(
+                    f"ridge={rule!r} assumes an unpenalised joint bias: set bias_ridge=0, bias_prox=0, bias='joint'"
+                )
+            if rule == "held_out" and self.prox:
+                raise ValueError("ridge='held_out' takes no prox_dec and no gcv_inflation")
+        else:
+            at_least("ridge", self.ridge, 0.0)
+        if self.bias == "separate" and (self.bias_ridge or self.bias_prox):
+            raise ValueError("bias='separate' takes no bias_ridge or bias_prox")
+
+    @property
+    def wants_x_val(self) -> bool:
+        """Whether the ridge is chosen by held-out samples."""
+        return isinstance(self.ridge, HeldOut)
+
+    def matrix_free(self, model: SparseModel) -> bool:
+        """Whether a solve for the squared error of this model's codes needs no Gram matrix."""
+        if not model.trains_sparse or model.decoder_block().scales is not None:
+            return False
+        if model.b_dec.device.type != "cpu":  # its products with codes are a CPU's; a GPU forms the Gram matrix
+            return False
+        plain_bias = self.bias == "joint" and not (self.bias_ridge or self.bias_prox)
+        by_gcv = isinstance(self.ridge, GCV) and self.prox == 0 and self.ridge.inflation == 1
+        return plain_bias and (by_gcv or isinstance(self.ridge, int | float))
+
+    def solve(
+        self, state: PAMState, stats: DecoderStats | MatrixFreeStats, gather: Gather, row_ridge: RowRidge = lambda: None
+    ) -> None:
+        """Solve from statistics of the current codes, write the decoder, and set `state.ridge` and `state.residual`."""
+        block = state.model.decoder_block()
+        if block.tied:
+            self._solve_tied(state, block, stats)
+        elif isinstance(stats, MatrixFreeStats):
+            self._solve_matrix_free(state, block, stats)
+        else:
+            self._solve_weights(state, block, stats, gather, row_ridge)
+
+    def _solve_tied(self, state: PAMState, block: Block, stats: DecoderStats | MatrixFreeStats) -> None:
+        if isinstance(stats, MatrixFreeStats):
+            W_dec = state.model.W_dec
+            block.write(W_dec, (stats.mean_x - stats.mean_acts @ W_dec.double()).to(W_dec))
+            return
+        if block.scales is not None:
+            rows = state.model.encoder_weights()
+            assert rows is not None
+            block.scales.copy_(solve_scales(stats, rows.T, block.scales))
+        W_dec, b_dec = state.model.W_dec, state.model.b_dec
+        block.write(W_dec, self._exact(stats, W_dec, b_dec, math.inf, W_dec).b_dec)
+
+    def _solve_weights(self, state: PAMState, block: Block, stats: DecoderStats, gather: Gather, row_ridge: RowRidge) -> None:
+        model = state.model
+        if self.scale == "fit":
+            rows = model.encoder_weights()
+            assert block.scales is not None
+            assert rows is not None
+            block.scales.fill_(tied_scale(stats, rows.T, fallback=float(block.scales[0])))
+            block = model.decoder_block()
+        previous = model.W_dec if self.prox else None
+        if isinstance(self.ridge, HeldOut):
+            ridge = _usable(held_out_ridge(stats, _held_out_stats(state, stats, gather), block.prior), block.prior)
+        elif isinstance(self.ridge, GCV):
+            chosen = gcv_ridge(stats, block.prior, prox=self.prox, previous=previous, inflation=self.ridge.inflation)
+            ridge = _usable(chosen, block.prior)
+        else:
+            ridge = float(self.ridge)
+        W, b, pulls = model.W_dec, model.b_dec, row_ridge()
+        if pulls is not None:
+            W, b = W.clone(), b.clone()
+        solution = self._exact(stats, W, b, ridge, block.prior, pulls)
+        for _ in range(0 if pulls is None else ROW_STEPS - 1):
+            block.write(solution.W_dec, solution.b_dec)
+            pulls = row_ridge()
+            solution = self._exact(stats, W, b, ridge, block.prior, pulls)
+        state.residual = optimality_residual(
+            stats, solution, ridge=ridge, prox=self.prox, previous=W if self.prox else None, prior=block.prior,
+            row_ridge=pulls,
+        )  # fmt: skip
+        state.ridge = ridge
+        block.write(solution.W_dec, solution.b_dec)
+
+    def _solve_matrix_free(self, state: PAMState, block: Block, stats: MatrixFreeStats) -> None:
+        start = state.model.W_dec
+        if isinstance(self.ridge, int | float):
+            ridge = float(self.ridge)
+        else:
+            ridge = _usable(gcv_ridge_cg(stats, block.prior, around=state.ridge, start=start), block.prior)
+        if math.isinf(ridge):
+            W_dec, state.residual = torch.zeros_like(start) if block.prior is None else block.prior, 0.0
+            b_dec = stats.mean_x - stats.mean_acts @ W_dec.double()
+        else:
+            previous = start if self.prox else None
+            W_dec, b_dec, state.residual, _ = solve_decoder_cg(
+                stats, ridge=ridge, prox=self.prox, previous=previous, prior=block.prior, start=start
+            )
+        state.ridge = ridge
+        block.write(W_dec, b_dec)
+
+    def _exact(
+        self, stats: DecoderStats, W: Tensor, b: Tensor, ridge: float, prior: Tensor | None, rows: Tensor | None = None
+    ) -> DecoderSolution:
+        previous = (W, b) if self.prox or self.bias_prox else None
+        bias_ridge = math.inf if self.bias == "separate" else self.bias_ridge  # inf: weights solved as if there were no bias
+        solution = solve_decoder(
+            stats, ridge=ridge, bias_ridge=bias_ridge, prox=self.prox, bias_prox=self.bias_prox, previous=previous, prior=prior,
+            row_ridge=rows,
+        )  # fmt: skip
+        if self.bias == "separate":
+            solution = solution._replace(b_dec=stats.mean_x - stats.mean_acts @ solution.W_dec)
+        return solution
+
+
+def _held_out_stats(state: PAMState, stats: DecoderStats, gather: Gather) -> DecoderStats:
+    if state.held_out is None:
+        raise ValueError(
+            "ridge='held_out' needs samples that the encoder is not trained on: pass x_val to fit, or set state.held_out"
+        )
+    found = DecoderStats(stats.n_latents, stats.d_in, dtype=stats.dtype, device=stats.device)
+    with inference_mode_of(state.model):
+        gather(found, (x.to(state.model.b_dec) for x in state.held_out.split(1024)))
+    return found
+
+
+def _usable(chosen: GCVResult | HeldOutResult, prior: Tensor | None) -> float:
+    """The chosen ridge; without a prior the largest finite one looked at in place of infinity, since W_dec = 0 would stop the
+    encoder for good."""
+    if prior is not None or math.isfinite(chosen.ridge):
+        return chosen.ridge
+    return chosen.path[-2][0] if len(chosen.path) > 1 else 0.0

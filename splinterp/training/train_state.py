@@ -1,0 +1,148 @@
+"""What moves besides the parameters while a gradient method trains."""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Callable
+from dataclasses import dataclass, field
+from typing import Any
+
+import torch
+
+from splinterp._typing import Int, Tensor
+from splinterp.data.store import ActivationStore
+from splinterp.losses.terms import State
+from splinterp.protocol import Code, SparseModel
+from splinterp.training.distributed import ProcessGroup
+from splinterp.training.optimizers import training_mode
+
+GPU_CHECK_EVERY = 50
+
+
+class DivergenceError(RuntimeError):
+    """The loss became non-finite. `step` is the failing step (from 0); `state` is the method's state.
+
+    On the CPU the parameters are those before the failing update. On a GPU the loss is looked at every 50 steps and
+    at each epoch's end, so they may be non-finite too.
+    """
+
+    def __reduce__(self) -> tuple[Any, ...]:  # so that it survives a process pool
+        return type(self), (self.step, self.state)
+
+    def __init__(self, step: int, state: Any) -> None:
+        super().__init__(f"the loss is not finite at step {step}: lower lr, set clip, or look for outliers in the data")
+        self.step = step
+        self.state = state
+
+
+@dataclass
+class Silence:
+    """What resampling keeps: for how many samples each latent has been silent, and where its draws come from."""
+
+    samples: Int[Tensor, " n_latents"]
+    """Training samples since the last batch in which a latent fired, int64."""
+    generator: torch.Generator
+    """Of draws; on the CPU."""
+    done: int = 0
+    """The last step at which latents were looked through."""
+    revived: int = 0
+    """How many latents have been re-initialised so far."""
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue; the generator's state is a uint8 tensor."""
+        return {"samples": self.samples, "generator": self.generator.get_state(), "done": self.done, "revived": self.revived}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.samples.copy_(saved["samples"])
+        self.generator.set_state(saved["generator"].cpu())
+        self.done, self.revived = saved["done"], saved["revived"]
+
+
+@dataclass
+class TrainState:
+    """What moves besides the parameters. `step` counts batches, `loss` is the last batch's (None before the first)."""
+
+    optimizer: torch.optim.Optimizer
+    data: Tensor | ActivationStore
+    total_steps: int | None
+    model: SparseModel
+    """The module being trained, as a `SparseModel`."""
+    terms: list[State] = field(default_factory=list)
+    """What each loss term keeps."""
+    scheduler: Any = None
+    """A torch scheduler that was asked for; it moves the step size instead of the method."""
+    step: int = 0
+    loss: Tensor | None = None
+    values: dict[str, Tensor] = field(default_factory=dict)
+    """Of the loss's terms on the last batch, by name, without their weights."""
+    observer: Callable[[Code], object] | None = None
+    """Called with the code of every batch that a gradient is taken of."""
+    processes: ProcessGroup | None = None
+    """Where gradients and statistics are summed over processes."""
+    rates: list[float] = field(default_factory=list)
+    """Step size of each of the optimizer's groups at the start."""
+    last_rates: list[float] = field(default_factory=list)
+    """The same in the last update, to tell whether somebody else moves them."""
+    scheduled: int = 0
+    """Batches that the scheduler was stepped for."""
+    silence: Silence | None = None
+    """What resampling keeps."""
+
+    @property
+    def n_samples(self) -> int:
+        """Number of training samples."""
+        return len(self.data)
+
+    def log(self) -> dict[str, float]:
+        """The method's columns of the history."""
+        row = {"loss": math.nan if self.loss is None else float(self.loss)}
+        if self.silence is not None:
+            row["revived"] = float(self.silence.revived)
+        return {**row, **{name: float(value) for name, value in self.values.items()}}
+
+    def set_training(self, training: bool) -> None:
+        """Switch an optimizer that has two modes to training, or to evaluation."""
+        training_mode(self.optimizer, training)
+
+    def join(self, processes: ProcessGroup) -> None:
+        """Share every batch with other processes from now on. Raises ValueError with `resample`, which counts whole batches."""
+        if self.silence is not None:
+            raise ValueError("resample=Resampling(...) counts whole batches: train with it in one process")
+        self.processes = processes
+
+    def state_dict(self) -> dict[str, Any]:
+        """Everything needed to continue, without the data."""
+        saved = {
+            "optimizer": self.optimizer.state_dict(),
+            "step": self.step,
+            "total_steps": self.total_steps,
+            "terms": self.terms,
+        }
+        if self.scheduler is not None:
+            saved.update(scheduler=self.scheduler.state_dict(), scheduled=self.scheduled)
+        return saved if self.silence is None else {**saved, "silence": self.silence.state_dict()}
+
+    def load_state_dict(self, saved: dict[str, Any]) -> None:
+        """Continue from `state_dict()`."""
+        self.optimizer.load_state_dict(saved["optimizer"])
+        self.step, self.total_steps = saved["step"], saved["total_steps"]
+        for ours, theirs in zip(self.terms, saved.get("terms", []), strict=False):
+            for name, value in theirs.items():
+                ours[name].copy_(value)
+        self.last_rates = [group["lr"] for group in self.optimizer.param_groups]
+        if self.scheduler is not None:
+            self.scheduler.load_state_dict(saved["scheduler"])
+            self.scheduled = saved["scheduled"]
+        if self.silence is not None:
+            self.silence.load_state_dict(saved["silence"])
+
+    def check_finite(self) -> None:
+        """Raise DivergenceError if the last loss is not finite (waits for a GPU)."""
+        if self.loss is not None and not math.isfinite(float(self.loss)):
+            raise DivergenceError(self.step, self)
+
+    def watch(self) -> None:
+        """`check_finite`, on a GPU every 50 steps only."""
+        if self.loss is not None and (not self.loss.is_cuda or self.step % GPU_CHECK_EVERY == 0):
+            self.check_finite()

@@ -1,0 +1,156 @@
+"""When PAM-SGD solves for the decoder, and from which samples."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterable
+from dataclasses import dataclass
+from typing import Any
+
+from splinterp._checks import at_least
+from splinterp._typing import Tensor
+from splinterp.decoder import DecoderStats
+from splinterp.training.pam_state import PAMState
+
+NEVER = 10**9
+"""Steps between solves, where there is only the last one."""
+GRAM_LATENTS = 8_192
+"""Latents up to which a Gram matrix is formed: it has 512 MiB in float64."""
+
+
+@dataclass(frozen=True, kw_only=True)
+class When:
+    """When a solve is due. A subclass is a frozen dataclass that overrides some of these; all are told before and after each event."""
+
+    @property
+    def streams(self) -> bool:
+        """Whether it keeps statistics of its own from batch to batch, and never passes over past data."""
+        return False
+
+    def start(self, state: PAMState, dtype: Any) -> None:
+        """Called once, by `init`."""
+
+    def before_epoch(self, state: PAMState) -> bool:
+        """Whether to solve before an epoch's first step."""
+        return False
+
+    def after_step(self, state: PAMState, x: Tensor) -> bool:
+        """Whether to solve after a step on the batch x."""
+        return False
+
+    def after_epoch(self, state: PAMState, rests: bool) -> bool:
+        """Whether to solve at an epoch's end. `rests`: the decoder moves by gradients between solves, and nothing holds it."""
+        return False
+
+
+def _unfinished(state: PAMState) -> bool:
+    return state.total_steps is not None and state.step < state.total_steps
+
+
+@dataclass(frozen=True, kw_only=True)
+class EveryEpoch(When):
+    """At ends of epochs, at least `gap` steps apart; the last epoch always ends on a solve.
+
+    On few samples an epoch is a few steps, and solving that often raised the validation error of TopK (not of AbsTopK). Where the
+    decoder moves by solves alone, and where the number of steps is unknown, every epoch ends on one.
+
+    Raises:
+        ValueError: a gap below 1.
+    """
+
+    gap: int = 50
+    """Least number of steps between two solves."""
+    first: bool = False
+    """Solve at the start of each epoch instead: the decoder is then evaluated stale (as published for LLMs)."""
+
+    def __post_init__(self) -> None:
+        at_least("solve_gap", self.gap, 1)
+
+    def before_epoch(self, state: PAMState) -> bool:
+        return self.first
+
+    def after_epoch(self, state: PAMState, rests: bool) -> bool:
+        waits = rests and state.total_steps is not None and _unfinished(state) and state.since_solve < self.gap
+        return not self.first and state.since_solve > 0 and not waits
+
+
+@dataclass(frozen=True, kw_only=True)
+class EverySteps(When):
+    """After every `n` steps, and at the end of an epoch that did not end on one.
+
+    Raises:
+        ValueError: n below 1.
+    """
+
+    n: int
+
+    def __post_init__(self) -> None:
+        at_least("decoder_every", self.n, 1)
+
+    def after_step(self, state: PAMState, x: Tensor) -> bool:
+        return state.step % self.n == 0
+
+    def after_epoch(self, state: PAMState, rests: bool) -> bool:
+        return state.since_solve > 0
+
+
+@dataclass(frozen=True, kw_only=True)
+class AtEnd(When):
+    """After the last step alone (at every epoch's end where the number of steps is unknown, or the decoder moves by solves alone)."""
+
+    def after_epoch(self, state: PAMState, rests: bool) -> bool:
+        waits = rests and state.total_steps is not None and _unfinished(state)
+        return state.since_solve > 0 and not waits
+
+
+@dataclass(frozen=True, kw_only=True)
+class Refresh(When):
+    """For a stream: no pass over past data is ever made.
+
+    After `every` steps the batches since the last refresh are encoded once more, by the encoder as it is now; their statistics are
+    added to `keep` times the earlier ones, and the decoder is solved for. Strengths multiply sums over the effective number of
+    samples, of which there are at most `every * batch / (1 - keep)`. An epoch's end refreshes too, so `fit(..., epochs=1)` ends on a
+    solve. By hand: `init` on the first batch, then `step` on each.
+
+    Raises:
+        ValueError: every below 1, keep outside [0, 1).
+    """
+
+    every: int = 100
+    """Steps between refreshes; their batches are kept in memory."""
+    keep: float = 0.5
+    """Weight of what was gathered before a refresh, in [0, 1): 0 forgets all of it. Earlier codes are of an earlier encoder."""
+
+    def __post_init__(self) -> None:
+        at_least("refresh_every", self.every, 1)
+        at_least("keep", self.keep, 0.0)
+        if self.keep >= 1:
+            raise ValueError(f"keep={self.keep} must be below 1: codes of an old encoder have to fade")
+
+    @property
+    def streams(self) -> bool:
+        return True
+
+    def start(self, state: PAMState, dtype: Any) -> None:
+        d_in, n_latents = state.model.shape
+        if n_latents >= GRAM_LATENTS:
+            raise ValueError(
+                f"{n_latents} latents need a Gram matrix of {8 * n_latents**2 / 2**30:.1f} GiB here: use when=EveryEpoch()"
+            )
+        state.stats = DecoderStats(n_latents, d_in, dtype=dtype, device=state.model.b_dec.device)
+
+    def after_step(self, state: PAMState, x: Tensor) -> bool:
+        state.window.append(x.detach())
+        return state.step % self.every == 0
+
+    def after_epoch(self, state: PAMState, rests: bool) -> bool:
+        return bool(state.window)
+
+    def renew(self, state: PAMState, gather: Callable[[DecoderStats, Iterable[Tensor]], None]) -> DecoderStats:
+        """Forget, add the window's statistics, and return them all."""
+        assert state.stats is not None
+        state.stats.forget(self.keep)
+        for total in state.totals.values():
+            total *= self.keep
+        gather(state.stats, state.window)
+        state.window = []
+        return state.stats

@@ -1,0 +1,53 @@
+"""Matryoshka: prefixes, weights, limits."""
+
+from __future__ import annotations
+
+import pytest
+import torch
+
+from splinterp.losses import Forward, Matryoshka, SquaredError
+from tests.helpers import DECODERS, samples
+from tests.losses.cases import codes_of, make, value_and_gradients
+
+X = samples(40, dtype=torch.float64)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("activation", ["TopK", "AbsTopK", "ReLU"])
+def test_one_prefix_of_all_latents_is_the_squared_error(activation, decoder):
+    sae = make(activation, decoder)
+    one, plain = (value_and_gradients(term, sae, X) for term in (Matryoshka(widths=(32,)), SquaredError()))
+    assert torch.equal(one[0], plain[0])
+    assert all(torch.equal(one[1][name], plain[1][name]) for name in plain[1])
+
+
+@pytest.mark.parametrize("activation", ["TopK", "ReLU"])
+@pytest.mark.parametrize("empty", [False, True])
+def test_value_is_that_of_its_definition(empty, activation):
+    sae = make(activation)
+    term = Matryoshka(widths=(4, 13), empty=empty)
+    widths = (*((0,) if empty else ()), 4, 13, 32)
+    assert term.prefixes(32) == widths
+    z = sae.encode(X)
+    errors = [(X - z[:, :p] @ sae.W_dec[:p] - sae.b_dec).square().mean() for p in widths]
+    torch.testing.assert_close(term(Forward(sae, X), {}), sum(errors) / len(errors))
+    weighted = Matryoshka(widths=(4, 13), empty=empty, weights=tuple(range(1, len(widths) + 1)))
+    torch.testing.assert_close(weighted(Forward(sae, X), {}), sum(i * e for i, e in enumerate(errors, 1)))
+
+
+def test_order_inside_a_group_does_not_matter():
+    sae, term = make(), Matryoshka(widths=(8,))
+    before = term(Forward(sae, X), {})
+    order = torch.cat([torch.arange(8).flip(0), 8 + torch.arange(24).flip(0)])
+    with torch.no_grad():
+        sae.W_enc.copy_(sae.W_enc[:, order].clone())
+        sae.b_enc.copy_(sae.b_enc[order].clone())
+        sae.W_dec.copy_(sae.W_dec[order].clone())
+    torch.testing.assert_close(term(Forward(sae, X), {}), before)
+
+
+def test_the_whole_code_is_decoded_once():
+    out = Forward(make(), X)
+    codes = [code for _, code in Matryoshka(widths=(4,)).codes(out)]
+    assert codes[-1] is out.code
+    assert [weight for weight, _ in codes_of(Matryoshka(widths=(4,)), make(), X)] == [0.5, 0.5]
