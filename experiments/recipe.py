@@ -18,7 +18,7 @@ import torch
 from splinterp import PAMSGD, SAE, SGD, BiasAdaptation
 from splinterp.activations import Activation
 from splinterp.losses import SquaredError
-from splinterp.training.pam import SOLVER_SHORTHANDS, WHEN_SHORTHANDS
+from splinterp.training.shorthands import SOLVER_SHORTHANDS, WHEN_SHORTHANDS
 from splinterp.training.when import AtEnd, EveryEpoch, EverySteps
 
 _GRADIENT: dict[str, Any] = {

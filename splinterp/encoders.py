@@ -10,6 +10,7 @@ from typing import Any
 
 import torch
 
+from splinterp._registry import register
 from splinterp._typing import Tensor
 
 REGISTRY: dict[str, type[Encoder]] = {}
@@ -25,7 +26,7 @@ class Encoder:
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        REGISTRY[cls.__name__] = cls
+        register(REGISTRY, cls)
 
     @property
     def plain(self) -> bool:

@@ -99,6 +99,11 @@ class SparseModel(nn.Module):
         return d_in, n_latents
 
     @property
+    def label(self) -> str:
+        """The class, as messages name it."""
+        return type(self).__name__
+
+    @property
     def trains_sparse(self) -> bool:
         """Whether `code` gives the sparse form."""
         return False
@@ -179,8 +184,28 @@ class SparseModel(nn.Module):
     def check(self, x: Tensor) -> None:
         """Raises TypeError where what the module overrides does not agree on samples x (n, d_in)."""
 
+    def check_linear(self) -> None:
+        """Raises TypeError unless `decode` is acts @ W_dec + b_dec, which is what an exact solve solves for."""
+        acts = torch.rand(2, self.shape[1], generator=torch.Generator().manual_seed(0)).to(self.b_dec)
+        codes: list[Code] = [acts, torch.zeros_like(acts)]
+        if self.trains_sparse:
+            codes.append(TopActs(acts[:, :1], torch.tensor([[0], [self.shape[1] - 1]], device=acts.device)))
+        with torch.no_grad(), inference_mode_of(self):
+            found = torch.cat([self.decode(code) for code in codes])
+            expected = torch.cat([torch.addmm(self.b_dec, dense(code, self.shape[1]), self.W_dec) for code in codes])
+        if not alike(found, expected):
+            raise TypeError(
+                f"{self.label} decodes in its own way, not by acts @ W_dec + b_dec, which an exact solve is for: train it by SGD"
+            )
+
     def calibrate(self, x: Any) -> Any:
         """Set what inference needs and gradients do not train, from training samples x (n, d_in)."""
+
+
+def alike(found: Tensor, expected: Tensor) -> bool:
+    """Whether two reconstructions are the same up to rounding."""
+    tolerance = 1e3 * torch.finfo(found.dtype).eps * (float(expected.abs().max()) if expected.numel() else 0.0) + 1e-6
+    return found.shape == expected.shape and bool(((found - expected).abs() <= tolerance).all())
 
 
 def sharing(module: Any, tensor: Tensor) -> tuple[nn.Parameter, ...]:
@@ -199,6 +224,10 @@ class ForeignModel(SparseModel):
     @property
     def W_dec(self) -> Tensor:  # type: ignore[override]  # noqa: N802
         return self.module.W_dec
+
+    @property
+    def label(self) -> str:
+        return type(self.module).__name__
 
     @property
     def b_dec(self) -> Tensor:  # type: ignore[override]
@@ -301,11 +330,12 @@ def blocks_of(model: SparseModel, batches: Iterable[Tensor], alone: bool = False
 
 
 @contextmanager
-def inference_mode_of(module: Any) -> Iterator[None]:
-    """Inside, the module is in evaluation mode; afterwards in the mode it was in."""
-    was_training = module.training
-    module.eval()
+def inference_mode_of(module: Any, training: bool = False) -> Iterator[None]:
+    """Inside, the module is in evaluation mode (with `training`, in that of training); afterwards each part in the mode it was in."""
+    modes = [(part, part.training) for part in module.modules()]
+    module.train(training)
     try:
         yield
     finally:
-        module.train(was_training)
+        for part, was_training in modes:
+            part.training = was_training

@@ -135,3 +135,25 @@ def test_older_names_give_the_same_objects(old, new):
     assert public <= set(old_module.__all__)
     for name in old_module.__all__:
         assert getattr(old_module, name) is getattr(new_module, name)
+
+
+MODELS = ("sae", "model", "module", "state", "self.state", "method", "self.method", "activation", "self.activation")
+"""What the package calls what it is given."""
+
+
+def test_nothing_above_the_sae_asks_what_class_a_model_is():
+    """Models and activations say what they can do; only geometry's boundary wants this package's own SAE."""
+    asked = {}
+    for name, path in MODULES.items():
+        for node in ast.walk(ast.parse(path.read_text(encoding="utf-8"))):
+            if not (isinstance(node, ast.Call) and isinstance(node.func, ast.Name)):
+                continue
+            said = ast.unparse(node)
+            by_class = said.startswith("isinstance(") and said.endswith((", SAE)", "| SAE)"))
+            by_name = said.startswith(("hasattr(", "getattr(")) and said.split("(")[1].split(",")[0] in MODELS
+            if by_class or by_name:
+                asked.setdefault(name, []).append(said)
+    boundaries = {  # to what others write
+        "splinterp.geometry._encoder", "splinterp.protocol", "splinterp.interop.saelens", "splinterp.data.language_model",
+    }  # fmt: skip
+    assert set(asked) <= boundaries, asked

@@ -20,7 +20,7 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 def test_examples_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 7
+    assert len(blocks) == 8
     try:
         LanguageModel.load("minilm")
     except ImportError:
@@ -42,6 +42,8 @@ def test_examples_run(tmp_path, monkeypatch, capsys):
     assert 1 <= n_regions <= 200
     assert (tmp_path / "my_sae" / "sae.safetensors").exists()
     assert names["W_dec"].shape == (256, 64)
+    assert [row["step"] for row in names["history"]] == [20, 40, 60]
+    assert {"Matryoshka", "AuxK"} <= set(names["history"][0])
     assert 0 < float(names["frequencies"].min()) < float(names["frequencies"].max()) < 0.5
     if "store" in names:
         assert names["store"].shape == (2_000, 384)

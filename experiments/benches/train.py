@@ -7,6 +7,7 @@ the fused Adam. The floor is one encoder product into a buffer and `torch.topk` 
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from typing import Any
 
 import torch
@@ -14,6 +15,7 @@ from torch.nn import functional as F
 
 from experiments.benches.timing import interleaved
 from splinterp import PAMSGD, SAE, SGD, TopK
+from splinterp.losses import AuxK, Forward, HierarchicalTopK, Matryoshka, SquaredError, Term
 from splinterp.sparse_kernels import decode_rows, kept_products, kept_scores, select_largest, sum_by_latent, transpose_code
 
 D_IN, K, BATCH = 384, 32, 2_048
@@ -41,21 +43,56 @@ def plain_step(d_in: int, n_latents: int, k: int, x: torch.Tensor, tied: bool = 
     return step
 
 
+class DenseSAE(SAE):
+    """Takes dense codes and autograd, as activations without a fixed k do."""
+
+    trains_sparse = False
+
+
+@dataclass(frozen=True, kw_only=True)
+class KeptSum(Term):
+    """The mean over samples of the sum of the code: hardly any work, and no kernel of its own."""
+
+    def __call__(self, out: Forward, state: Any) -> torch.Tensor:
+        return out.values().sum(1).mean()
+
+
 def our_step(
     d_in: int, n_latents: int, k: int, x: torch.Tensor, method: Any, decoder: str, dense: bool = False, lowered: bool = False
 ) -> Callable[[], None]:
     """One gradient step of a method; `dense` takes dense codes and autograd, as activations without a fixed k do, `lowered` takes
     products in bfloat16."""
-    sae = SAE(d_in, n_latents, TopK(k), decoder, device=x.device, generator=0)
+    sae = (DenseSAE if dense else SAE)(d_in, n_latents, TopK(k), decoder, device=x.device, generator=0)
     state = method.init(sae, x, total_steps=1_000_000)
-    if dense:
-        state.observer = lambda acts: None
 
     def step() -> None:
         with torch.autocast(x.device.type, torch.bfloat16, enabled=lowered):
             method.step(sae, state, x)
 
     return step
+
+
+def terms(d_in: int, n_latents: int, k: int, batch: int, device: str, repeats: int = REPEATS) -> list[list[Any]]:
+    """Rows of what loss terms cost: what, milliseconds, it over the step on the squared error alone."""
+    x = torch.randn(batch, d_in, generator=torch.Generator().manual_seed(0)).to(device)
+    losses: dict[str, tuple[Term, ...]] = {
+        "squared error": (SquaredError(),),
+        "and a term on the kept codes": (SquaredError(), KeptSum(weight=1e-3)),
+        "and AuxK, no latent dead": (SquaredError(), AuxK(dead_after=10**12)),
+        "Matryoshka, 3 widths": (Matryoshka(widths=(n_latents // 16, n_latents // 4)),),
+        "HierarchicalTopK, 3 levels": (HierarchicalTopK(levels=(k // 4, k // 2, k)),),
+    }
+    works = {
+        f"{decoder}: {name}": our_step(d_in, n_latents, k, x, SGD(terms=chosen), decoder)
+        for decoder in ("free", "tied_residual") for name, chosen in losses.items()
+    }  # fmt: skip
+    works |= {f"{decoder}: squared error, dense codes": our_step(d_in, n_latents, k, x, SGD(), decoder, dense=True)
+              for decoder in ("free", "tied_residual")}  # fmt: skip
+    seconds = interleaved(works, repeats)
+    return [
+        [f"{n_latents:,}", name, f"{1e3 * t:.1f}", f"{t / seconds[name.split(':')[0] + ': squared error']:.2f}"]
+        for name, t in seconds.items()
+    ]
 
 
 def parts(d_in: int, n_latents: int, k: int, batch: int, device: str, repeats: int = REPEATS) -> list[list[Any]]:
@@ -145,4 +182,7 @@ def run(quick: bool, device: str) -> dict[str, Any]:
     profile = [row for d_in, width, k, batch in sizes for row in parts(d_in, width, k, batch, device)]
     header = ["n_latents", "part of an untied step", "ms", "10^9 multiplications", "10^9 a second"]
     tables.append({"title": "profile of a sparse step", "header": header, "rows": profile})
+    found = terms(*sizes[0], device) if quick else terms(D_IN, 6_144, K, BATCH, device)
+    header = ["n_latents", "decoder: loss", "ms", "it / squared error"]
+    tables.append({"title": "loss terms, by SGD", "header": header, "rows": found})
     return {"bench": "train", "tables": tables}

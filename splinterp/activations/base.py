@@ -11,6 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
+from splinterp._registry import register
 from splinterp._typing import Float, Int, Tensor
 from splinterp.sparse_kernels import Transposed
 
@@ -49,6 +50,10 @@ REGISTRY: dict[str, type[Activation]] = {}
 """Every activation class by its name: what can be saved can be loaded."""
 
 
+MAKES_CODES = ("forward", "top", "select", "keep")
+"""The methods of an activation that make its codes."""
+
+
 class Activation(nn.Module):
     """Base of the activations: a map from `pre_acts (n, n_latents)` to `acts` of the same shape.
 
@@ -67,7 +72,7 @@ class Activation(nn.Module):
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
-        REGISTRY[cls.__name__] = cls
+        register(REGISTRY, cls)
 
     def bind(self, n_latents: int, dtype: torch.dtype, device: torch.device) -> Activation:
         """Return an independent copy for an SAE of `n_latents` latents.
@@ -87,8 +92,31 @@ class Activation(nn.Module):
     @property
     def known(self) -> bool:
         """Whether codes are made as a class of this package makes them, which geometry and file formats go by."""
-        made_by = {c for c in type(self).__mro__ for name in ("forward", "top", "select", "keep") if name in c.__dict__}
-        return all(c.__module__.startswith(("splinterp.", "torch.")) for c in made_by)
+        made_by = {c for c in type(self).__mro__ for name in MAKES_CODES if name in c.__dict__}
+        return not self.patched and all(c.__module__.startswith(("splinterp.", "torch.")) for c in made_by)
+
+    @property
+    def patched(self) -> bool:
+        """Whether the object itself has hooks, or methods of its own, that its class does not tell of."""
+        return bool(self._forward_hooks or self._forward_pre_hooks) or any(name in self.__dict__ for name in MAKES_CODES)
+
+    def stated(self, option: str) -> Any:
+        """The class's own answer to `option`, and None where how codes are made is overridden without saying it anew."""
+        if self.patched:
+            return None
+        if self.known:
+            return getattr(type(self), option)
+        for cls in type(self).__mro__:
+            if option in cls.__dict__:
+                return cls.__dict__[option]
+            if any(name in cls.__dict__ for name in MAKES_CODES):
+                return None
+        return None
+
+    @property
+    def fires_by_own_score(self) -> bool:
+        """`by_own_score`, and False for a class that overrides how codes are made without saying it anew."""
+        return bool(self.stated("by_own_score"))
 
     @property
     def kept(self) -> int | None:
@@ -102,12 +130,7 @@ class Activation(nn.Module):
     @property
     def couples(self) -> bool:
         """`couples_samples`, and True for a class that overrides how codes are made without saying it anew."""
-        for cls in type(self).__mro__:
-            if "couples_samples" in cls.__dict__:
-                return cls.__dict__["couples_samples"]
-            if any(name in cls.__dict__ for name in ("forward", "top", "select", "keep")):
-                return True
-        return True
+        return self.stated("couples_samples") is not False
 
     @property
     def threshold_parameter(self) -> nn.Parameter | None:

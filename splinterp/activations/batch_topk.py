@@ -56,7 +56,11 @@ class BatchTopK(_FixedCount):
                 kept = kept.topk(self.k * n, sorted=False).values
         if n:
             tiny = torch.finfo(kept.dtype).tiny
-            self.threshold.fill_(float(kept.topk(self.k * n, sorted=False).values.min()) if len(kept) >= self.k * n else tiny)
+            smallest = float(kept.topk(self.k * n, sorted=False).values.min()) if len(kept) >= self.k * n else tiny
+            self.threshold.fill_(smallest)
+            self.threshold.copy_(
+                torch.nextafter(self.threshold, torch.zeros_like(self.threshold))
+            )  # > and >= are then the same
 
     def regularizer(self, acts: Float[Tensor, "n n_latents"]) -> Float[Tensor, " n"]:
         """R couples the samples of a batch: each row carries the whole batch's feasibility."""

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import functools
 from collections.abc import Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -59,13 +60,13 @@ class RowTop(_FixedCount):
     @property
     def selects(self) -> bool:
         """Whether codes are made by `select` and `keep`, which sparse kernels call."""
-        return type(self).forward is RowTop.forward and type(self).top is RowTop.top
+        return not self.patched and type(self).forward is RowTop.forward and type(self).top is RowTop.top
 
     @property
     def has_gradients(self) -> bool:
         """Whether `keep_backward` belongs to `keep`: both are of one class."""
-        owners = [next(c for c in type(self).__mro__ if name in c.__dict__) for name in ("keep", "keep_backward")]
-        return self.selects and owners[0] is owners[1]
+        kind: Any = type(self)
+        return self.selects and "keep_backward" not in self.__dict__ and _owner(kind, "keep") is _owner(kind, "keep_backward")
 
     def select(self, pre_acts: Float[Tensor, "n n_latents"]) -> Int[Tensor, "n k"]:
         """Indices of the kept latents."""
@@ -147,3 +148,9 @@ class AbsTopK(RowTop):
 
     def regularizer(self, acts: Float[Tensor, "n n_latents"]) -> Float[Tensor, " n"]:
         return _infeasible((acts != 0).sum(dim=1) > self.k)
+
+
+@functools.cache
+def _owner(kind: Any, name: str) -> Any:
+    """The class that defines a method of `kind`."""
+    return next(c for c in kind.__mro__ if name in c.__dict__)

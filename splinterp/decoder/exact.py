@@ -181,7 +181,7 @@ def optimality_residual(
     stats: DecoderStats,
     solution: DecoderSolution,
     *,
-    ridge: float,
+    ridge: float | ArrayLike,
     prox: float = 0.0,
     previous: ArrayLike | None = None,
     prior: ArrayLike | None = None,
@@ -192,12 +192,13 @@ def optimality_residual(
     0 at the minimiser up to rounding, for finite ridge; at ridge = inf the prior is the minimiser and 0 is returned.
     Arguments as in `solve_decoder`, with `previous` the weights alone.
     """
-    if math.isinf(ridge):
+    if isinstance(ridge, int | float) and math.isinf(ridge):
         return 0.0
+    strength = ridge if isinstance(ridge, int | float) else _row_strengths(ridge, stats)[:, None]
     W, b = solution
     misfit = stats.mean_acts @ W + b - stats.mean_x
     gradient = torch.addr(stats.gram @ W - stats.cross, stats.mean_acts, misfit, alpha=stats.n_samples)
-    gradient += ridge * (W if prior is None else W - as_rows(prior, "prior", stats))
+    gradient += strength * (W if prior is None else W - as_rows(prior, "prior", stats))
     if row_ridge is not None:
         gradient += _row_strengths(row_ridge, stats)[:, None] * W
     if prox > 0 and previous is not None:

@@ -18,6 +18,7 @@ from splinterp.data.extract import fitting_batch, length_batches, padded
 from splinterp.data.language_model import LanguageModel
 from splinterp.data.standardizer import Standardizer
 from splinterp.data.text import TokenSequences
+from splinterp.protocol import as_model
 
 Edit = Callable[[Tensor], Tensor]
 
@@ -114,9 +115,10 @@ def latent_effect(
         ids: token ids of one sequence. special: 1 where its activation is left alone; None leaves none.
 
     Raises:
-        TypeError: a model that predicts no tokens.
+        TypeError: a model that predicts no tokens, an SAE that does not decode by acts @ W_dec + b_dec.
         ValueError: no tokens, a latent that is not there.
     """
+    as_model(sae).check_linear()
     if not ids:
         raise ValueError("ids is empty: pass the tokens of one sequence")
     if not 0 <= latent < sae.W_enc.shape[1]:
@@ -168,7 +170,7 @@ def _reconstructed(sae: Any, x: Tensor, standardizer: Standardizer | None) -> Te
     rows = x.to(device=sae.W_enc.device, dtype=sae.W_enc.dtype)
     if standardizer is not None:
         rows = standardizer.transform(rows)
-    x_hat = sae.encode(rows) @ sae.W_dec + sae.b_dec
+    x_hat = as_model(sae).run(rows)[0]
     return (x_hat if standardizer is None else standardizer.inverse(x_hat)).to(x)
 
 

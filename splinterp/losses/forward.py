@@ -64,6 +64,8 @@ class Forward:
 
     def decode(self, code: Code) -> Tensor:
         """The reconstruction (n, d_in) of any code."""
+        if isinstance(code, TopActs) and not self.model.trains_sparse:
+            code = dense(code, self.model.shape[1])
         return self.model.decode(code)
 
     def where(self, keep: Callable[[Tensor, Tensor], Tensor]) -> Code:

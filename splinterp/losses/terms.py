@@ -112,6 +112,10 @@ def needs(model: SparseModel, term: Term, option: str) -> None:
     kind = type(activation).__name__
     if option == "allows_l1" and not activation.allows_l1:
         raise ValueError(f"{name}={term.weight} has no effect on the sparsity of {kind}, which fixes it by k: set {name}=0")
+    if activation.stated(option) is None:
+        raise ValueError(
+            f"{name}={term.weight} acts on what {kind} inherits, and it makes codes in its own way: write a term for it"
+        )
     if option == "allows_l0" and not activation.allows_l0:
         raise ValueError(f"{name}={term.weight} needs JumpReLU, not {kind}: set {name}=0")
 

@@ -7,6 +7,7 @@ samples of |z|_1, plus `l0` times the mean count of active latents, plus any fur
 from __future__ import annotations
 
 import contextlib
+import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
@@ -26,6 +27,9 @@ from splinterp.training.resampling import Resampling
 from splinterp.training.schedules import K_SHARE, SCHEDULES, annealed, check_scheduler, check_shares, rising, step_size
 from splinterp.training.train_state import DivergenceError as DivergenceError
 from splinterp.training.train_state import TrainState as TrainState
+
+COLUMNS = ("epoch", "step", "loss", "train_fvu", "val_fvu", "l0", "frac_dead", "seconds", "ridge", "revived")
+"""Of the history: no term may take their names."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -98,17 +102,27 @@ class GradientOptions:
         if not any(isinstance(term, Reconstruction) for term in self.terms):
             raise ValueError("terms has no Reconstruction, so nothing would be reconstructed: add SquaredError()")
         names = [term.name for term in self.loss_terms]
+        taken = next((name for name in names if name in COLUMNS), None)
+        if taken is not None:
+            raise ValueError(f"a term is called {taken}, which is a column of the history: override `name`")
+        if not any(term.weight for term in self.terms if isinstance(term, Reconstruction)):
+            raise ValueError("every Reconstruction in terms has weight 0, so nothing would be reconstructed: give one a weight")
         doubled = next((name for name in names if names.count(name) > 1), None)
         if doubled is not None:
             raise ValueError(f"two terms are called {doubled}: add their weights, or override `name`")
         if self.penalty_warmup and all(isinstance(term, Reconstruction) for term in self.loss_terms):
             raise ValueError(f"penalty_warmup={self.penalty_warmup} changes nothing without a penalty: add a term, l1 or l0")
 
-    @property
+    @functools.cached_property
     def loss_terms(self) -> tuple[Term, ...]:
         """All terms, those of the shorthands too."""
         extra = ((L1(weight=self.l1),) if self.l1 else ()) + ((L0(weight=self.l0),) if self.l0 else ())
         return (*self.terms, *extra)
+
+    @functools.cached_property
+    def _plain(self) -> bool:
+        """Whether the loss is the squared error alone, which models have kernels for."""
+        return self.loss_terms == (SquaredError(),)
 
     def check_module(self, sae: Any) -> SparseModel:
         """`sae` as a model. Raises TypeError if it lacks the protocol, ValueError if it cannot take these options."""
@@ -148,8 +162,13 @@ class GradientOptions:
                 raise ValueError(
                     f"{name}={getattr(self, name)} is a share of the steps, whose number is not known: pass total_steps"
                 )
-        if isinstance(data, Tensor):
-            model.check(data[:16].to(model.b_dec))
+        model.check(data[:16].to(model.b_dec))
+        kept = [term.init(model) for term in self.loss_terms]
+        if self._own_loss and any(kept):
+            name = next(term.name for term, own in zip(self.loss_terms, kept, strict=True) if own)
+            raise ValueError(
+                f"{name} keeps a state from batch to batch, which {type(self).__name__}.loss does not pass on: drop one of them"
+            )
         optimizer = self.make_optimizer(sae, fixed)
         silence = None if self.resample is None else self.resample.start(model, optimizer, total_steps)
         rates = [group["lr"] for group in optimizer.param_groups]
@@ -159,7 +178,7 @@ class GradientOptions:
             check_scheduler(scheduler)
         return {
             "optimizer": optimizer, "data": data, "total_steps": total_steps, "model": model, "scheduler": scheduler,
-            "terms": [term.init(model) for term in self.loss_terms], "rates": rates, "last_rates": list(rates), "silence": silence,
+            "terms": kept, "rates": rates, "last_rates": list(rates), "silence": silence,
         }  # fmt: skip
 
     def make_optimizer(self, sae: SAELike, fixed: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
@@ -223,7 +242,12 @@ class GradientOptions:
         if self.resample is not None and self.resample.due(state):
             self.adjust_resampled(state, self.resample.revive(state))
         self._set_rates(state)
-        moved = [p for group in state.optimizer.param_groups for p in group["params"] if p.requires_grad]
+        moved = []
+        for p in (p for group in state.optimizer.param_groups for p in group["params"]):
+            if p.requires_grad:
+                moved.append(p)
+            else:
+                p.grad = None  # of an earlier run: the optimizer would move a frozen parameter by it
         with self._keeping(state):
             if state.processes is None:
                 self.gradients(sae, state, x, moved)
@@ -254,9 +278,10 @@ class GradientOptions:
 
     def _keeping(self, state: TrainState) -> contextlib.AbstractContextManager[None]:
         """Inside, the model keeps as many latents as in the coming step."""
-        k = state.model.kept
-        if self.k_start is None or k is None or state.total_steps is None:
+        if self.k_start is None or state.total_steps is None:
             return contextlib.nullcontext()
+        k = state.model.kept
+        assert k is not None  # checked at the start
         now = annealed(self.k_start, k, self.k_share, state.step, state.total_steps)
         return contextlib.nullcontext() if now == k else state.model.keeping(now)
 
@@ -264,7 +289,7 @@ class GradientOptions:
         """Set `state.loss` and the gradients of the `moved` parameters. Raises DivergenceError."""
         own_loss = self._own_loss
         counter = self.resample if self.resample is not None and self.resample.counts(state) else None
-        if not own_loss and state.observer is None and counter is None and self.loss_terms == (SquaredError(),):
+        if not own_loss and state.observer is None and counter is None and self._plain:
             loss = state.model.squared_error_gradients(x, {id(p) for p in moved})
             if loss is not None:
                 state.loss = loss
@@ -277,7 +302,7 @@ class GradientOptions:
             total = self.loss(sae, x) if state.observer is None else self.loss(sae, x, state.observer)
         else:
             total, values, out = self._total(state.model, x, state.terms, state)
-            state.values = {} if self.loss_terms == (SquaredError(),) else values  # which the loss is already
+            state.values = {} if self._plain else values  # which the loss is already
         state.loss = total.detach()
         state.watch()
         total.backward()

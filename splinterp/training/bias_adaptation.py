@@ -149,6 +149,10 @@ class BiasAdaptation:
     quantile_samples: int | None = None
 
     def __post_init__(self) -> None:
+        if type(self).loss is not BiasAdaptation.loss:
+            raise TypeError(
+                f"{type(self).__name__} overrides loss, which the base takes gradients of: override the loss of the base's class"
+            )
         if not isinstance(self.base, GradientOptions):
             raise TypeError(f"base is a {type(self.base).__name__}: pass SGD(...) or PAMSGD(...)")
         if self.lr is not None:
@@ -216,7 +220,12 @@ class BiasAdaptation:
         return self.base.loss(sae, x)
 
     def init(
-        self, sae: SAELike, x: ArrayLike | ActivationStore, total_steps: int | None = None, *, x_val: Tensor | None = None
+        self,
+        sae: SAELike,
+        x: ArrayLike | ActivationStore,
+        total_steps: int | None = None,
+        *,
+        x_val: Tensor | ActivationStore | None = None,
     ) -> BiasState:
         """Start training on x (N, d_in) or a store; the bias is moved inside its bounds, W_enc to unit columns.
 

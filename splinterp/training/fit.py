@@ -284,10 +284,13 @@ def _norms(data: Tensor | ActivationStore) -> Tensor:
 @torch.no_grad()
 def _start_at_mean(sae: SAELike, data: Tensor | ActivationStore) -> None:
     mean = data.mean(0, dtype=torch.float64) if isinstance(data, Tensor) else data.statistics()["mean"]
-    sae.b_dec.copy_(mean)
-    center = as_model(sae).center
-    if center is not None:
-        center.copy_(mean)
+    for center in (sae.b_dec, as_model(sae).center):
+        if center is not None and center.requires_grad:  # a frozen one stays
+            center.copy_(mean)
+
+
+ORDER = 7
+"""Where a run's plan tells the order of its data."""
 
 
 class _Run:
@@ -315,7 +318,7 @@ class _Run:
     ) -> None:
         """Set `plan`: what must be equal for a checkpoint to belong to this run: method, module, options, data, data order."""
         for part in (self.method, self.sae):
-            if kept and " at 0x" in str(part):
+            if kept and re.search(r"object at 0x[0-9a-f]+", str(part)):
                 raise TypeError(
                     f"str() of the {type(part).__name__} is {str(part)!r}, which no later run would have: give it a __repr__ of its "
                     "options (a dataclass has one), so that a checkpoint can be told to be its own"
@@ -408,6 +411,11 @@ class _Run:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         if saved["plan"] != self.plan:
             ours, theirs = next((a, b) for a, b in zip_longest(self.plan, saved["plan"]) if a != b)
+            if ours == self.plan[ORDER]:
+                raise ValueError(
+                    f"{path} belongs to a run with another order of the data: pass the seed it began with, or a generator that is "
+                    "where that run's was when it began (a generator that was drawn from since is not)"
+                )
             raise ValueError(f"{path} belongs to another run: it has {theirs!r}, this one {ours!r}")
         extended = saved["total"] != self.total
         if extended and saved["step"] != saved["total"]:

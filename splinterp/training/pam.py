@@ -25,60 +25,16 @@ from splinterp.protocol import SAELike, SparseModel, blocks_of
 from splinterp.training.base import DivergenceError, GradientOptions
 from splinterp.training.optimizers import evaluated
 from splinterp.training.pam_state import PAMState
+from splinterp.training.shorthands import WHEN_SHORTHANDS, Shorthands, gap_of, named
 from splinterp.training.solver import GCV, DecoderSolver, HeldOut
-from splinterp.training.when import NEVER, AtEnd, EveryEpoch, EverySteps, Refresh, When
+from splinterp.training.when import AtEnd, EveryEpoch, EverySteps, Refresh, When
 
 MATRIX_FREE_FROM = 8_192
 """Latents from which solves of k-sparse codes are matrix-free: the Gram matrix would have 512 MiB in float64."""
-SOLVER_SHORTHANDS = {"bias": "bias", "bias_ridge": "bias_ridge", "prox_dec": "prox", "bias_prox": "bias_prox", "scale": "scale",
-                     "stats_dtype": "dtype"}  # fmt: skip
-"""Shorthands for options of `solver`, beside `ridge` and `gcv_inflation`."""
-WHEN_SHORTHANDS = ("solve_gap", "decoder_every", "solve_first")
-"""Shorthands for `when`."""
-
-
-class _Shorthands(type):
-    """Constructor calls with shorthands become calls with `solver` and `when`."""
-
-    def __call__(cls, **options: Any) -> Any:
-        return super().__call__(**_expanded(options))
-
-
-def _expanded(options: dict[str, Any]) -> dict[str, Any]:
-    named = [name for name in ("ridge", "gcv_inflation", *SOLVER_SHORTHANDS) if name in options]
-    if named:
-        if "solver" in options:
-            raise ValueError(f"{named[0]}={options[named[0]]} is a shorthand for an option of solver: give it there")
-        chosen = {SOLVER_SHORTHANDS[name]: options.pop(name) for name in SOLVER_SHORTHANDS if name in options}
-        options["solver"] = DecoderSolver(ridge=_rule(options.pop("ridge", "gcv"), options.pop("gcv_inflation", 1.0)), **chosen)
-    timed = {name: options.pop(name) for name in WHEN_SHORTHANDS if name in options}
-    if timed:
-        if "when" in options:
-            name = next(iter(timed))
-            raise ValueError(
-                f"{name}={timed[name]} is a shorthand for when: decoder_every, solve_first and solve_gap do not act beside it"
-            )
-        every, first = timed.get("decoder_every"), timed.get("solve_first", False)
-        if every is not None and first:
-            raise ValueError("solve_first=True and decoder_every exclude each other: drop one")
-        options["when"] = EveryEpoch(gap=timed.get("solve_gap", 50), first=first) if every is None else EverySteps(n=every)
-    return options
-
-
-def _rule(ridge: Any, inflation: float) -> Any:
-    if isinstance(ridge, str):
-        one_of("ridge", ridge, ("gcv", "held_out"))
-    if ridge == "gcv" or isinstance(ridge, GCV):
-        return GCV(inflation=inflation) if ridge == "gcv" else ridge
-    if inflation != 1:
-        if ridge == "held_out":
-            raise ValueError("ridge='held_out' takes no prox_dec and no gcv_inflation")
-        raise ValueError(f"gcv_inflation={inflation} acts only with ridge='gcv', not ridge={ridge}")
-    return HeldOut() if ridge == "held_out" else ridge
 
 
 @dataclass(frozen=True, kw_only=True)
-class PAMSGD(GradientOptions, metaclass=_Shorthands):
+class PAMSGD(GradientOptions, metaclass=Shorthands):
     """Alternate a gradient phase with an exact decoder solve.
 
     The defaults are the variant we recommend, best with `SAE(decoder="tied_residual")`: gradients on every block, an
@@ -129,7 +85,7 @@ class PAMSGD(GradientOptions, metaclass=_Shorthands):
         decoder_every: int | None = None
         solve_first: bool = False
     else:
-        ridge = property(lambda self: _named(self.solver.ridge))
+        ridge = property(lambda self: named(self.solver.ridge))
         gcv_inflation = property(lambda self: self.solver.ridge.inflation if isinstance(self.solver.ridge, GCV) else 1.0)
         bias = property(lambda self: self.solver.bias)
         bias_ridge = property(lambda self: self.solver.bias_ridge)
@@ -137,7 +93,7 @@ class PAMSGD(GradientOptions, metaclass=_Shorthands):
         bias_prox = property(lambda self: self.solver.bias_prox)
         scale = property(lambda self: self.solver.scale)
         stats_dtype = property(lambda self: self.solver.dtype)
-        solve_gap = property(lambda self: _gap(self.when))
+        solve_gap = property(lambda self: gap_of(self.when))
         decoder_every = property(lambda self: self.when.n if isinstance(self.when, EverySteps) else None)
         solve_first = property(lambda self: isinstance(self.when, EveryEpoch) and self.when.first)
 
@@ -178,9 +134,9 @@ class PAMSGD(GradientOptions, metaclass=_Shorthands):
         if (mu or nu) and (n_samples is None or d_in is None):
             raise ValueError("mu and nu are strengths of a mean loss: pass n_samples and d_in to convert them")
         size = (n_samples or 0) * (d_in or 0)
+        solve = {} if "solver" in options else {"ridge": weight_decay**2, "bias": "separate", "prox_dec": nu * size}
         defaults: dict[str, Any] = {
-            "gradient": "encoder", "schedule": "constant", "ridge": weight_decay**2, "bias": "separate",
-            "weight_decay": weight_decay, "prox_enc": mu * size, "prox_dec": nu * size,
+            "gradient": "encoder", "schedule": "constant", "weight_decay": weight_decay, "prox_enc": mu * size, **solve,
         }  # fmt: skip
         return cls(**{**defaults, **options})
 
@@ -191,11 +147,17 @@ class PAMSGD(GradientOptions, metaclass=_Shorthands):
         For few samples seen many times: a decoder of its own overfits in training, and changes what the encoder learns.
         """
         timed = any(name in options for name in WHEN_SHORTHANDS)
-        defaults: dict[str, Any] = {"gradient": "tied", "ridge": "held_out", **({} if timed else {"when": AtEnd()})}
+        solve = {} if "solver" in options else {"ridge": "held_out"}
+        defaults: dict[str, Any] = {"gradient": "tied", **solve, **({} if timed else {"when": AtEnd()})}
         return cls(**{**defaults, **options})
 
     def init(
-        self, sae: SAELike, x: ArrayLike | ActivationStore, total_steps: int | None = None, *, x_val: Tensor | None = None
+        self,
+        sae: SAELike,
+        x: ArrayLike | ActivationStore,
+        total_steps: int | None = None,
+        *,
+        x_val: Tensor | ActivationStore | None = None,
     ) -> PAMState:
         """Start training on x (N, d_in) or a store. `total_steps` (batches) sets the schedule's length; None: constant step size.
 
@@ -209,6 +171,11 @@ class PAMSGD(GradientOptions, metaclass=_Shorthands):
             raise ValueError("scale='fit' needs SAE(decoder='tied_residual', tie_scale=True)")
         if not block.bias or not (block.weights or block.tied):
             raise TypeError(f"a solve writes W_dec and b_dec, which {type(sae).__name__} shares with W_enc or computes")
+        for p in (*block.weights, *block.bias):
+            if not p.requires_grad:
+                raise ValueError(
+                    f"a solve writes W_dec and b_dec, and one of {model.label}'s is frozen (requires_grad=False): train it by SGD"
+                )
         if block.tied and (self.prox_dec or not (isinstance(self.solver.ridge, GCV) or self.ridge == 0.0)):
             raise ValueError(f"ridge={self.ridge}, prox_dec={self.prox_dec} do not act on a tied decoder: leave them out")
         if block.prior is None and self.ridge == math.inf:
@@ -221,6 +188,7 @@ class PAMSGD(GradientOptions, metaclass=_Shorthands):
         known = self.solver.ridge
         ridge = None if block.tied or isinstance(known, GCV | HeldOut) else float(known)
         state = PAMState(**self.start(sae, x, total_steps, fixed), ridge=ridge, held=self.hold > 0, held_out=x_val)
+        model.check_linear()
         state.totals = self.no_totals(model)
         self.when.start(state, self.solver.dtype)
         self._set_anchor(state)
@@ -237,7 +205,7 @@ class PAMSGD(GradientOptions, metaclass=_Shorthands):
             raise ValueError("a stream is trained in one process")
         if not state.in_epoch and self.when.before_epoch(state) and not self.waits(state):
             with evaluated(state.optimizer):
-                self.decoder_step(sae, state, state.data.split(len(x)))
+                self._solve_due(sae, state, state.data.split(len(x)))
         state.in_epoch = True
         for _ in range(self.encoder_updates):
             self.gradient_update(sae, state, x)
@@ -257,6 +225,10 @@ class PAMSGD(GradientOptions, metaclass=_Shorthands):
 
     def _solve_due(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
         """A solve that is due: of a stream on what it has gathered, else on `batches`; none while the residual is held."""
+        with torch.autocast(state.model.b_dec.device.type, enabled=False):
+            self._solve(sae, state, batches)
+
+    def _solve(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
         if isinstance(self.when, Refresh):
             with torch.no_grad():
                 stats = self.when.renew(state, lambda found, window: self.gather(sae, state, found, window, state.totals))
@@ -394,15 +366,3 @@ class PAMSGD(GradientOptions, metaclass=_Shorthands):
     def solved_numbers(self, state: PAMState) -> float:
         """N d_in: the numbers that the strengths' sums run over; of a stream, d_in for each effective sample."""
         return state.data.numel() if state.stats is None else max(1.0, state.stats.n_samples) * state.stats.d_in
-
-
-def _named(ridge: Any) -> Any:
-    """A ridge as its shorthand."""
-    return "gcv" if isinstance(ridge, GCV) else "held_out" if isinstance(ridge, HeldOut) else ridge
-
-
-def _gap(when: When) -> int:
-    """`when` as the shorthand solve_gap."""
-    if isinstance(when, AtEnd):
-        return NEVER
-    return when.gap if isinstance(when, EveryEpoch) else EveryEpoch().gap

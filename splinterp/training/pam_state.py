@@ -7,6 +7,7 @@ from dataclasses import dataclass, field
 from typing import Any
 
 from splinterp._typing import Tensor
+from splinterp.data.store import ActivationStore
 from splinterp.decoder import DecoderStats
 from splinterp.training.train_state import TrainState
 
@@ -26,7 +27,7 @@ class PAMState(TrainState):
 
     ridge: float | None = None
     residual: float = math.nan
-    held_out: Tensor | None = None
+    held_out: Tensor | ActivationStore | None = None
     anchor: list[Tensor] | None = None
     since_solve: int = 0
     in_epoch: bool = False

@@ -74,7 +74,7 @@ class Resampling:
         Raises TypeError, ValueError: a model whose encoder or decoder rows cannot be written, an optimizer that keeps parameters of its
         own, an unknown number of steps, or too few of them for one resampling.
         """
-        name = type(getattr(model, "module", model)).__name__
+        name = model.label
         if model.encoder_weights() is None or model.encoder_bias() is None:
             raise TypeError(f"resample writes into W_enc and b_enc, which {name} computes: make them parameters")
         block = model.decoder_block()

@@ -34,7 +34,12 @@ class SGD(GradientOptions):
             raise ValueError("project_gradient=True is for unit rows: set unit_norm_decoder=True")
 
     def init(
-        self, sae: SAELike, x: ArrayLike | ActivationStore, total_steps: int | None = None, *, x_val: Tensor | None = None
+        self,
+        sae: SAELike,
+        x: ArrayLike | ActivationStore,
+        total_steps: int | None = None,
+        *,
+        x_val: Tensor | ActivationStore | None = None,
     ) -> TrainState:
         """Start training on x (N, d_in) or a store. `total_steps` (batches) sets the schedule's length; None: constant step size.
 

@@ -30,6 +30,8 @@ Gather = Callable[[DecoderStats, Iterable[Tensor]], None]
 """gather(stats, batches) adds the current codes of batches to statistics."""
 RowRidge = Callable[[], Tensor | None]
 """What penalties on the decoder's rows pull the rows by, (n_latents,), at the decoder as it is; None where there are none."""
+CALIBRATED = 10_000
+"""Training samples that set what inference needs before held-out samples are coded."""
 ROW_STEPS = 5
 """Solves for penalties on rows, each by the quadratics that touch them at the rows before it."""
 
@@ -198,6 +200,7 @@ def _held_out_stats(state: PAMState, stats: DecoderStats, gather: Gather) -> Dec
             "ridge='held_out' needs samples that the encoder is not trained on: pass x_val to fit, or set state.held_out"
         )
     found = DecoderStats(stats.n_latents, stats.d_in, dtype=stats.dtype, device=stats.device)
+    state.model.calibrate(state.data[:CALIBRATED])  # the threshold of a BatchTopK is of the encoder as it is
     with inference_mode_of(state.model):
         gather(found, (x.to(state.model.b_dec) for x in state.held_out.split(1024)))
     return found

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 from typing import Any
 
-from splinterp.training.pam import PAMSGD, WHEN_SHORTHANDS
+from splinterp.training.pam import PAMSGD
+from splinterp.training.shorthands import WHEN_SHORTHANDS
 from splinterp.training.when import Refresh
 
 

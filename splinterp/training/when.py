@@ -11,6 +11,8 @@ from splinterp._typing import Tensor
 from splinterp.decoder import DecoderStats
 from splinterp.training.pam_state import PAMState
 
+GAP = 50
+"""Least number of steps between two solves, unless said otherwise."""
 NEVER = 10**9
 """Steps between solves, where there is only the last one."""
 GRAM_LATENTS = 8_192
@@ -57,13 +59,17 @@ class EveryEpoch(When):
         ValueError: a gap below 1.
     """
 
-    gap: int = 50
+    gap: int = GAP
     """Least number of steps between two solves."""
     first: bool = False
     """Solve at the start of each epoch instead: the decoder is then evaluated stale (as published for LLMs)."""
 
     def __post_init__(self) -> None:
         at_least("solve_gap", self.gap, 1)
+        if self.first and self.gap != GAP:
+            raise ValueError(
+                f"solve_gap={self.gap} changes nothing with solve_first=True, which solves at every epoch's start: leave it out"
+            )
 
     def before_epoch(self, state: PAMState) -> bool:
         return self.first

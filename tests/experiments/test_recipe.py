@@ -18,7 +18,7 @@ from experiments.store import RecordStore
 from splinterp import PAMSGD, SAE, SGD, BiasAdaptation, JumpReLU, TopK
 from splinterp.losses import SquaredError
 from splinterp.training import Refresh, Resampling
-from splinterp.training.pam import SOLVER_SHORTHANDS, WHEN_SHORTHANDS
+from splinterp.training.shorthands import SOLVER_SHORTHANDS, WHEN_SHORTHANDS
 
 RUN = Run(data="digits", method="PAM", activation="TopK", k=3, n_latents=16, n_train=60, epochs=2, lr=1e-2, seed=1)
 PARSERS = {"abstopk": abstopk.run_from_record, "baselines": baselines.parse, "recovery": recovery_runs.task_from_record}

@@ -33,7 +33,7 @@ def test_key_depends_on_every_field():
 
 @pytest.mark.parametrize("method", METHODS)
 def test_every_method_runs_and_repeats(method):
-    run = dataclasses.replace(RUN, method=method, epochs=250 if "resampling" in method else RUN.epochs)
+    run = dataclasses.replace(RUN, method=method, epochs=500 if "resampling" in method else RUN.epochs)
     first, second = execute(run), execute(run)
     for record in (first, second):
         record.pop("seconds")

@@ -2,6 +2,8 @@
 
 from __future__ import annotations
 
+import copy
+import pickle
 from dataclasses import dataclass
 from typing import Any
 
@@ -216,20 +218,29 @@ def test_a_computed_decoder_is_read_and_not_written(decoder):
 
     with torch.no_grad():
         for write in (lambda: sae.W_dec.mul_(0), write_slice, write_row, scale, lambda: sae.W_dec.copy_(torch.ones(12, 8)),
-                      lambda: sae.W_dec.T.zero_(), lambda: torch.add(before, 1, out=sae.W_dec)):  # fmt: skip
-            with pytest.raises((TypeError, AttributeError), match="W_dec"):
+                      lambda: sae.W_dec.T.zero_(), lambda: torch.add(before, 1, out=sae.W_dec), lambda: sae.W_dec.data.zero_(),
+                      lambda: sae.W_dec.detach()[2:].zero_(), lambda: next(iter(sae.W_dec)).zero_(), lambda: sae.W_dec.split(2)[1].zero_(),
+                      lambda: setattr(sae.W_dec, "data", before), lambda: torch._foreach_mul_([sae.W_dec], 2),
+                      lambda: torch.nn.init.zeros_(sae.W_dec), lambda: torch.nn.functional.relu(sae.W_dec, inplace=True)):  # fmt: skip
+            with pytest.raises((RuntimeError, AttributeError), match="W_dec"):
                 write()
     for value in (torch.ones(12, 8), torch.nn.Parameter(torch.ones(12, 8))):
         with pytest.raises(AttributeError, match="is computed from W_enc"):
             sae.W_dec = value
     torch.testing.assert_close(sae.W_dec, before, rtol=0, atol=0)
     assert "W_dec" not in sae.state_dict()
-    for plain in (sae.W_dec + 0, sae.W_dec.clone(), 2 * sae.W_dec, sae.W_dec @ sae.W_enc.detach()):
+    for plain in (sae.W_dec + 0, sae.W_dec.clone(), 2 * sae.W_dec, sae.W_dec @ sae.W_enc.detach(), copy.deepcopy(sae.W_dec.detach()),
+                  pickle.loads(pickle.dumps(sae.W_dec.detach())), torch.stack(list(sae.W_dec))):  # fmt: skip
         assert type(plain) is torch.Tensor
     sae.W_dec.clone().mul_(2)
     torch.testing.assert_close(sae.W_dec.detach().norm(dim=1), before.norm(dim=1))
     sae.W_dec.square().sum().backward()
     assert sae.W_enc.grad is not None
+    rows = sae.W_dec.requires_grad_()
+    rows.retain_grad()
+    rows.square().sum().backward()
+    torch.testing.assert_close(rows.grad, 2 * before)
+    assert torch.func.vmap(lambda z: z @ sae.W_dec)(torch.eye(12)).shape == (12, 8)
     with torch.no_grad():
         free = make_sae("TopK", "free")
         free.W_dec.mul_(0)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import functools
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -109,7 +110,7 @@ def cycled(optimizer):
 @pytest.mark.parametrize("make", [stepped, cycled])
 @pytest.mark.parametrize("method", [SGD(lr=0.02, schedule=stepped), PAMSGD(lr=0.02), PAMSGD(lr=0.02, encoder_updates=3)])
 def test_a_torch_scheduler_decides_the_step_sizes_once_a_batch(make, method):
-    method = type(method)(**{**vars(method), "schedule": make})
+    method = replace(method, schedule=make)
     alone = torch.optim.SGD([nn.Parameter(torch.zeros(1))], lr=0.02)
     scheduler, expected = make(alone), []
     for _ in range(12):

@@ -1,0 +1,76 @@
+"""The shorthands of PAM-SGD: single options in place of `solver` and `when`."""
+
+from __future__ import annotations
+
+from dataclasses import replace
+from typing import Any
+
+from splinterp._checks import one_of
+from splinterp.training.solver import GCV, DecoderSolver, HeldOut
+from splinterp.training.when import NEVER, AtEnd, EveryEpoch, EverySteps, When
+
+SOLVER_SHORTHANDS = {"bias": "bias", "bias_ridge": "bias_ridge", "prox_dec": "prox", "bias_prox": "bias_prox", "scale": "scale",
+                     "stats_dtype": "dtype"}  # fmt: skip
+"""Shorthands for options of `solver`, beside `ridge` and `gcv_inflation`."""
+WHEN_SHORTHANDS = ("solve_gap", "decoder_every", "solve_first")
+"""Shorthands for `when`."""
+
+
+class Shorthands(type):
+    """Constructor calls with shorthands become calls with `solver` and `when`."""
+
+    def __call__(cls, **options: Any) -> Any:
+        return super().__call__(**expanded(options))
+
+
+def expanded(options: dict[str, Any]) -> dict[str, Any]:
+    """Options with `solver` and `when` in place of their shorthands, which change those that are given."""
+    if any(name in options for name in ("ridge", "gcv_inflation", *SOLVER_SHORTHANDS)):
+        solver = options.get("solver", DecoderSolver())
+        chosen = {SOLVER_SHORTHANDS[name]: options.pop(name) for name in SOLVER_SHORTHANDS if name in options}
+        rule = _rule(options.pop("ridge", solver.ridge), options.pop("gcv_inflation", None))
+        options["solver"] = replace(solver, ridge=rule, **chosen)
+    timed = {name: options.pop(name) for name in WHEN_SHORTHANDS if name in options}
+    if timed:
+        options["when"] = _timed(options.get("when", EveryEpoch()), timed)
+    return options
+
+
+def _rule(ridge: Any, inflation: float | None) -> Any:
+    if isinstance(ridge, str):
+        one_of("ridge", ridge, ("gcv", "held_out"))
+        ridge = GCV() if ridge == "gcv" else HeldOut()
+    if inflation is None or (inflation == 1 and not isinstance(ridge, GCV)):
+        return ridge
+    if isinstance(ridge, GCV):
+        return replace(ridge, inflation=inflation)
+    if isinstance(ridge, HeldOut):
+        raise ValueError("ridge='held_out' takes no prox_dec and no gcv_inflation")
+    raise ValueError(f"gcv_inflation={inflation} acts only with ridge='gcv', not ridge={ridge}")
+
+
+def _timed(when: When, timed: dict[str, Any]) -> When:
+    name = next(iter(timed))
+    if when.streams:
+        raise ValueError(f"{name}={timed[name]}: decoder_every, solve_first and solve_gap do not act on a stream, when={when}")
+    every = timed.get("decoder_every")
+    if every is not None:
+        if timed.get("solve_first"):
+            raise ValueError("solve_first=True and decoder_every exclude each other: drop one")
+        if "solve_gap" in timed:
+            raise ValueError(f"solve_gap={timed['solve_gap']} changes nothing beside decoder_every={every}: drop one")
+        return EverySteps(n=every)
+    epoch = when if isinstance(when, EveryEpoch) else EveryEpoch()
+    return EveryEpoch(gap=timed.get("solve_gap", epoch.gap), first=timed.get("solve_first", epoch.first))
+
+
+def named(ridge: Any) -> Any:
+    """A ridge as its shorthand."""
+    return "gcv" if isinstance(ridge, GCV) else "held_out" if isinstance(ridge, HeldOut) else ridge
+
+
+def gap_of(when: When) -> int:
+    """`when` as the shorthand solve_gap."""
+    if isinstance(when, AtEnd):
+        return NEVER
+    return when.gap if isinstance(when, EveryEpoch) else EveryEpoch().gap
