@@ -59,11 +59,13 @@ def text_from_datasets(
 ) -> list[str]:
     """Documents of a data set of the Hugging Face hub, or a local one, by the `datasets` library; rows are documents.
 
-    `limit` streams and takes so many non-empty rows; `options` go to `datasets.load_dataset`.
+    Rows without text (None, or nothing but white space) are left out. `limit` streams and takes so many of the others; `options` go
+    to `datasets.load_dataset`.
 
     Raises:
         ImportError: `datasets` is not installed.
         KeyError: no such column.
+        TypeError: a column that holds no strings.
     """
     try:
         from datasets import load_dataset  # type: ignore[import-not-found, unused-ignore]
@@ -74,8 +76,11 @@ def text_from_datasets(
     for row in rows:
         if column not in row:
             raise KeyError(f"{name} has no column {column!r}; it has {', '.join(sorted(row))}")
-        if row[column].strip():
-            documents.append(row[column])
+        text = row[column]
+        if text is not None and not isinstance(text, str):
+            raise TypeError(f"column {column!r} of {name} holds a {type(text).__name__}: name a column of strings")
+        if text is not None and text.strip():
+            documents.append(text)
         if limit is not None and len(documents) >= limit:
             break
     return documents
@@ -111,49 +116,87 @@ def pack_tokens(tokenizer: Any, documents: Sequence[str], context: int = 128, ac
     A sequence never holds two documents, so the last of each document may be short. `across_documents` fills every sequence: the
     documents are laid end to end with the tokenizer's end-of-text (or separator) token between them, and attention crosses it.
 
+    The text is tokenised whole and cut here, from its beginning on: what the tokenizer is set to truncate or pad has no effect.
+
     Args:
         tokenizer: a fast tokenizer of `transformers`.
         context: tokens a sequence, special ones included.
 
     Raises:
-        TypeError: a slow tokenizer, or a string in place of a list of documents.
+        TypeError: a slow tokenizer, a string in place of a list of documents, a document that is no string.
         ValueError: a context that special tokens fill, no documents, no token to put between them.
     """
     if isinstance(documents, str):
         raise TypeError("documents is one string: pass a list of documents, [text]")
     if not getattr(tokenizer, "is_fast", False):
         raise TypeError(f"{type(tokenizer).__name__} is not a fast tokenizer: load it with use_fast=True")
+    documents = list(documents)
     if not documents:
         raise ValueError("there are no documents to pack")
-    at_least("context", context, tokenizer.num_special_tokens_to_add() + 1)
+    for i, document in enumerate(documents):
+        if not isinstance(document, str):
+            raise TypeError(f"documents[{i}] is a {type(document).__name__}: pass strings, and leave out what has no text")
+    n_special = tokenizer.num_special_tokens_to_add()
+    at_least("context", context, n_special + 1)
+    rows = _tokenised(tokenizer, documents)
+    before, after = _around(tokenizer, documents, rows) if n_special else ([], [])
+    between = _between(tokenizer) if across_documents else None
+    owned = [(row, [owner] * len(row)) for owner, row in enumerate(rows)] if between is None else [_end_to_end(rows, between)]
+    step = context - len(before) - len(after)
     known = set(tokenizer.all_special_ids)
-    if across_documents:
-        return _packed_across(tokenizer, documents, context, known)
-    windows = tokenizer(
-        list(documents), truncation=True, max_length=context, return_overflowing_tokens=True, return_attention_mask=False,
-        return_token_type_ids=False,
-    )  # fmt: skip
-    ids = windows["input_ids"]
-    special = [[int(token in known) for token in row] for row in ids]
-    owners = [[owner] * len(row) for row, owner in zip(ids, windows["overflow_to_sample_mapping"], strict=True)]
-    return _kept(TokenSequences(ids, special, owners))
+    ids, owners = [], []
+    for row, owner in owned:
+        for start in range(0, len(row), step):
+            stop = min(start + step, len(row))
+            if row[stop - 1] == between and after[:1] == [between]:  # the tokenizer ends the sequence in it already
+                stop -= 1
+            if stop > start:
+                ids.append([*before, *row[start:stop], *after])
+                owners.append([owner[start]] * len(before) + owner[start:stop] + [owner[stop - 1]] * len(after))
+    return _kept(TokenSequences(ids, [[int(token in known) for token in row] for row in ids], owners))
 
 
-def _packed_across(tokenizer: Any, documents: Sequence[str], context: int, known: set[int]) -> TokenSequences:
+def _tokenised(tokenizer: Any, documents: list[str]) -> list[list[int]]:
+    """Token ids of each document, all of them. The tokenizer's own windows are not asked for: versions of it lose text there."""
+    plain = {"truncation": False, "padding": False, "return_attention_mask": False, "return_token_type_ids": False}
+    return tokenizer(documents, add_special_tokens=False, verbose=False, **plain)["input_ids"]
+
+
+def _around(tokenizer: Any, documents: list[str], rows: list[list[int]]) -> tuple[list[int], list[int]]:
+    """The special tokens that the tokenizer puts before and after a sequence, as it puts them around the beginning of a text."""
+    document = next((document for document, row in zip(documents, rows, strict=True) if row), "")
+    size = 64
+    while not (bare := _tokenised(tokenizer, [document[:size]])[0]) and size < len(document):
+        size *= 2
+    full = tokenizer(document[:size], return_special_tokens_mask=True, truncation=False, padding=False, verbose=False)
+    ids, added = full["input_ids"], [*full["special_tokens_mask"], 0]
+    first = added.index(0)
+    last = first + len(bare)
+    if ids[first:last] != bare or not all(added[last : len(ids)]):
+        raise ValueError(
+            f"{type(tokenizer).__name__} changes a text's own tokens when it adds special ones, so windows cannot be cut from them: "
+            "make TokenSequences with it and pass those"
+        )
+    return ids[:first], ids[last:]
+
+
+def _between(tokenizer: Any) -> int:
     between = tokenizer.eos_token_id if tokenizer.eos_token_id is not None else tokenizer.sep_token_id
     if between is None:
         raise ValueError(
             f"{type(tokenizer).__name__} has no end-of-text token to put between documents: leave across_documents out"
         )
+    return int(between)
+
+
+def _end_to_end(rows: list[list[int]], between: int) -> tuple[list[int], list[int]]:
+    """(token ids, document of each) of all documents in one row, each followed by the token."""
     stream: list[int] = []
     owners: list[int] = []
-    for owner, row in enumerate(tokenizer(list(documents), add_special_tokens=False, verbose=False)["input_ids"]):
+    for owner, row in enumerate(rows):
         stream += [*row, between]
         owners += [owner] * (len(row) + 1)
-    cuts = range(0, len(stream), context)
-    ids = [stream[a : a + context] for a in cuts]
-    special = [[int(token in known) for token in row] for row in ids]
-    return _kept(TokenSequences(ids, special, [owners[a : a + context] for a in cuts]))
+    return stream, owners
 
 
 def _kept(sequences: TokenSequences) -> TokenSequences:

@@ -6,7 +6,7 @@ import pytest
 
 from splinterp.data import pack_tokens, python_documentation, text_from_datasets, text_from_files
 from splinterp.data.text import WIKITEXT_HEADING
-from tests.data.tiny_models import word_tokenizer
+from tests.data.tiny_models import letters, word_tokenizer
 
 
 def test_files_folders_and_headings(tmp_path):
@@ -73,6 +73,61 @@ def test_crossing_documents_is_asked_for_and_marked():
     assert packed.special == [[0, 0, 0, 1], [0, 0, 1]]
     within = pack_tokens(tokenizer, ["a b c", "d e"], context=4)
     assert [len(ids) for ids in within.ids] == [3, 2]
+
+
+TEMPLATES = [None, "[CLS] $A [SEP]", "[EOS] $A", "$A [EOS]", "[CLS] [CLS] $A [SEP] [SEP]"]
+
+
+@pytest.mark.parametrize("around", TEMPLATES)
+@pytest.mark.parametrize("options", [{}, {"truncation_side": "left"}, {"padding_side": "left"}, {"model_max_length": 5}])
+@pytest.mark.parametrize("context", [5, 6, 11, 500])
+def test_windows_are_the_text_in_its_order_with_the_tokenizers_special_tokens(around, options, context):
+    tokenizer = word_tokenizer("[CLS]" in (around or ""), around, **options)
+    documents = [letters(n, seed=n) for n in (50, 1, 0, 7, 14, 200)]
+    packed = pack_tokens(tokenizer, documents, context)
+    step = context - tokenizer.num_special_tokens_to_add()
+    expected = [tokenizer(" ".join(words[a : a + step]))["input_ids"]
+                for words in map(str.split, documents) for a in range(0, len(words), step)]  # fmt: skip
+    assert packed.ids == expected
+    assert all(len(i) == len(s) == len(d) for i, s, d in zip(packed.ids, packed.special, packed.documents, strict=True))
+    assert all(len(set(owner)) == 1 for owner in packed.documents)
+    stream = pack_tokens(tokenizer, documents, context, across_documents=True)
+    one = tokenizer("a")["input_ids"]
+    first, last = one[: one.index(tokenizer.vocab["a"])], one[one.index(tokenizer.vocab["a"]) + 1 :]
+    for row in stream.ids:
+        assert row[: len(first)] == first
+        assert row[len(row) - len(last) :] == last
+    assert max(map(len, stream.ids)) <= context
+    words = [w for row in stream.ids for w in tokenizer.convert_ids_to_tokens(row) if not w.startswith("[")]
+    assert " ".join(words) == " ".join(" ".join(documents).split())
+    assert stream.n_tokens == packed.n_tokens == 272
+
+
+def test_settings_inside_the_tokenizer_change_no_window():
+    documents = [letters(40), letters(9)]
+    expected = pack_tokens(word_tokenizer(True), documents, 8)
+    tokenizer = word_tokenizer(True)
+    tokenizer.backend_tokenizer.enable_truncation(4, direction="left")
+    tokenizer.backend_tokenizer.enable_padding(length=64)
+    assert pack_tokens(tokenizer, documents, 8) == expected
+    literal = pack_tokens(word_tokenizer(True), ["[CLS] a b [SEP] c"], 5)
+    assert literal.ids == [[2, 2, 5, 6, 3], [2, 3, 7, 3]]
+
+
+def test_what_is_no_text_is_left_out_or_named(monkeypatch):
+    def serve(*rows):
+        fake = type("datasets", (), {"load_dataset": staticmethod(lambda *_, **__: iter([{"body": r} for r in rows]))})
+        monkeypatch.setitem(__import__("sys").modules, "datasets", fake)
+
+    serve(None, "a", "", None, "b c", "\n", "d")
+    assert text_from_datasets("some/name", column="body") == ["a", "b c", "d"]
+    serve(None, "a", None, "b c", "d")
+    assert text_from_datasets("some/name", column="body", limit=2) == ["a", "b c"]
+    serve("a", 7)
+    with pytest.raises(TypeError, match="column 'body' of some/name holds a int"):
+        text_from_datasets("some/name", column="body")
+    with pytest.raises(TypeError, match=r"documents.*NoneType"):
+        pack_tokens(word_tokenizer(True), ["a", None])
 
 
 def test_bad_input_is_named():

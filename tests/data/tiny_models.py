@@ -29,16 +29,22 @@ from splinterp.data import LanguageModel
 WORDS = ["[PAD]", "[UNK]", "[CLS]", "[SEP]", "[EOS]", *string.ascii_lowercase]
 
 
-def word_tokenizer(special: bool) -> Any:
-    """One token a letter; with `special`, [CLS] and [SEP] around each sequence, as BERT's."""
+def word_tokenizer(special: bool, around: str | None = None, **options: Any) -> Any:
+    """One token a letter; with `special`, [CLS] and [SEP] around each sequence, as BERT's.
+
+    `around` is another template, such as "[EOS] $A"; `options` go to the tokenizer.
+    """
     inner = Tokenizer(models.WordLevel({word: i for i, word in enumerate(WORDS)}, unk_token="[UNK]"))
     inner.pre_tokenizer = pre_tokenizers.Whitespace()
     if special:
         inner.post_processor = processors.TemplateProcessing(
             single="[CLS] $A [SEP]", special_tokens=[("[CLS]", 2), ("[SEP]", 3)]
         )
+    if around is not None:
+        used = [(word, WORDS.index(word)) for word in around.split() if word in WORDS]
+        inner.post_processor = processors.TemplateProcessing(single=around, special_tokens=used)
     names = {"cls_token": "[CLS]", "sep_token": "[SEP]"} if special else {"eos_token": "[EOS]"}
-    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", **names)
+    return PreTrainedTokenizerFast(tokenizer_object=inner, pad_token="[PAD]", unk_token="[UNK]", **names, **options)
 
 
 SIZES = {"num_hidden_layers": 3, "hidden_size": 16, "num_attention_heads": 2, "vocab_size": len(WORDS)}
