@@ -2,8 +2,9 @@
 
 from __future__ import annotations
 
+import operator
 import warnings
-from collections.abc import Iterable
+from collections.abc import Iterable, Sequence
 
 import numpy as np
 import torch
@@ -76,6 +77,51 @@ def as_samples(
     if finite:
         check_finite(x, name)
     return x
+
+
+def as_positions(index: object, n: int, name: str = "index") -> Tensor:
+    """An index into n rows, as PyTorch understands it, as int64 positions on the CPU: of its own shape, () for an int.
+
+    A mask (n,) gives the positions where it is true. Positions are not compared with n.
+
+    Raises:
+        TypeError: neither whole numbers nor booleans; 8-bit unsigned ones, which PyTorch takes for a mask.
+        IndexError: a mask of another shape.
+    """
+    if isinstance(index, bool | np.bool_):
+        raise TypeError(f"{name}={index} is one boolean: pass a mask of all {n} rows, or positions")
+    if not isinstance(index, torch.Tensor | np.ndarray):
+        try:  # an int; else as NumPy reads lists, whose dtype says whether they hold booleans, whole numbers or others
+            index = np.asarray(operator.index(index), dtype=np.int64)  # type: ignore[arg-type]
+        except TypeError:
+            index = _listed(index, name)
+    dtype = str(index.dtype).removeprefix("torch.")
+    if dtype == "bool":
+        if tuple(index.shape) != (n,):
+            raise IndexError(
+                f"{name} is a mask of shape {tuple(index.shape)}: pass one boolean for each of the {n} rows, ({n},)"
+            )
+        return torch.as_tensor(index).cpu().nonzero()[:, 0]
+    if dtype == "uint8" or not dtype.startswith(("int", "uint")):
+        hint = f"; PyTorch takes uint8 for a mask: pass {name} != 0 for a mask" if dtype == "uint8" else ""
+        raise TypeError(f"{name} has dtype {dtype}: pass whole numbers (int64) or booleans{hint}")
+    found = torch.from_numpy(index.astype(np.int64)) if isinstance(index, np.ndarray) else index.cpu().long()
+    return found.detach()
+
+
+def _listed(index: object, name: str) -> np.ndarray:
+    if not isinstance(index, Sequence) or isinstance(index, str | bytes | tuple):
+        raise TypeError(
+            f"{name} is a {type(index).__name__}: pass an int, a slice, or a list, array or tensor of ints or booleans"
+        )
+    entries = [e.item() if isinstance(e, torch.Tensor) and e.ndim == 0 else e for e in index]
+    if not entries:
+        return np.empty(0, dtype=np.int64)
+    if any(np.ndim(e) for e in entries):  # PyTorch has changed its mind about what these mean
+        raise TypeError(f"{name} is a nested list: pass one list of rows, or a tensor of any shape")
+    if len({isinstance(e, bool | np.bool_) for e in entries}) > 1:
+        raise TypeError(f"{name} holds booleans and others: pass a mask, or positions")
+    return np.asarray(entries)
 
 
 def warn_outliers(norms: Tensor, name: str = "x") -> None:

@@ -11,7 +11,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from splinterp._checks import at_least
+from splinterp._checks import as_positions, at_least
 from splinterp._typing import Int, Tensor
 
 if TYPE_CHECKING:
@@ -46,7 +46,7 @@ def check_sizes(folder: Path, shard: dict[str, Any], manifest: dict[str, Any]) -
 class ActivationStore:
     """Activations of a folder, read by memory map; `fit` takes a store where it takes a tensor (N, d_in).
 
-    `store[a:b]` and `store[indices]` give rows as a tensor, half precision as float32. Nothing else is loaded.
+    `store[a:b]`, `store[indices]` and `store[mask]` give rows as a tensor, half precision as float32. Nothing else is loaded.
 
     Args:
         folder: written by `StoreWriter` or `extract_activations`.
@@ -107,15 +107,36 @@ class ActivationStore:
         """N d_in."""
         return self.n_rows * self.d_in
 
-    def __getitem__(self, rows: slice | Int[Tensor, " n"]) -> Tensor:
+    def __getitem__(self, rows: Any) -> Tensor:
+        """What the same index gives of the rows as one tensor (N, d_in); columns are not indexed.
+
+        Args:
+            rows: an int gives (d_in,); a slice, a mask (N,), or whole numbers of any shape, as a list, an array or a tensor, give
+                (..., d_in). Negative ones count from the end.
+
+        Raises:
+            TypeError: another kind or dtype of index.
+            IndexError: a row that is not there, a mask of another shape.
+            ValueError: a slice of negative steps, which PyTorch has not either.
+        """
         if isinstance(rows, slice):
             start, stop, step = rows.indices(self.n_rows)
-            if step != 1:
-                raise ValueError(f"step={step}: a store gives contiguous rows, or those of an index tensor")
-            return self._contiguous(start, max(start, stop))
-        index = rows.cpu().numpy()
-        if len(index) and (index.min() < 0 or index.max() >= self.n_rows):
-            raise IndexError(f"rows must be in 0 to {self.n_rows - 1}")
+            if step < 0:
+                raise ValueError(f"step={step} must be positive: take the rows forwards, and flip them: store[a:b].flip(0)")
+            if step == 1:
+                return self._contiguous(start, max(start, stop))
+            return self._rows(np.arange(start, stop, step, dtype=np.int64))
+        if isinstance(rows, tuple) or rows is None or rows is ...:
+            raise TypeError(f"a store is indexed by its rows alone, not by {rows!r}: store[rows][:, columns]")
+        index = as_positions(rows, self.n_rows, "rows").numpy()
+        if index.size and (index.min() < -self.n_rows or index.max() >= self.n_rows):
+            bad = index.min() if index.min() < -self.n_rows else index.max()
+            raise IndexError(f"row {bad} is not one of 0 to {self.n_rows - 1}, nor of -{self.n_rows} to -1")
+        index = np.where(index < 0, index + self.n_rows, index)
+        return self._rows(index.reshape(-1)).reshape(*index.shape, self.d_in)
+
+    def _rows(self, index: np.ndarray) -> Tensor:
+        """Rows (n, d_in) at positions (n,), each of them there."""
         out = torch.empty(len(index), self.d_in)
         owner = np.searchsorted(self.ends, index, side="right")
         for shard in np.unique(owner):
@@ -125,7 +146,8 @@ class ActivationStore:
         return out
 
     def tokens(self, start: int, stop: int) -> Int[Tensor, "n 3"]:
-        """(token id, document, index of the sequence) of the rows `start` to `stop`."""
+        """(token id, document, index of the sequence) of the rows `start` to `stop`, which are bounds as a slice has them."""
+        start, stop, _ = slice(start, stop).indices(self.n_rows)
         parts = [torch.from_numpy(np.array(self._map(shard, "tokens")[a:b])) for shard, a, b in self._pieces(start, stop)]
         return torch.cat(parts).long() if parts else torch.empty(0, 3, dtype=torch.int64)
 

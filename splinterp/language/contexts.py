@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from splinterp._checks import as_samples, at_least, one_of
+from splinterp._checks import as_positions, as_samples, at_least, one_of
 from splinterp._typing import ArrayLike, Float, Int, Tensor
 from splinterp.data.store import ActivationStore
 from splinterp.protocol import SAELike, as_model, dense, inference_mode_of
@@ -26,26 +26,27 @@ class TopActivating(NamedTuple):
 
 @torch.no_grad()
 def top_activating(
-    sae: SAELike, x: ArrayLike | ActivationStore, n: int = 10, latents: Sequence[int] | None = None, sign: str = "positive",
+    sae: SAELike, x: ArrayLike | ActivationStore, n: int = 10, latents: Sequence[int] | ArrayLike | None = None, sign: str = "positive",
     batch_size: int = 4096,
 ) -> TopActivating:  # fmt: skip
     """The n samples of x (N, d_in) on which each latent fires most, in one pass; memory n numbers a latent and one batch.
 
     Args:
-        latents: which; None takes all, in order.
+        latents: which: positions, or a mask (n_latents,); None takes all, in order.
         sign: "positive", "negative" (codes below 0, the most negative first) or "magnitude".
 
     Equal codes are in no particular order. The module's training mode is restored.
 
     Raises:
         TypeError, ValueError: bad input, an unknown sign, a latent that is not there.
+        IndexError: a mask of latents of another length.
     """
     at_least("n", n, 1)
     at_least("batch_size", batch_size, 1)
     one_of("sign", sign, SIGNS)
     model = as_model(sae)
     n_latents = model.shape[1]
-    chosen = torch.arange(n_latents) if latents is None else torch.tensor(list(latents), dtype=torch.int64)
+    chosen = torch.arange(n_latents) if latents is None else as_positions(latents, n_latents, "latents").reshape(-1)
     if len(chosen) and not (int(chosen.min()) >= 0 and int(chosen.max()) < n_latents):
         raise ValueError(f"latents must be in 0 to {n_latents - 1}, got {int(chosen.min())} to {int(chosen.max())}")
     device, dtype = model.b_dec.device, model.b_dec.dtype

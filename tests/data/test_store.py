@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import json
 
+import numpy as np
 import pytest
 import torch
 
@@ -42,8 +43,60 @@ def test_rows_are_those_that_were_written(tmp_path):
     store.verify()
     with pytest.raises(IndexError, match="0 to 1123"):
         store[torch.tensor([1124])]
-    with pytest.raises(ValueError, match="step=2"):
-        store[0:10:2]
+
+
+INDICES = {
+    "int": 5, "last": -1, "NumPy int": np.int32(7), "0-d tensor": torch.tensor(-2), "0-d array": np.array(3), "list": [4, 0, -3, 4],
+    "empty list": [], "range": range(290, 310, 3), "array": np.array([1123, 0, 300]),
+    "narrow array": np.array([1, -7], dtype=np.int16), "narrow tensor": torch.tensor([8, 1000], dtype=torch.int32),
+    "matrix": torch.tensor([[301, 2, -1], [7, 7, 8]]), "empty tensor": torch.empty(0, dtype=torch.int64),
+    "mask": torch.arange(1124) % 7 == 0, "array mask": np.arange(1124) > 1100, "list mask": [i % 400 == 299 for i in range(1124)],
+    "no row": torch.zeros(1124, dtype=torch.bool),
+    "slice": slice(-20, None), "backwards bounds": slice(20, 10), "steps": slice(3, 1100, 250), "far": slice(-5000, 5000, 301),
+    "beyond": slice(2000, 3000), "all": slice(None), "long step": slice(None, None, 10_000), "negative stop": slice(None, -1000, 2),
+}  # fmt: skip
+
+
+@pytest.mark.parametrize("dtype", ["float32", "float16"])
+@pytest.mark.parametrize("kind", INDICES)
+def test_an_index_gives_what_it_gives_of_the_tensor(tmp_path, kind, dtype):
+    x = rows()
+    store, whole, index = write(tmp_path, x, dtype), x.to(getattr(torch, dtype)).float(), INDICES[kind]
+    narrow = isinstance(index, np.ndarray | np.generic)
+    assert torch.equal(store[index], whole[index.tolist() if narrow else index])
+    seen = ActivationStore(tmp_path, standardizer=Standardizer("global").fit(whole))
+    torch.testing.assert_close(seen[index], seen.standardizer.transform(whole)[index.tolist() if narrow else index])
+
+
+def test_other_indices_are_refused_and_named(tmp_path):
+    store = write(tmp_path, rows())
+    for index, error, message in (
+        (1124, IndexError, "row 1124 is not one of 0 to 1123"), (-1125, IndexError, "row -1125"), ([0, 5000], IndexError, "5000"),
+        (torch.ones(1123, dtype=torch.bool), IndexError, r"mask of shape \(1123,\)"), ([True, False], IndexError, r"\(2,\)"),
+        (torch.ones(1124, 6, dtype=torch.bool), IndexError, r"\(1124, 6\)"), (1.0, TypeError, "is a float"),
+        (torch.tensor([1.0]), TypeError, "dtype float32"), (np.array([0.5]), TypeError, "dtype float64"), ([0.5], TypeError, "float64"),
+        (torch.tensor([1], dtype=torch.uint8), TypeError, "uint8"), (True, TypeError, "one boolean"), ((1, 2), TypeError, "rows alone"),
+        (None, TypeError, "rows alone"), (..., TypeError, "rows alone"), ("a", TypeError, "is a str"), ([True, 2], TypeError, "booleans"),
+        (["a"], TypeError, "dtype"), ([[1], [1, 2]], TypeError, "nested"), (slice(None, None, -1), ValueError, "step=-1"),
+    ):  # fmt: skip
+        with pytest.raises(error, match=message):
+            store[index]
+
+
+def test_a_list_may_hold_single_tensors(tmp_path):
+    x = rows()
+    assert torch.equal(write(tmp_path, x)[[torch.tensor(3), 900]], x[[3, 900]])
+
+
+def test_bounds_of_tokens_are_a_slices(tmp_path):
+    store = write(tmp_path, rows())
+    tokens = torch.arange(1124)[:, None].expand(-1, 3)
+    for start, stop in ((-4, 5000), (5, -1100), (2000, 3000), (20, 10), (298, 303)):
+        assert torch.equal(store.tokens(start, stop), tokens[start:stop])
+    empty = StoreWriter(tmp_path / "empty", 6).finish()
+    assert empty[:].shape == empty[[]].shape == empty[::2].shape == (0, 6)
+    with pytest.raises(IndexError):
+        empty[0]
 
 
 @pytest.mark.parametrize("dtype", ["float16", "bfloat16"])

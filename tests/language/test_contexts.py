@@ -26,6 +26,8 @@ def test_equals_sorting_all_codes(sign, batch_size):
         assert (found.acts[latent, n:] == 0).all()
     some = top_activating(sae, x, n=5, latents=[7, 2], sign=sign)
     assert torch.equal(some.rows, found.rows[[7, 2]])
+    for mask in (torch.arange(12) % 5 == 2, (torch.arange(12) % 5 == 2).numpy(), [i % 5 == 2 for i in range(12)]):
+        assert torch.equal(top_activating(sae, x, n=5, latents=mask, sign=sign).rows, found.rows[[2, 7]])
     assert sae.training
 
 
@@ -34,6 +36,10 @@ def test_bad_input_is_named():
     for options, message in (({"n": 0}, "n=0"), ({"sign": "both"}, "known: 'positive'"), ({"latents": [12]}, "0 to 11")):
         with pytest.raises(ValueError, match=message):
             top_activating(sae, samples(), **options)
+    with pytest.raises(TypeError, match="float"):
+        top_activating(sae, samples(), latents=torch.tensor([1.5]))
+    with pytest.raises(IndexError, match=r"mask of shape \(2,\)"):
+        top_activating(sae, samples(), latents=[True, False])
 
 
 def test_contexts_come_from_the_text(tmp_path):
