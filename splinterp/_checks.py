@@ -49,7 +49,7 @@ def as_samples(
     """Return `x` as a floating (n, width) tensor, or say why it cannot be one.
 
     NumPy arrays become tensors without a copy where the dtype allows; half-precision input is converted to
-    `dtype` (float32 if None). `device` is compared, never changed.
+    `dtype` (float32 if None). `device` is compared, never changed. Under `torch.no_grad` the result carries no graph.
 
     Raises:
         TypeError: not an array, or integers.
@@ -74,6 +74,8 @@ def as_samples(
     if dtype is None:
         dtype = torch.float32 if x.dtype in (torch.float16, torch.bfloat16) else x.dtype
     x = x.to(dtype)
+    if not torch.is_grad_enabled():  # else a graph from outside is kept where none is wanted, and NumPy refuses the tensor
+        x = x.detach()
     if finite:
         check_finite(x, name)
     return x

@@ -45,9 +45,14 @@ class PiecewiseAffineAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMix
         return np.column_stack([regions.astype(X.dtype), project(X, regions, self._flats(X.dtype))])
 
     def inverse_transform(self, X: Any) -> Array:
-        """Reconstructions (n, d) of codes (n, 1 + rank). Raises ValueError for a region that does not exist."""
+        """Reconstructions (n, d) of codes (n, 1 + rank), in the dtype of floating codes, else in that of the fit.
+
+        Raises ValueError for a region that does not exist.
+        """
         check_is_fitted(self)
         codes = np.asarray(X)
+        if not np.issubdtype(codes.dtype, np.floating):  # regions alone, as whole numbers: points are none
+            codes = codes.astype(self.means_.dtype)
         n_regions, rank, _ = self.components_.shape
         if codes.ndim != 2 or codes.shape[1] != 1 + rank:
             raise ValueError(f"codes have shape {codes.shape}; transform gives (n, {1 + rank})")

@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from splinterp._checks import at_least, one_of
 from splinterp._typing import Float, Int, Tensor
 from splinterp.data.language_model import LanguageModel
-from splinterp.data.store import DTYPES, ActivationStore
+from splinterp.data.store import DTYPES, ActivationStore, in_dtype
 from splinterp.data.store_writer import StoreWriter
 from splinterp.data.text import TokenSequences, pack_tokens
 
@@ -65,7 +65,8 @@ def extract_activations(
         progress: bar with tokens a second, on stderr.
 
     Raises:
-        TypeError, ValueError: bad options, text without tokens, a folder of other activations.
+        TypeError, ValueError: bad options, text without tokens, a folder of other activations, activations that are not finite, in the
+            model or in `dtype`.
         CorruptStoreError: a shard written before is missing or cut short.
     """
     one_of("tokens", tokens, ("all", "last"))
@@ -164,11 +165,20 @@ class _Plan:
             keep = torch.zeros(mask.shape, dtype=torch.bool)
             for row, i in enumerate(batch):
                 keep[row, kept[i]] = True
-            chosen = hidden[keep.to(hidden.device)].to(device="cpu", dtype=self.dtype)
+            chosen = in_dtype(self._finite(hidden[keep.to(hidden.device)]), self.dtype).cpu()
             for i, values in zip(batch, chosen.split([len(kept[i]) for i in batch]), strict=True):
                 x[ends[i] : ends[i + 1]] = values
         about = [(row[j], rows.documents[i][j], start + i) for i, row in enumerate(rows.ids) for j in kept[i]]
         return Activations(x[:left], torch.tensor(about, dtype=torch.int64).reshape(-1, 3)[:left])
+
+    def _finite(self, values: Tensor) -> Tensor:
+        if not torch.isfinite(values).all():
+            bad, dtype = int((~torch.isfinite(values)).sum()), str(values.dtype).removeprefix("torch.")
+            raise ValueError(
+                f"{self.model.name} gives {bad} non-finite activations at {self.site} of layer {self.layer}, in {dtype}: load it with "
+                "dtype=torch.bfloat16 or torch.float32, and check its weights"
+            )
+        return values
 
     def _kept(self, special: list[int]) -> list[int]:
         places = [j for j, flag in enumerate(special) if self.keep_special or not flag]

@@ -44,10 +44,11 @@ class Standardizer:
     def fit(self, x: ArrayLike | ActivationStore) -> Standardizer:
         """Take the statistics of x (n, d_in), or of a store in one pass. Returns self.
 
-        Raises TypeError, ValueError for bad input, fewer than 2 samples, or data constant as a whole in mode "global".
+        Raises TypeError, ValueError for bad input, non-finite entries, fewer than 2 samples, or data constant as a whole in mode
+        "global".
         """
         if not isinstance(x, ActivationStore):
-            x = as_samples(x).double()
+            x = as_samples(x).detach().double()
         if len(x) < 2:
             raise ValueError(f"fitting needs at least 2 samples, got {len(x)}")
         width = x.shape[1]
@@ -117,6 +118,13 @@ def _by_column(x: Tensor | ActivationStore) -> tuple[Tensor, Tensor, Tensor, Ten
     """Mean, standard deviation, smallest and largest entry of each column."""
     if isinstance(x, ActivationStore):
         found = x.statistics()
+        bad = ~(torch.isfinite(found["min"]) & torch.isfinite(found["max"]))  # a NaN is kept by both
+        if bad.any():
+            hint = " (float16 ends at 65504: write it as bfloat16 or float32)" if x.manifest["dtype"] == "float16" else ""
+            raise ValueError(
+                f"the store in {x.folder} has non-finite entries in {int(bad.sum())} of {x.d_in} columns, the first of them column "
+                f"{int(bad.nonzero()[0])}: remove or extract them again{hint}"
+            )
         return found["mean"], found["std"], found["min"], found["max"]
     return x.mean(0), x.std(0, correction=0), x.amin(0), x.amax(0)
 

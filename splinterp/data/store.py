@@ -26,6 +26,21 @@ CHUNK_ROWS = 256
 READ_BYTES = 2**24
 
 
+def in_dtype(values: Tensor, dtype: torch.dtype) -> Tensor:
+    """The values in a dtype. Raises ValueError if a finite one becomes infinite there; what is not finite already stays."""
+    found = values.to(dtype)
+    lost = ~torch.isfinite(found) & torch.isfinite(values)
+    if lost.any():
+        largest = float(values[lost].abs().max())
+        wide = "torch.float32" if dtype == torch.bfloat16 else "torch.bfloat16 or torch.float32"
+        name = str(dtype).removeprefix("torch.")
+        raise ValueError(
+            f"{int(lost.sum())} activations, the largest {largest:.4g}, do not fit {name}, which ends at {torch.finfo(dtype).max:.6g}: "
+            f"take dtype={wide if dtype != torch.float32 else 'torch.float32 and scale them down'}"
+        )
+    return found
+
+
 class CorruptStoreError(RuntimeError):
     """A shard is missing, has another size than the manifest says, or other bytes."""
 

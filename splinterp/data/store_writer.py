@@ -14,7 +14,7 @@ import torch
 from splinterp._atomic import replace_file
 from splinterp._checks import at_least, one_of
 from splinterp._typing import Float, Int, Tensor
-from splinterp.data.store import DTYPES, FORMAT, ActivationStore, check_sizes
+from splinterp.data.store import DTYPES, FORMAT, ActivationStore, check_sizes, in_dtype
 
 
 class StoreWriter:
@@ -68,7 +68,7 @@ class StoreWriter:
     def append(self, activations: Float[Tensor, "n d_in"], tokens: Int[Tensor, "n 3"]) -> None:
         """Write one shard: activations, and (token id, document, index of the sequence) of each row.
 
-        Raises ValueError: rows or widths that do not fit, a finished store.
+        Raises ValueError: rows or widths that do not fit, finite values that the store's dtype makes infinite, a finished store.
         """
         if self.complete:
             raise ValueError(f"{self.folder} is finished: write to another folder")
@@ -77,7 +77,7 @@ class StoreWriter:
                              f"d_in={self.manifest['d_in']} and 3 columns of tokens")  # fmt: skip
         name = f"shard-{self.n_shards:05d}"
         shard: dict[str, Any] = {"rows": len(activations)}
-        values = activations.detach().cpu().to(DTYPES[self.manifest["dtype"]]).contiguous()
+        values = in_dtype(activations.detach().cpu(), DTYPES[self.manifest["dtype"]]).contiguous()
         raw = values.view(torch.uint16).numpy() if values.dtype == torch.bfloat16 else values.numpy()
         for key, array in (("activations", raw), ("tokens", tokens.cpu().to(torch.int32).contiguous().numpy())):
             content = array.reshape(-1).view(np.uint8).data  # hashed and written where it lies

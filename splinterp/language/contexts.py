@@ -79,6 +79,9 @@ def context_of(
 ) -> str:
     """The text around the token of a row, that token marked; never beyond its own sequence.
 
+    The text is as the tokenizer decodes it in one piece, so tokens inside a word stay in it. Of a character that is several tokens the
+    whole is marked.
+
     Args:
         tokens: (token id, document, index of the sequence) of each row, as `extract_activations` gives them, or its store.
         tokenizer: decodes token ids.
@@ -92,11 +95,20 @@ def context_of(
     near = tokens.tokens(start, stop) if isinstance(tokens, ActivationStore) else tokens[start:stop]
     here = row - start
     same = near[:, 2] == near[here, 2]
-    left = [int(t) for t in near[:here, 0][same[:here]]]
-    right = [int(t) for t in near[here + 1 :, 0][same[here + 1 :]]]
-    return (
-        tokenizer.decode(left)
-        + " " * bool(left)
-        + mark.format(tokenizer.decode([int(near[here, 0])]).strip())
-        + (" " * bool(right) + tokenizer.decode(right))
-    )
+    ids = [int(t) for t in near[same, 0]]
+    at = int(same[:here].sum())
+    whole = tokenizer.decode(ids)
+    start, stop = (_common(whole, tokenizer.decode(ids[:n])) for n in (at, at + 1))
+    while stop > start and whole[stop - 1].isspace():
+        stop -= 1
+    while start < stop and whole[start].isspace():  # the mark is at the word
+        start += 1
+    if start == stop:  # nothing but white space, or a part of a character that a later token completes
+        start, stop = (_common(whole, tokenizer.decode(ids[:n])) for n in (at, at + 1))
+        stop = max(stop, min(start + 1, len(whole)))
+    return whole[:start] + mark.format(whole[start:stop]) + whole[stop:]
+
+
+def _common(whole: str, beginning: str) -> int:
+    """How many characters both begin with; the end of a beginning may still be half a character."""
+    return next((i for i, (a, b) in enumerate(zip(whole, beginning, strict=False)) if a != b), min(len(whole), len(beginning)))

@@ -286,7 +286,8 @@ class GradientOptions:
         return contextlib.nullcontext() if now == k else state.model.keeping(now)
 
     def gradients(self, sae: SAELike, state: TrainState, x: Tensor, moved: list[nn.Parameter]) -> None:
-        """Set `state.loss` and the gradients of the `moved` parameters. Raises DivergenceError."""
+        """Set `state.loss` and the gradients of the `moved` parameters, of nothing that x comes from. Raises DivergenceError."""
+        x = x.clone() if x.is_inference() else x.detach()  # tensors of `inference_mode` cannot be saved for a gradient
         own_loss = self._own_loss
         counter = self.resample if self.resample is not None and self.resample.counts(state) else None
         if not own_loss and state.observer is None and counter is None and self._plain:
@@ -355,13 +356,13 @@ def _detached(code: Code) -> Code:
 def training_data(model: Any, x: ArrayLike | ActivationStore) -> Tensor | ActivationStore:
     """Training samples (N, d_in) as a tensor or a store, checked. Raises TypeError, ValueError; N must be at least 2.
 
-    The rows of a store are not read here.
+    The graph that a tensor carries is left behind: nothing trains through it. The rows of a store are not read here.
     """
     d_in = len(model.b_dec)
     if isinstance(x, ActivationStore):
         data: Tensor | ActivationStore = x.of_width(d_in)
     else:
-        data = as_samples(x, d_in, name="x")
+        data = as_samples(x, d_in, name="x").detach()
     if len(data) < 2:
         raise ValueError(f"training needs at least 2 samples, got {len(data)}")
     return data

@@ -261,7 +261,7 @@ def _check_counts(counts: dict[str, int | None], train_eval_samples: int) -> Non
 
 def _validation_data(x_val: ArrayLike | ActivationStore, data: Tensor | ActivationStore) -> Tensor | ActivationStore:
     d_in = data.shape[1]
-    found = x_val.of_width(d_in) if isinstance(x_val, ActivationStore) else as_samples(x_val, d_in, name="x_val")
+    found = x_val.of_width(d_in) if isinstance(x_val, ActivationStore) else as_samples(x_val, d_in, name="x_val").detach()
     if len(found) < 2:
         raise ValueError(f"x_val has {len(found)} samples, and fvu needs at least 2")
     return found

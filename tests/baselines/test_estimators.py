@@ -242,3 +242,19 @@ def test_pca_is_an_sae_whose_latents_are_all_active():
     np.testing.assert_allclose(out.x_hat.detach().numpy(), pca.reconstruct(x.numpy()), atol=1e-10)
     assert (out.acts != 0).all()
     np.testing.assert_allclose(out.acts.detach().numpy(), pca.transform(x.numpy())[:, 1:], atol=1e-10)
+
+
+@pytest.mark.parametrize("dtype", ["int64", "int8", "uint16"])
+@pytest.mark.parametrize("fitted_on", ["float64", "float32"])
+def test_codes_of_whole_numbers_give_points_that_are_none(dtype, fitted_on):
+    x = np.random.default_rng(3).random((60, 3)).astype(fitted_on)
+    regions = KMeansAutoencoder(4, random_state=0).fit(x)
+    labels = regions.predict_region(x)[:, None]
+    found = regions.inverse_transform(labels.astype(dtype))
+    assert found.dtype == fitted_on
+    np.testing.assert_array_equal(found, regions.inverse_transform(labels.astype(fitted_on)))
+    np.testing.assert_array_equal(regions.inverse_transform(labels.tolist()), found)
+    line = PCAAutoencoder(1).fit(x)
+    np.testing.assert_array_equal(
+        line.inverse_transform([[0, 2], [0, -1]]), line.inverse_transform(np.array([[0, 2.0], [0, -1]], fitted_on))
+    )

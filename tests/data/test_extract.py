@@ -228,3 +228,22 @@ def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r"splinterp\[llm\]"):
         LanguageModel.load("anything")
+
+
+@pytest.mark.parametrize("to_folder", [False, True])
+def test_activations_that_a_dtype_cannot_hold_are_refused(tmp_path, to_folder):
+    lm = tiny("Llama")
+    with torch.no_grad():
+        lm.blocks[1].mlp.down_proj.weight.mul_(1e9)
+    options = {"context": 12, "folder": tmp_path / "store" if to_folder else None}
+    with pytest.raises(
+        ValueError, match=r"do not fit float16, which ends at 65504: take dtype=torch.bfloat16 or torch.float32"
+    ):
+        extract_activations(lm, DOCUMENTS, 2, dtype=torch.float16, **options)
+    assert extract_activations(lm, DOCUMENTS, 1, dtype=torch.float16, context=12).x.isfinite().all()
+    options["folder"] = tmp_path / "wide" if to_folder else None
+    assert extract_activations(lm, DOCUMENTS, 2, dtype=torch.bfloat16, **options)[:][0].isfinite().all()
+    with torch.no_grad():
+        lm.blocks[1].mlp.down_proj.weight[3] = torch.nan
+    with pytest.raises(ValueError, match="Llama gives 86 non-finite activations at residual of layer 2, in float32"):
+        extract_activations(lm, DOCUMENTS, 2, context=12)

@@ -4,7 +4,7 @@ import pytest
 import torch
 from sklearn.preprocessing import Normalizer, StandardScaler
 
-from splinterp.data import Standardizer
+from splinterp.data import Standardizer, StoreWriter
 from tests.helpers import samples
 
 
@@ -66,3 +66,34 @@ def test_errors():
     with pytest.raises(RuntimeError, match="no statistics"):
         Standardizer("global").save("/nowhere")
     assert torch.equal(Standardizer("unit_norm").fit(x).transform(torch.zeros(2, 8)), torch.zeros(2, 8))
+
+
+@pytest.mark.parametrize("mode", ["none", "global", "per_feature", "unit_norm"])
+def test_statistics_are_no_part_of_a_graph(tmp_path, mode):
+    x = torch.nn.Linear(8, 8)(samples(30))
+    standardizer = Standardizer(mode).fit(x)
+    assert not standardizer.mean.requires_grad
+    assert not standardizer.scale.requires_grad
+    standardizer.save(tmp_path)
+    assert standardizer.transform(x).requires_grad  # a step of a model, where it is one
+    with torch.no_grad():
+        assert not standardizer.transform(x).requires_grad
+
+
+@pytest.mark.parametrize("mode", ["global", "per_feature"])
+@pytest.mark.parametrize("value", [float("inf"), float("-inf"), float("nan")])
+@pytest.mark.parametrize("dtype", ["float32", "float16", "bfloat16"])
+def test_a_store_that_is_not_finite_is_refused(tmp_path, mode, value, dtype):
+    x = samples(30)
+    x[17, 5] = value
+    writer = StoreWriter(tmp_path, 8, dtype)
+    writer.append(x, torch.zeros(30, 3, dtype=torch.int64))
+    with pytest.raises(ValueError, match="non-finite entries in 1 of 8 columns, the first of them column 5"):
+        Standardizer(mode).fit(writer.finish())
+
+
+def test_codes_of_whole_numbers_are_not_cut_to_them():
+    standardizer = Standardizer("global").fit(samples(30))
+    for whole in (torch.ones(2, 8, dtype=torch.int64), torch.ones(2, 8, dtype=torch.int64).numpy()):
+        with pytest.raises(TypeError, match="int64"):
+            standardizer.inverse(whole)

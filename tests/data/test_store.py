@@ -255,3 +255,13 @@ def test_fit_on_a_store_starts_at_the_mean_and_checks_rows(tmp_path):
     x[5] = 1e6
     with pytest.warns(UserWarning, match=r"x\[5\]"):
         fit(sae, write(tmp_path / "c", x), SGD(lr=1e-12), epochs=1)
+
+
+@pytest.mark.parametrize(("dtype", "large"), [("float16", 7e4), ("float16", -1e30), ("bfloat16", 3.4e38), ("float32", 1e300)])
+def test_values_that_a_dtype_makes_infinite_are_refused(tmp_path, dtype, large):
+    x = rows().double()
+    x[4, 2] = large
+    with pytest.raises(ValueError, match=rf"1 activations, the largest .* do not fit {dtype}.*: take dtype=torch\.[bf]"):
+        write(tmp_path, x, dtype)
+    x[4, 2] = 6e4  # which all of them hold
+    assert torch.equal(write(tmp_path / "fits", x, dtype)[4], x[4].to(getattr(torch, dtype)).float())

@@ -60,3 +60,61 @@ def test_contexts_come_from_the_text(tmp_path):
     assert torch.equal(one.rows, other.rows)
     with pytest.raises(ValueError, match="d_in=16 but 8"):
         top_activating(make_sae("AbsTopK"), store)
+
+
+def _byte_level(merges=()):
+    """GPT-2's kind: one token a byte, spaces inside the tokens, and the merges given."""
+    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
+    alphabet = sorted(tokenizers.pre_tokenizers.ByteLevel.alphabet())
+    vocabulary = {token: i for i, token in enumerate([*alphabet, *("".join(pair) for pair in merges)])}
+    inner = tokenizers.Tokenizer(tokenizers.models.BPE(vocabulary, list(merges)))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.ByteLevel(add_prefix_space=False)
+    inner.decoder = tokenizers.decoders.ByteLevel()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=inner)
+
+
+def _word_pieces():
+    """BERT's kind: pieces inside a word begin with ##."""
+    tokenizers = pytest.importorskip("tokenizers")
+    transformers = pytest.importorskip("transformers")
+    vocabulary = {token: i for i, token in enumerate(["u", "play", "##ing", "##s", "the", "game"])}
+    inner = tokenizers.Tokenizer(tokenizers.models.WordPiece(vocabulary, unk_token="u"))
+    inner.pre_tokenizer = tokenizers.pre_tokenizers.Whitespace()
+    inner.decoder = tokenizers.decoders.WordPiece()
+    return transformers.PreTrainedTokenizerFast(tokenizer_object=inner)
+
+
+def _about(ids):
+    return torch.tensor([[i, 0, 0] for i in ids], dtype=torch.int64)
+
+
+def test_words_of_several_tokens_stay_whole():
+    merges = [("l", "l"), ("Ġ", "w")]
+    tokenizer = _byte_level(merges)
+    text = "hello world, and\nmore"
+    ids = tokenizer(text)["input_ids"]
+    tokens = _about(ids)
+    found = [context_of(tokens, row, tokenizer, before=40, after=40) for row in range(len(ids))]
+    assert found[:6] == [
+        "«h»ello world, and\nmore", "h«e»llo world, and\nmore", "he«ll»o world, and\nmore", "hell«o» world, and\nmore",
+        "hello «w»orld, and\nmore", "hello w«o»rld, and\nmore",
+    ]  # fmt: skip
+    assert "hello world, and«\n»more" in found
+    assert all(each.replace("«", "").replace("»", "") == text for each in found)
+    assert context_of(tokens, 4, tokenizer, before=2, after=2) == "llo «w»or"
+    pieces = _word_pieces()
+    tokens = _about(pieces("the games playing")["input_ids"])
+    assert [context_of(tokens, row, pieces) for row in range(5)] == [
+        "«the» games playing", "the «game»s playing", "the game«s» playing", "the games «play»ing", "the games play«ing»",
+    ]  # fmt: skip
+
+
+def test_characters_of_several_tokens_are_marked_whole():
+    tokenizer = _byte_level()
+    text = "aé {b} 🙂c"
+    ids = tokenizer(text)["input_ids"]
+    found = [context_of(_about(ids), row, tokenizer, after=12) for row in range(len(ids))]
+    assert all(each.replace("«", "").replace("»", "") == text for each in found)
+    assert found[1:3] == ["a«é» {b} 🙂c"] * 2
+    assert found[-5:-1] == ["aé {b} «🙂»c"] * 4
