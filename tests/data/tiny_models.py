@@ -14,6 +14,10 @@ from tokenizers import Tokenizer, models, pre_tokenizers, processors
 from transformers import (
     BertConfig,
     BertModel,
+    BloomConfig,
+    BloomModel,
+    Gemma2Config,
+    Gemma2Model,
     GPT2Config,
     GPT2LMHeadModel,
     GPT2Model,
@@ -21,6 +25,8 @@ from transformers import (
     GPTNeoXModel,
     LlamaConfig,
     LlamaModel,
+    Olmo2Config,
+    Olmo2Model,
     PreTrainedTokenizerFast,
 )
 
@@ -56,6 +62,11 @@ BUILDERS: dict[str, Any] = {
         GPT2Config(n_layer=3, n_embd=16, n_head=2, vocab_size=len(WORDS), n_positions=64, **NO_ENDS)
     ),
     "Llama": lambda: LlamaModel(LlamaConfig(**SIZES, intermediate_size=32, num_key_value_heads=2, **NO_ENDS)),
+    "Gemma 2": lambda: Gemma2Model(
+        Gemma2Config(**SIZES, intermediate_size=32, num_key_value_heads=1, head_dim=8, sliding_window=8, **NO_ENDS)
+    ),
+    "OLMo 2": lambda: Olmo2Model(Olmo2Config(**SIZES, intermediate_size=32, **NO_ENDS)),
+    "BLOOM": lambda: BloomModel(BloomConfig(n_layer=3, hidden_size=16, n_head=2, vocab_size=len(WORDS), **NO_ENDS)),
     "GPT-NeoX": lambda: GPTNeoXModel(GPTNeoXConfig(**SIZES, intermediate_size=32, **NO_ENDS)),
 }
 
