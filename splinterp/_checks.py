@@ -152,6 +152,8 @@ def as_code(
         raise ValueError(
             f"top_acts {tuple(values.shape)} and top_indices {tuple(indices.shape)} must have the {len(x)} rows of x"
         )
-    if len(x) and (indices.min() < 0 or indices.max() >= n_latents):
+    if indices.dtype not in (torch.int64, torch.int32):
+        raise TypeError(f"top_indices has dtype {indices.dtype}: pass whole numbers, e.g. top_indices.long()")
+    if indices.numel() and (indices.min() < 0 or indices.max() >= n_latents):
         raise ValueError(f"top_indices must lie in 0 ... {n_latents - 1}: the statistics have n_latents={n_latents}")
     return values, x

@@ -242,7 +242,7 @@ class SAE(SparseModel):
         return self.activation.top(pre_acts) if self.trains_sparse else self.encoder.acts(self, pre_acts)
 
     def decode_top(self, top: TopActs) -> Float[Tensor, "n d_in"]:
-        """The reconstruction from the sparse form of a code."""
+        """The reconstruction from the sparse form of a code. Raises ValueError for an index of no latent."""
         by_latent = top.by_latent if isinstance(top, GroupedActs) else None
         return decode_sparse(top.top_acts, top.top_indices, self.decoder_rows(), self.b_dec, by_latent)
 

@@ -15,8 +15,9 @@ from torch import nn
 
 from splinterp._typing import Float, Tensor
 from splinterp.activations.topk import RowTop
-from splinterp.sparse_kernels import autocast_dtype, decode_rows, kept_products, kept_scores, sum_by_latent, transpose_code
+from splinterp.sparse_kernels import autocast_dtype, decode_rows, kept_scores, sum_by_latent
 from splinterp.sparse_kernels._select import workspace
+from splinterp.sparse_kernels.products import products_known, transpose_known
 
 
 @torch.no_grad()
@@ -32,7 +33,7 @@ def sparse_gradients(sae: Any, x: Float[Tensor, "n d_in"], moved: Collection[int
     error = decode_rows(acts, top_indices, rows).add_(sae.b_dec).sub_(x)
     loss = error.square().mean()
     error *= 2 / error.numel()
-    d_scores = activation.keep_backward(kept_products(top_indices, rows, error), acts)
+    d_scores = activation.keep_backward(products_known(top_indices, rows, error), acts)
     d_b_enc = error.new_zeros(sae.n_latents).index_add_(0, top_indices.flatten(), d_scores.flatten())
     _set(sae.b_dec, error.sum(0), moved)
     _set(sae.b_enc, d_b_enc, moved)
@@ -40,7 +41,7 @@ def sparse_gradients(sae: Any, x: Float[Tensor, "n d_in"], moved: Collection[int
         with torch.autocast(x.device.type, enabled=False):
             _set(sae.b_pre, -(sae.W_enc @ d_b_enc), moved)
 
-    by_latent = transpose_code(top_indices, sae.n_latents)
+    by_latent = transpose_known(top_indices, sae.n_latents)
     decoder_sum = partial(sum_by_latent, acts, top_indices, error, sae.n_latents, by_latent)
     own: Any = sae.W_dec if sae.decoder == "free" else sae.residual
     d_own = None if own is None or id(own) not in moved else decoder_sum(out=_buffer(own))

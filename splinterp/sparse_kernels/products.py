@@ -70,11 +70,33 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
     return torch.get_autocast_dtype(device.type) if torch.is_autocast_enabled(device.type) else None
 
 
+def check_indices(top_indices: Tensor, n_latents: int) -> None:
+    """Raise ValueError for an index of no latent, which the kernels would read and write beyond their arrays by."""
+    if top_indices.dtype not in (torch.int64, torch.int32):
+        raise ValueError(f"top_indices has dtype {top_indices.dtype}: pass whole numbers, e.g. top_indices.long()")
+    if not top_indices.numel():
+        return
+    low, high = (int(bound) for bound in torch.aminmax(top_indices))
+    if low < 0 or high >= n_latents:
+        raise ValueError(
+            f"top_indices has the index {low if low < 0 else high} but must lie in 0 ... {n_latents - 1}: n_latents={n_latents}"
+        )
+
+
 def transpose_code(top_indices: Int[Tensor, "n k"], n_latents: int) -> Transposed | None:
     """Entries of a code grouped by latent, samples in order; None where nothing takes it (a GPU without Triton).
 
     On the CPU a counting sort, n k + n_latents work.
+
+    Raises:
+        ValueError: an index of no latent, another dtype than int64 or int32.
     """
+    check_indices(top_indices, n_latents)
+    return transpose_known(top_indices, n_latents)
+
+
+def transpose_known(top_indices: Tensor, n_latents: int) -> Transposed | None:
+    """`transpose_code` of indices that were found among n_latents scores."""
     if top_indices.device.type == "cpu":
         return transpose_on_cpu(top_indices, n_latents)
     if not takes_triton(top_indices):
@@ -85,7 +107,9 @@ def transpose_code(top_indices: Int[Tensor, "n k"], n_latents: int) -> Transpose
 def transpose_on_cpu(top_indices: Tensor, n_latents: int) -> Transposed:
     """`transpose_code` of a code on the CPU."""
     n, k = top_indices.shape
-    rows = np.arange(0, n * k + 1, k, dtype=np.int32)
+    if n * k > np.iinfo(np.int32).max:  # positions are 32 bits wide
+        raise ValueError(f"a code of {n} x {k} entries is too large to group at once: pass fewer samples at a time")
+    rows = np.arange(n + 1, dtype=np.int32) * np.int32(k)
     columns = top_indices.numpy().ravel().astype(np.int32)
     by_latent = scipy.sparse.csr_matrix((np.arange(n * k, dtype=np.int32), columns, rows), shape=(n, n_latents)).tocsc()
     return Transposed(*(torch.from_numpy(a) for a in (by_latent.indptr, by_latent.indices, by_latent.data.astype(np.int64))))
@@ -95,6 +119,14 @@ def _transpose_by_sorting(top_indices: Tensor, n_latents: int) -> Transposed:
     found = top_indices.flatten().sort(stable=True)
     starts = torch.searchsorted(found.values, torch.arange(n_latents + 1, device=top_indices.device), out_int32=True)
     return Transposed(starts, (found.indices // top_indices.shape[1]).int(), found.indices)
+
+
+def _check_grouping(by: Transposed | None, top_indices: Tensor, n_latents: int) -> None:
+    if by is not None and (len(by.starts) != n_latents + 1 or by.order.numel() != top_indices.numel()):
+        raise ValueError(
+            f"by_latent groups {by.order.numel()} entries by {len(by.starts) - 1} latents, and the code has {top_indices.numel()} "
+            f"of n_latents={n_latents}: pass transpose_code(top_indices, {n_latents})"
+        )
 
 
 def sum_by_latent(
@@ -109,9 +141,18 @@ def sum_by_latent(
     """Z.T @ x for the code Z of these values and indices; into, or added to, a contiguous `out` where it is given.
 
     `by` is the code's `transpose_code`.
+
+    Raises:
+        ValueError: shapes that do not belong together.
     """
     if out is None:
         out, add = x.new_empty(n_latents, x.shape[1]), False
+    if values.shape != top_indices.shape or len(values) != len(x) or out.shape != (n_latents, x.shape[1]):
+        raise ValueError(
+            f"values {tuple(values.shape)}, top_indices {tuple(top_indices.shape)}, x {tuple(x.shape)} and out {tuple(out.shape)} "
+            f"do not belong together, n_latents={n_latents}"
+        )
+    _check_grouping(by, top_indices, n_latents)
     if by is None:
         total = out if add else out.zero_()
         return total.index_add_(0, top_indices.flatten(), (values[:, :, None] * x[:, None, :]).flatten(0, 1))
@@ -142,7 +183,7 @@ _HAS_MKL = _warm_up()
 
 
 def decode_rows(values: Tensor, top_indices: Tensor, rows: Tensor) -> Tensor:
-    """The weighted sums (n, d) of rows (n_latents, d)."""
+    """The weighted sums (n, d) of rows (n_latents, d). On the CPU an index of no row raises RuntimeError, on a GPU nothing looks."""
     if takes_triton(rows):
         from splinterp.sparse_kernels import _triton
 
@@ -151,7 +192,19 @@ def decode_rows(values: Tensor, top_indices: Tensor, rows: Tensor) -> Tensor:
 
 
 def kept_products(top_indices: Tensor, rows: Tensor, x: Tensor) -> Tensor:
-    """rows[top_indices[r, j]] . x[r] for every kept entry, (n, k)."""
+    """rows[top_indices[r, j]] . x[r] for every kept entry, (n, k).
+
+    Raises:
+        ValueError: an index of no row, another number of samples or another width of x.
+    """
+    check_indices(top_indices, len(rows))
+    if x.shape != (len(top_indices), rows.shape[1]):
+        raise ValueError(f"x has shape {tuple(x.shape)}, not {(len(top_indices), rows.shape[1])}")
+    return products_known(top_indices, rows, x)
+
+
+def products_known(top_indices: Tensor, rows: Tensor, x: Tensor) -> Tensor:
+    """`kept_products` of indices that were found among as many scores."""
     if takes_triton(x):
         from splinterp.sparse_kernels import _triton
 
@@ -203,7 +256,7 @@ class _Decode(torch.autograd.Function):
     @staticmethod
     def backward(ctx: Any, grad: Tensor) -> tuple[Tensor | None, ...]:
         top_acts, top_indices, W_dec = ctx.saved_tensors
-        d_acts = kept_products(top_indices, W_dec, grad) if ctx.needs_input_grad[0] else None
+        d_acts = products_known(top_indices, W_dec, grad) if ctx.needs_input_grad[0] else None
         d_W = sum_by_latent(top_acts, top_indices, grad, len(W_dec), ctx.by) if ctx.needs_input_grad[2] else None
         return d_acts, None, d_W, None
 
@@ -232,7 +285,8 @@ def kept_scores(
     if lower is not None and lower != x.dtype:
         with torch.no_grad():
             top_indices = select(torch.addmm(b_enc.to(lower), x.to(lower), W_enc.to(lower)))
-            values = kept_products(top_indices, W_enc.T, x).add_(b_enc[top_indices])
+            bias = b_enc.gather(0, top_indices.flatten()).view_as(top_indices)  # raises for an index of no latent
+            values = products_known(top_indices, W_enc.T, x).add_(bias)
         return _differentiable(x, W_enc, b_enc, values, top_indices)
     n, n_latents = len(x), W_enc.shape[1]
     with torch.no_grad():
@@ -251,7 +305,7 @@ def kept_scores(
 def _differentiable(x: Tensor, W_enc: Tensor, b_enc: Tensor, values: Tensor, top_indices: Tensor) -> KeptScores:
     if not torch.is_grad_enabled():
         return KeptScores(values, top_indices, None)
-    by_latent = transpose_code(top_indices, W_enc.shape[1])
+    by_latent = transpose_known(top_indices, W_enc.shape[1])
     return KeptScores(_Scores.apply(x, W_enc, b_enc, values, top_indices, by_latent), top_indices, by_latent)
 
 
@@ -266,9 +320,15 @@ def decode_sparse(
 
     `by_latent` is the code's `transpose_code`, computed where it is None and needed.
 
+    Raises:
+        ValueError: an index of no latent, a grouping of another code.
+
     >>> decode_sparse(torch.tensor([[2.0]]), torch.tensor([[1]]), torch.eye(3), torch.zeros(3))
     tensor([[0., 2., 0.]])
     """
-    if by_latent is None and torch.is_grad_enabled():
-        by_latent = transpose_code(top_indices, len(W_dec))
+    if by_latent is None:
+        check_indices(top_indices, len(W_dec))
+        if torch.is_grad_enabled():
+            by_latent = transpose_known(top_indices, len(W_dec))
+    _check_grouping(by_latent, top_indices, len(W_dec))
     return _Decode.apply(top_acts, top_indices, W_dec, by_latent) + b_dec

@@ -23,6 +23,7 @@ from splinterp.training.bias_block import quantile_bias, rms_norm, without_gradi
 from splinterp.training.firing import FiringCounter
 from splinterp.training.pam import PAMSGD
 from splinterp.training.sgd import SGD
+from splinterp.training.train_state import copy_whole
 
 RULES = ("step", "quantile")
 
@@ -75,8 +76,8 @@ class BiasState:
         """Continue from `state_dict()`."""
         self.base.load_state_dict(saved["base"])
         self.counter.n_samples = saved["counter"]["n_samples"]
-        self.counter.fired.copy_(saved["counter"]["fired"])
-        self.counter.largest.copy_(saved["counter"]["largest"])
+        copy_whole(self.counter.fired, saved["counter"]["fired"], "counts of firing")
+        copy_whole(self.counter.largest, saved["counter"]["largest"], "largest codes")
         self.scale = saved["scale"]
         self.frequency = None if saved["frequency"] is None else saved["frequency"].to(self.targets.device)
 

@@ -6,7 +6,10 @@ import copy
 import hashlib
 import math
 import re
+import struct
 import time
+import zipfile
+import zlib
 from collections.abc import Callable, Iterator
 from contextlib import nullcontext
 from itertools import zip_longest
@@ -18,6 +21,7 @@ from tqdm.auto import tqdm
 
 from splinterp._atomic import replace_file
 from splinterp._checks import as_samples, at_least, check_finite, warn_outliers
+from splinterp._files import FLOATS, reading, require_file
 from splinterp._random import as_generator
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.data.store import ActivationStore
@@ -154,7 +158,7 @@ def fit(
         train_eval_samples: `train_fvu` is over the first so many training samples.
         keep_best: end with the parameters of the logged row of lowest `val_fvu`; needs x_val.
         callback: called with each row, for a logger.
-        checkpoint: file to write (to a temporary name, then renamed) every `checkpoint_every` epochs and at the end.
+        checkpoint: file to write every `checkpoint_every` epochs and at the end (whole, or not at all; through a link to its target).
         resume: continue from `checkpoint` if it exists; the result equals that of an undisturbed run, bit for bit. A finished run
             can be extended: with more epochs or steps it goes on, under the schedule of the new length. Without a generator the
             data order goes on as the checkpoint has it.
@@ -165,7 +169,7 @@ def fit(
             latents the one that decides which are kept). Parameters, losses, decoder solves and evaluation keep the SAE's dtype.
 
     Raises:
-        TypeError, ValueError: data, options, method or module that do not fit, a checkpoint of another run.
+        TypeError, ValueError: data, options, method or module that do not fit, a checkpoint that is damaged or of another run.
         DivergenceError: non-finite loss or reconstruction error.
         WorkerLostError: another process is gone.
 
@@ -405,12 +409,15 @@ class _Run:
             "step": self.step, "seconds": self.seconds, "history": self.history, "best": self.best,
             "generator": self.generator.get_state(),
         }  # fmt: skip
-        replace_file(path, lambda temporary: torch.save(content, temporary))
+        replace_file(path, lambda temporary: _save_summed(content, temporary))
 
     def load(self, path: Path, per_epoch: int) -> None:
-        saved = torch.load(path, map_location="cpu", weights_only=True)
+        saved = read_checkpoint(path)
         if saved["plan"] != self.plan:
-            ours, theirs = next((a, b) for a, b in zip_longest(self.plan, saved["plan"]) if a != b)
+            ours, theirs = next(
+                ((a, b) for a, b in zip_longest(self.plan, saved["plan"]) if a != b),
+                (type(self.plan).__name__, type(saved["plan"]).__name__),
+            )
             if ours == self.plan[ORDER]:
                 raise ValueError(
                     f"{path} belongs to a run with another order of the data: pass the seed it began with, or a generator that is "
@@ -425,9 +432,62 @@ class _Run:
             )
         if self.total < saved["step"]:
             raise ValueError(f"{path} has trained {saved['step']} steps already, more than the {self.total} asked for")
-        self.sae.load_state_dict(saved["sae"])
-        self.state.load_state_dict({**saved["state"], "total_steps": self.total} if extended else saved["state"])
-        self.generator.set_state(saved["generator"])
+        with reading(path):
+            if saved["best"] is not None:
+                _check_like(self.sae.state_dict(), saved["best"], "best parameters")
+            _check_like(self.sae.state_dict(), saved["sae"], "parameters")
+            self.sae.load_state_dict(saved["sae"])
+            self.state.load_state_dict({**saved["state"], "total_steps": self.total} if extended else saved["state"])
+            self.generator.set_state(saved["generator"])
         self.epoch, self.step, self.seconds, self.history, self.best = (
             saved[k] for k in ("epoch", "step", "seconds", "history", "best")
         )
+
+
+SAVED = {
+    "plan": list, "total": int, "sae": dict, "state": dict, "epoch": int, "step": int, "seconds": float, "history": list,
+    "best": (dict, type(None)), "generator": torch.Tensor,
+}  # fmt: skip
+"""What a checkpoint holds."""
+
+
+def _save_summed(content: dict[str, Any], path: Path) -> None:
+    """`torch.save` with the checksums that `read_checkpoint` compares, whatever torch is set to."""
+    before = torch.serialization.get_crc32_options()
+    torch.serialization.set_crc32_options(True)
+    try:
+        torch.save(content, path)
+    finally:
+        torch.serialization.set_crc32_options(before)
+
+
+def read_checkpoint(path: Path) -> dict[str, Any]:
+    """What `fit` wrote. Raises FileNotFoundError, and ValueError for a damaged file or another one."""
+    with reading(path):
+        try:
+            with zipfile.ZipFile(require_file(path)) as archive:
+                broken = archive.testzip()  # torch does not look at the checksums that it writes
+        except (zipfile.BadZipFile, NotImplementedError, RuntimeError, zlib.error, EOFError, struct.error) as error:
+            raise ValueError(f"{path} is no checkpoint, or is damaged ({error}): remove it to start anew") from error
+        if broken is not None:
+            raise ValueError(f"{path} is damaged (its part {broken}): remove it to start anew")
+        saved = torch.load(path, map_location="cpu", weights_only=True)
+        if not isinstance(saved, dict) or not set(SAVED) <= set(saved):
+            raise ValueError(f"{path} is no checkpoint of fit: it lacks {', '.join(sorted(set(SAVED) - set(saved)))}")
+        for name, kind in SAVED.items():
+            if not isinstance(saved[name], kind) or isinstance(saved[name], bool):
+                raise ValueError(f"{path} is no checkpoint of fit: its {name} is a {type(saved[name]).__name__}")
+    return saved
+
+
+def _check_like(ours: dict[str, Any], theirs: dict[str, Any], what: str) -> None:
+    """Raise ValueError unless the saved tensors have the names and shapes of ours, and are real numbers where ours are."""
+    if list(ours) != list(theirs):
+        raise ValueError(f"its {what} are {list(theirs)}, not {list(ours)}")
+    for name, value in ours.items():
+        if not isinstance(value, torch.Tensor):
+            continue
+        found = theirs[name]
+        known = FLOATS.values() if value.is_floating_point() else (value.dtype,)
+        if not isinstance(found, torch.Tensor) or found.shape != value.shape or found.dtype not in known:
+            raise ValueError(f"{name} of its {what} does not fit: {value.dtype} {tuple(value.shape)} is expected")

@@ -9,7 +9,7 @@ from typing import Any
 from splinterp._typing import Tensor
 from splinterp.data.store import ActivationStore
 from splinterp.decoder import DecoderStats
-from splinterp.training.train_state import TrainState
+from splinterp.training.train_state import TrainState, copy_whole
 
 SUMS = ("mean_acts", "mean_x", "gram", "cross", "total")
 SAVED = ("ridge", "residual", "anchor", "since_solve", "in_epoch", "held")
@@ -53,13 +53,20 @@ class PAMState(TrainState):
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         super().load_state_dict(saved)
+        if saved["anchor"] is not None:
+            shapes = [p.shape for p in self.model.encoder_parameters()]
+            if [part.shape for part in saved["anchor"]] != shapes:
+                raise ValueError(f"the saved anchor has shapes other than the encoder's {[tuple(shape) for shape in shapes]}")
         for name in SAVED:
             setattr(self, name, saved[name])
         if self.stats is None:
             return
         self.stats.n_samples, self.stats.n_distinct = saved["n_samples"], saved["n_distinct"]
         for name in SUMS:
-            getattr(self.stats, name).copy_(saved["sums"][name])
+            copy_whole(getattr(self.stats, name), saved["sums"][name], name)
         for name, total in saved["totals"].items():
-            self.totals[name].copy_(total)
+            copy_whole(self.totals[name], total, f"total of {name}")
+        for part in saved["window"]:
+            if part.ndim != 2 or part.shape[1] != self.stats.d_in:
+                raise ValueError(f"a saved batch has shape {tuple(part.shape)}, not (n, {self.stats.d_in})")
         self.window = list(saved["window"])

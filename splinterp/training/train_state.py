@@ -14,9 +14,52 @@ from splinterp.data.store import ActivationStore
 from splinterp.losses.terms import State
 from splinterp.protocol import Code, SparseModel
 from splinterp.training.distributed import ProcessGroup
-from splinterp.training.optimizers import training_mode
+from splinterp.training.optimizers import OPTIMIZERS, training_mode
 
 GPU_CHECK_EVERY = 50
+
+
+ENTRYWISE = (*OPTIMIZERS.values(), torch.optim.Adagrad, torch.optim.RMSprop)
+"""Optimizers that keep, of each parameter, tensors of its own shape and a count of steps."""
+
+MOMENTS = ("exp_avg", "exp_avg_sq", "max_exp_avg_sq", "momentum_buffer")
+
+
+def copy_whole(ours: Tensor, theirs: Any, name: str) -> None:
+    """Copy what was saved into a tensor. Raises ValueError for another shape, which `copy_` might spread over it instead."""
+    if (
+        not isinstance(theirs, torch.Tensor)
+        or theirs.shape != ours.shape
+        or theirs.is_floating_point() != ours.is_floating_point()
+    ):
+        found = f"{theirs.dtype} {tuple(theirs.shape)}" if isinstance(theirs, torch.Tensor) else type(theirs).__name__
+        raise ValueError(f"the saved {name} is {found}, not {ours.dtype} {tuple(ours.shape)}")
+    ours.copy_(theirs)
+
+
+def check_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
+    """Raise ValueError unless what an optimizer kept of each parameter fits it: fused kernels write by the parameter's size."""
+    groups, theirs = optimizer.param_groups, saved["param_groups"]
+    if [len(group["params"]) for group in groups] != [len(group["params"]) for group in theirs]:
+        raise ValueError("the saved optimizer has other groups of parameters")
+    if not isinstance(optimizer, ENTRYWISE):
+        return
+    known = type(optimizer) in ENTRYWISE  # a subclass may keep more
+    places = [i for group in theirs for i in group["params"]]
+    parameters = [p for group in groups for p in group["params"]]
+    if len(set(places)) != len(places) or set(saved["state"]) - set(places):
+        raise ValueError("the saved optimizer names parameters that it does not have")
+    for i, parameter in zip(places, parameters, strict=True):
+        kept = saved["state"].get(i, {})
+        for name, value in kept.items():
+            if value is None or not (known or name in MOMENTS):  # SGD without momentum keeps None
+                continue
+            shape = () if name == "step" else tuple(parameter.shape)
+            if not isinstance(value, torch.Tensor) or tuple(value.shape) != shape or not value.is_floating_point():
+                found = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
+                raise ValueError(f"the saved optimizer's {name} of parameter {i} is {found}, not floating point {shape}")
+        if "exp_avg" in kept and not {"step", "exp_avg_sq"} <= set(kept):
+            raise ValueError(f"the saved optimizer's state of parameter {i} has {sorted(kept)} alone")
 
 
 class DivergenceError(RuntimeError):
@@ -54,7 +97,7 @@ class Silence:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Continue from `state_dict()`."""
-        self.samples.copy_(saved["samples"])
+        copy_whole(self.samples, saved["samples"], "samples of silence")
         self.generator.set_state(saved["generator"].cpu())
         self.done, self.revived = saved["done"], saved["revived"]
 
@@ -124,12 +167,13 @@ class TrainState:
         return saved if self.silence is None else {**saved, "silence": self.silence.state_dict()}
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Continue from `state_dict()`."""
+        """Continue from `state_dict()`. Raises ValueError for a tensor of another shape than its parameter's."""
+        check_moments(self.optimizer, saved["optimizer"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step, self.total_steps = saved["step"], saved["total_steps"]
         for ours, theirs in zip(self.terms, saved.get("terms", []), strict=False):
             for name, value in theirs.items():
-                ours[name].copy_(value)
+                copy_whole(ours[name], value, f"{name} of a loss term")
         self.last_rates = [group["lr"] for group in self.optimizer.param_groups]
         if self.scheduler is not None:
             self.scheduler.load_state_dict(saved["scheduler"])

@@ -7,6 +7,8 @@ from hypothesis import strategies as st
 
 from splinterp import SAE, SGD, AbsTopK, ReLU, TopActs, TopK
 from splinterp.activations._gradients import sparse_gradients
+from splinterp.decoder import DecoderStats
+from splinterp.decoder.matrix_free import MatrixFreeStats
 from splinterp.sparse_kernels import decode_sparse, kept_scores, products, select_largest, sum_by_latent, transpose_code
 
 SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 9), st.integers(1, 15), st.integers(1, 15)).map(
@@ -153,6 +155,43 @@ def test_sparse_training_is_for_few_latents():
     assert not SAE(4, 64, TopK(9)).trains_sparse
     assert not SAE(4, 64, ReLU()).trains_sparse
     assert not SAE(4, 64, TopK(8), dtype=torch.bfloat16).trains_sparse
+
+
+@pytest.mark.parametrize("wrong", [40, -1, 2**40])
+@pytest.mark.parametrize("gradients", [True, False])
+def test_an_index_of_no_latent_is_named_before_a_kernel_sees_it(wrong, gradients):
+    sae = SAE(8, 40, TopK(2), generator=torch.Generator().manual_seed(1))
+    indices = torch.tensor([[0, 39], [3, wrong]])
+    code = TopActs(torch.ones(2, 2), indices)
+    calls = (
+        lambda: sae.decode_top(code), lambda: sae.decode(code), lambda: transpose_code(indices, 40),
+        lambda: decode_sparse(torch.ones(2, 2), indices, sae.W_dec, sae.b_dec),
+        lambda: products.kept_products(indices, sae.W_dec, torch.ones(2, 8)),
+    )  # fmt: skip
+    with torch.set_grad_enabled(gradients):
+        for call in calls:
+            with pytest.raises(ValueError, match=rf"the index {wrong} but must lie in 0 ... 39"):
+                call()
+    for stats in (DecoderStats(40, 8), MatrixFreeStats(40, 8)):
+        with pytest.raises(ValueError, match="must lie in 0 ... 39"):
+            stats.update(code, torch.ones(2, 8))
+
+
+def test_codes_and_groupings_that_do_not_belong_together_are_named():
+    values, indices = torch.ones(2, 2), torch.tensor([[0, 1], [1, 2]])
+    W_dec, b_dec = torch.ones(4, 3), torch.zeros(3)
+    with pytest.raises(ValueError, match=r"transpose_code\(top_indices, 4\)"):
+        decode_sparse(values, indices, W_dec, b_dec, transpose_code(indices, 5))
+    with pytest.raises(ValueError, match="groups 2 entries"):
+        sum_by_latent(values, indices, torch.ones(2, 3), 4, transpose_code(indices[:1], 4))
+    with pytest.raises(ValueError, match=r"torch.float32: pass whole numbers"):
+        transpose_code(values, 4)
+    with pytest.raises(TypeError, match=r"torch.float32: pass whole numbers"):
+        DecoderStats(4, 3).update(TopActs(values, values), torch.ones(2, 3))
+    with pytest.raises(ValueError, match="too large to group"):
+        transpose_code(torch.zeros(1, 1, dtype=torch.int64).expand(2**16, 2**15), 4)
+    assert decode_sparse(values, indices.int(), W_dec, b_dec).shape == (2, 3)
+    assert decode_sparse(values[:0], indices[:0], W_dec, b_dec).shape == (0, 3)
 
 
 def test_sparse_reconstruction_equals_the_dense_one():

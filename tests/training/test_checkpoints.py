@@ -1,0 +1,168 @@
+"""Checkpoints that cannot be right are refused by name, before anything computes with them."""
+
+from __future__ import annotations
+
+import os
+import stat
+from dataclasses import dataclass
+
+import pytest
+import torch
+
+from splinterp import PAMSGD, SAE, SGD, TopK, fit
+from splinterp.training import Refresh, Resampling
+from tests.helpers import make_sae, samples
+
+
+@dataclass(frozen=True)
+class Made:
+    """A torch optimizer with an option."""
+
+    kind: str
+    option: str
+    value: float
+
+    def __call__(self, groups):
+        return getattr(torch.optim, self.kind)(groups, lr=0.01, **{self.option: self.value})
+
+
+METHODS = {
+    "adam": SGD(lr=0.01),
+    "momentum": SGD(lr=0.01, optimizer=Made("SGD", "momentum", 0.9)),
+    "amsgrad": SGD(lr=0.01, optimizer=Made("Adam", "amsgrad", True)),
+}
+
+
+def run(path, method=METHODS["adam"], epochs=2, resume=False):
+    sae = SAE(8, 40, TopK(2), generator=0)
+    fit(sae, samples(), method, epochs=epochs, checkpoint=path, resume=resume, generator=0)
+    return sae
+
+
+def change(path, edit):
+    saved = torch.load(path, weights_only=True)
+    edit(saved)
+    torch.save(saved, path)
+
+
+def moments(saved):
+    return saved["state"]["optimizer"]["state"]
+
+
+def replaced(i, name, value):
+    return lambda saved: moments(saved)[i].update({name: value})
+
+
+@pytest.mark.parametrize(
+    ("edit", "message"),
+    [
+        (replaced(0, "exp_avg", torch.zeros(3)), "exp_avg of parameter 0"),
+        (replaced(0, "exp_avg_sq", torch.zeros(4_000, 4_000)), "exp_avg_sq of parameter 0"),
+        (replaced(1, "exp_avg", torch.zeros(())), "exp_avg of parameter 1"),
+        (replaced(1, "step", torch.zeros(2)), "step of parameter 1"),
+        (replaced(1, "exp_avg_sq", 0.5), "exp_avg_sq of parameter 1 is 0.5"),
+        (replaced(1, "exp_avg_sq", torch.zeros(40, dtype=torch.int8)), "torch.int8"),
+        (lambda saved: moments(saved)[0].pop("exp_avg_sq"), "parameter 0 has"),
+        (lambda saved: moments(saved).update({99: {}}), "names parameters"),
+        (lambda saved: saved["state"]["optimizer"]["param_groups"].pop(), "other groups"),
+        (lambda saved: saved["state"].pop("optimizer"), "no entry 'optimizer'"),
+        (lambda saved: saved["sae"].update(b_enc=torch.zeros(1)), "b_enc of its parameters"),
+        (lambda saved: saved["sae"].update(b_enc=torch.zeros(40, dtype=torch.complex64)), "b_enc of its parameters"),
+        (lambda saved: saved["sae"].pop("b_enc"), "its parameters are"),
+        (lambda saved: saved.update(best={}), "its best parameters are"),
+        (lambda saved: saved.update(generator=torch.zeros(7, dtype=torch.uint8)), "cannot be read"),
+        (lambda saved: saved.update(step="4"), "its step is a str"),
+        (lambda saved: saved.update(plan=saved["plan"][:2]), "another run"),
+        (lambda saved: saved.pop("plan"), "it lacks plan"),
+    ],
+)
+def test_what_cannot_be_right_is_named_with_the_file(tmp_path, edit, message):
+    path = tmp_path / "run.ckpt"
+    run(path)
+    change(path, edit)
+    with pytest.raises(ValueError, match=message) as found:
+        run(path, epochs=2, resume=True)
+    assert str(path) in str(found.value)
+
+
+@pytest.mark.parametrize("method", METHODS)
+def test_every_moment_of_torchs_optimizers_is_looked_at(tmp_path, method):
+    path = tmp_path / "run.ckpt"
+    run(path, METHODS[method])
+    names = [name for name in moments(torch.load(path, weights_only=True))[0] if name != "step"]
+    for name in names:
+        run(path, METHODS[method])
+        change(path, replaced(0, name, torch.zeros(5)))
+        with pytest.raises(ValueError, match=f"{name} of parameter 0 is torch.float32 "):
+            run(path, METHODS[method], resume=True)
+
+
+@pytest.mark.parametrize(
+    ("method", "edit", "message"),
+    [
+        (PAMSGD(when=Refresh()), lambda state: state["sums"].update(mean_acts=torch.zeros(1)), "mean_acts is"),
+        (PAMSGD(when=Refresh()), lambda state: state.update(window=[torch.zeros(3, 9)]), r"\(3, 9\)"),
+        (PAMSGD(prox_enc=0.1), lambda state: state.update(anchor=[torch.zeros(1), torch.zeros(1)]), "saved anchor"),
+        (
+            SGD(resample=Resampling(every=1, dead_after=50)),
+            lambda state: state["silence"].update(samples=torch.zeros(1)),
+            "samples of silence",
+        ),
+    ],
+)
+def test_what_methods_keep_is_not_spread_over_another_shape(tmp_path, method, edit, message):
+    path = tmp_path / "run.ckpt"
+    run(path, method)
+    change(path, lambda saved: edit(saved["state"]))
+    with pytest.raises(ValueError, match=message):
+        run(path, method, resume=True)
+
+
+def test_every_flipped_bit_of_the_tensors_is_found(tmp_path):
+    path = tmp_path / "run.ckpt"
+    run(path)
+    whole = path.read_bytes()
+    weights = torch.load(path, weights_only=True)["sae"]["W_dec"].numpy().tobytes()
+    at = whole.index(weights) + len(weights) // 2
+    path.write_bytes(whole[:at] + bytes([whole[at] ^ 1]) + whole[at + 1 :])
+    with pytest.raises(ValueError, match="is damaged.*remove it to start anew"):
+        run(path, resume=True)
+
+
+def test_other_content_is_named_and_nobody_is_told_to_load_it_unsafely(tmp_path):
+    path = tmp_path / "run.ckpt"
+    for content in (b"", b"not a checkpoint", b"PK\x03\x04"):
+        path.write_bytes(content)
+        with pytest.raises(ValueError, match=r"run\.ckpt is no checkpoint"):
+            run(path, resume=True)
+    for content in (torch.nn.Linear(2, 2), make_sae(), [1, 2], {"plan": 3}):
+        torch.save(content, path)
+        with pytest.raises(ValueError, match="run.ckpt") as found:
+            run(path, resume=True)
+        assert "weights_only" not in str(found.value)
+    path.unlink()
+    path.mkdir()
+    with pytest.raises(ValueError, match="run.ckpt is a folder"):
+        run(path, resume=True)
+    path.rmdir()
+    os.mkfifo(path)
+    with pytest.raises(ValueError, match="no regular file"):
+        run(path, resume=True)
+
+
+def test_a_link_is_written_through_and_modes_are_kept(tmp_path):
+    target, link = tmp_path / "elsewhere" / "run.ckpt", tmp_path / "run.ckpt"
+    link.symlink_to(target)
+    before = os.umask(0o077)
+    try:
+        run(link)
+    finally:
+        os.umask(before)
+    assert link.is_symlink()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o600
+    target.chmod(0o640)
+    run(link, epochs=3)
+    assert link.is_symlink()
+    assert stat.S_IMODE(target.stat().st_mode) == 0o640
+    assert sorted(p.name for p in target.parent.iterdir()) == ["run.ckpt"]
+    assert torch.load(target, weights_only=True)["epoch"] == 3
