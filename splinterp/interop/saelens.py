@@ -13,8 +13,9 @@ from typing import Any
 import torch
 from safetensors.torch import load_file, save_file
 
-from splinterp._atomic import replace_file
+from splinterp._atomic import current, locked, replace_files
 from splinterp._checks import one_of
+from splinterp._files import check_header, check_numbers, is_positive_integer, read_object, reading, tensor_header
 from splinterp._typing import Tensor
 from splinterp.activations import AbsTopK, Activation, BatchTopK, JumpReLU, ReLU, TopK
 from splinterp.data.standardizer import Standardizer
@@ -22,6 +23,7 @@ from splinterp.sae import SAE
 
 VERSION = "6.54.0"
 """Of sae-lens, whose format this is; without a version of at least 6.0.0 its loader converts from an older one."""
+WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
 ARCHITECTURES = ("standard", "topk", "abstopk", "jumprelu")
 
 
@@ -67,8 +69,13 @@ def save_saelens(
             "prepend_bos": prepend_bos,
         },
     }  # fmt: skip
-    replace_file(folder / "sae_weights.safetensors", lambda path: save_file(tensors, path))
-    replace_file(folder / "cfg.json", lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
+    replace_files(
+        folder,
+        {
+            WEIGHTS: lambda path: save_file(tensors, path),
+            CONFIG: lambda path: path.write_text(json.dumps(config, indent=1) + "\n"),
+        },
+    )
     return folder
 
 
@@ -109,33 +116,53 @@ def _folded(sae: SAE, standardizer: Standardizer | None) -> dict[str, Tensor]:
 def load_saelens(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
     """Read a SAELens folder as (SAE with a free decoder, in evaluation mode; its cfg.json).
 
-    `rescale_acts_by_decoder_norm` is folded into the weights; its codes are then those that SAELens selects by.
+    `rescale_acts_by_decoder_norm` is folded into the weights; its codes are then those that SAELens selects by (a latent whose row
+    of W_dec is 0 never has one). Folders of versions before 6 are read where they hold the same map: `activation_fn_str` "topk" is a
+    TopK, and without `architecture` it is "standard".
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: an architecture that is not of the form above (gated, transcoders), input normalisation, tensors that do not fit.
+        ValueError: an architecture or activation that is not of the form above (gated, transcoders, tanh-relu), input normalisation,
+            an option of the wrong type, tensors that do not fit or hold NaN; the message names the file and the field.
     """
     folder = Path(folder)
-    config = json.loads((folder / "cfg.json").read_text())
-    one_of("architecture", config.get("architecture"), ARCHITECTURES)
-    if config.get("normalize_activations") not in (None, "none"):
-        raise ValueError(f"normalize_activations={config['normalize_activations']!r} acts on each sample: it cannot be loaded")
-    tensors = load_file(folder / "sae_weights.safetensors")
-    expected = {"W_enc", "b_enc", "W_dec", "b_dec"} | ({"threshold"} if config["architecture"] == "jumprelu" else set())
-    if set(tensors) != expected:
-        raise ValueError(f"{folder} has the tensors {sorted(tensors)}, not {sorted(expected)}")
-    d_in, d_sae = config["d_in"], config["d_sae"]
-    shapes = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,), "threshold": (d_sae,)}
-    for name, value in tensors.items():
-        if value.shape != shapes[name]:
-            raise ValueError(f"{name} in {folder} has shape {tuple(value.shape)}, cfg.json says {shapes[name]}")
-    centred = bool(config.get("apply_b_dec_to_input"))
-    sae = SAE(d_in, d_sae, _activation(config), b_pre=centred, dtype=tensors["W_enc"].dtype, generator=0)
-    norms = tensors["W_dec"].norm(dim=1) if config.get("rescale_acts_by_decoder_norm") else torch.ones(d_sae)
+    with locked(folder):
+        return _load(current(folder, CONFIG), current(folder, WEIGHTS))
+
+
+def _load(path: Path, weights: Path) -> tuple[SAE, dict[str, Any]]:
+    config = read_object(path)
+    with reading(path):
+        architecture = config.get("architecture", "standard")
+        one_of("architecture", architecture, ARCHITECTURES)
+        if config.get("normalize_activations") not in (None, False, "none"):
+            raise ValueError(
+                f"normalize_activations={config['normalize_activations']!r} acts on each sample: it cannot be loaded"
+            )
+        d_in, d_sae = (_whole(config, name) for name in ("d_in", "d_sae"))
+        centred = _flag(config, "apply_b_dec_to_input", default=True)
+        activation = _activation(config, architecture)
+        kept = isinstance(activation, TopK | AbsTopK)
+        rescaled = _flag(config, "rescale_acts_by_decoder_norm", default=False) and kept  # others know no such option
+    shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
+    if architecture == "jumprelu":
+        shapes["threshold"] = (d_sae,)
+    if "scaling_factor" in tensor_header(weights):  # of versions before 6, which wrote it whether it was used or not
+        shapes["scaling_factor"] = (d_sae,)
+    check_header(weights, shapes, CONFIG)
+    with reading(weights):
+        tensors = load_file(weights)
+        for name, value in tensors.items():
+            check_numbers(weights, name, value, infinite=name in ("b_enc", "threshold"))  # those may silence a latent
+        if not bool((tensors.pop("scaling_factor", torch.ones(1)) == 1).all()):
+            raise ValueError(f"{weights} has a scaling_factor other than 1, which multiplies codes: it cannot be loaded")
+    with reading(path):
+        sae = SAE(d_in, d_sae, activation, b_pre=centred, dtype=tensors["W_enc"].dtype, generator=0)
+    norms = tensors["W_dec"].norm(dim=1) if rescaled else torch.ones(d_sae)
     with torch.no_grad():
         for name, value in {
-            "W_enc": tensors["W_enc"] * norms, "b_enc": tensors["b_enc"] * norms, "W_dec": tensors["W_dec"] / norms[:, None],
-            "b_dec": tensors["b_dec"],
+            "W_enc": tensors["W_enc"] * norms, "b_enc": tensors["b_enc"] * norms,
+            "W_dec": tensors["W_dec"] / torch.where(norms > 0, norms, 1)[:, None], "b_dec": tensors["b_dec"],
         }.items():  # fmt: skip
             getattr(sae, name).copy_(value)
         if sae.b_pre is not None:
@@ -146,11 +173,50 @@ def load_saelens(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
     return sae.eval(), config
 
 
-def _activation(config: dict[str, Any]) -> Activation:
-    name = config["architecture"]
-    if name in ("topk", "abstopk"):
-        return TopK(int(config["k"])) if name == "topk" else AbsTopK(int(config["k"]))
-    return ReLU() if name == "standard" else JumpReLU()
+def _flag(config: dict[str, Any], name: str, default: bool) -> bool:
+    value = config.get(name, default)
+    if not isinstance(value, bool):
+        raise ValueError(f"{name}={value!r} must be true or false")
+    return value
+
+
+def _whole(config: dict[str, Any], name: str) -> int:
+    value = config.get(name)
+    if not is_positive_integer(value):
+        raise ValueError(f"{name}={value!r} must be a whole number of at least 1")
+    assert value is not None
+    return int(value)
+
+
+def _activation(config: dict[str, Any], architecture: str) -> Activation:
+    older = config.get("activation_fn_str", config.get("activation_fn"))  # of versions before 6
+    known = ("relu", "topk") if architecture != "jumprelu" else ("relu",)
+    if older is not None and older not in known:
+        raise ValueError(
+            f"activation_fn_str={older!r} with architecture={architecture!r} cannot be loaded; known: {', '.join(map(repr, known))}"
+        )
+    if architecture == "jumprelu":
+        return JumpReLU()
+    if architecture == "standard" and older != "topk":
+        return ReLU()
+    k = _k(config)
+    return AbsTopK(k) if architecture == "abstopk" else TopK(k)
+
+
+def _k(config: dict[str, Any]) -> int:
+    options = config.get("activation_fn_kwargs")
+    if options is not None and not isinstance(options, dict):
+        raise ValueError(f"activation_fn_kwargs={options!r} must be an object")
+    found = {name: part["k"] for name, part in (("k", config), ("activation_fn_kwargs.k", options or {})) if "k" in part}
+    if not found:
+        raise ValueError("neither k nor activation_fn_kwargs.k says how many latents are kept")
+    for name, k in found.items():
+        _whole({name: k}, name)
+    if len(set(found.values())) > 1:
+        raise ValueError(
+            f"k={found['k']!r} and activation_fn_kwargs.k={found['activation_fn_kwargs.k']!r} differ: which one holds?"
+        )
+    return int(next(iter(found.values())))
 
 
 @torch.no_grad()

@@ -128,6 +128,111 @@ def test_what_cannot_be_written_or_read_is_named(tmp_path):
             load_saelens(tmp_path)
 
 
+def folder_of_others(folder, change, tensors=None, drop=()):
+    """A folder as other programs write it; returns its four tensors."""
+    g = rng(4)
+    t = {"W_enc": torch.randn(6, 10, generator=g), "b_enc": torch.randn(10, generator=g), "W_dec": 3 * torch.randn(10, 6, generator=g),
+         "b_dec": torch.randn(6, generator=g)}  # fmt: skip
+    config = {
+        "architecture": "standard", "d_in": 6, "d_sae": 10, "dtype": "float32", "apply_b_dec_to_input": False,
+        "normalize_activations": "none", **change,
+    }  # fmt: skip
+    t.update(tensors or {})
+    save_file(t, folder / "sae_weights.safetensors")
+    (folder / "cfg.json").write_text(json.dumps({name: value for name, value in config.items() if name not in drop}))
+    return t
+
+
+def expected_x_hat(t, x, k=None, centred=False):
+    pre = (x - t["b_dec"] * centred) @ t["W_enc"] + t["b_enc"]
+    if k is not None:
+        top = pre.topk(k, dim=1)
+        pre = torch.zeros_like(pre).scatter(1, top.indices, top.values)
+    return pre.relu() @ t["W_dec"] + t["b_dec"]
+
+
+@pytest.mark.parametrize(
+    ("change", "drop", "k", "centred"),
+    [
+        ({"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3}}, (), 3, False),
+        ({"activation_fn_str": "topk", "activation_fn_kwargs": {"k": 3}}, ("architecture",), 3, False),
+        ({"architecture": "topk", "activation_fn_str": "topk", "activation_fn_kwargs": {"k": 2}}, (), 2, False),
+        ({"architecture": "topk", "activation_fn_kwargs": {"k": 2}, "k": 2}, (), 2, False),
+        ({"architecture": "topk", "k": 4.0}, (), 4, False),
+        ({"activation_fn_str": "relu", "activation_fn_kwargs": {}}, (), None, False),
+        ({"normalize_activations": False}, ("architecture",), None, False),
+        ({}, ("apply_b_dec_to_input",), None, True),
+        ({"apply_b_dec_to_input": True}, (), None, True),
+        ({"rescale_acts_by_decoder_norm": True}, (), None, False),  # an option of topk alone
+    ],
+)
+def test_older_folders_are_the_map_that_they_were(tmp_path, change, drop, k, centred):
+    t, x = folder_of_others(tmp_path, change, drop=drop), torch.randn(40, 6, generator=rng(5))
+    sae, _ = load_saelens(tmp_path)
+    with torch.no_grad():
+        torch.testing.assert_close(sae(x).x_hat, expected_x_hat(t, x, k, centred), rtol=1e-4, atol=1e-4)
+
+
+def test_a_scaling_factor_of_ones_is_read_and_another_one_named(tmp_path):
+    t, x = folder_of_others(tmp_path, {}, {"scaling_factor": torch.ones(10)}), torch.randn(40, 6, generator=rng(5))
+    with torch.no_grad():
+        torch.testing.assert_close(load_saelens(tmp_path)[0](x).x_hat, expected_x_hat(t, x), rtol=1e-4, atol=1e-4)
+    folder_of_others(tmp_path, {}, {"scaling_factor": torch.full((10,), 2.0)})
+    with pytest.raises(ValueError, match="scaling_factor other than 1"):
+        load_saelens(tmp_path)
+
+
+@pytest.mark.parametrize("architecture", ["topk", "abstopk"])
+def test_a_decoder_row_of_zeros_stays_dead(tmp_path, architecture):
+    zero = 3 * torch.randn(10, 6, generator=rng(6))
+    zero[3] = 0
+    change = {"architecture": architecture, "k": 3, "rescale_acts_by_decoder_norm": True}
+    folder_of_others(tmp_path, change, {"W_dec": zero})
+    sae, _ = load_saelens(tmp_path)
+    out = sae(torch.randn(40, 6, generator=rng(5)))
+    assert torch.isfinite(out.x_hat).all()
+    assert not out.acts[:, 3].any()
+    assert out.acts.any(0).sum() == 9
+
+
+@pytest.mark.parametrize(
+    ("change", "message"),
+    [
+        ({"activation_fn_str": "tanh-relu"}, "activation_fn_str='tanh-relu'"),
+        ({"activation_fn": "tanh-relu"}, "activation_fn_str='tanh-relu'"),
+        ({"activation_fn_str": "topk"}, "neither k nor activation_fn_kwargs.k"),
+        ({"activation_fn_str": ["topk"]}, "activation_fn_str="),
+        ({"architecture": "topk", "k": 2.9}, "k=2.9 must be a whole number"),
+        ({"architecture": "topk", "k": True}, "k=True must be a whole number"),
+        ({"architecture": "topk", "k": 0}, "k=0 must be"),
+        ({"architecture": "topk", "k": 11}, "k=11 is larger"),
+        ({"architecture": "topk", "activation_fn_kwargs": {"k": 2.9}}, "activation_fn_kwargs.k=2.9 must be"),
+        ({"architecture": "topk", "activation_fn_kwargs": [3]}, r"activation_fn_kwargs=\[3\] must be an object"),
+        ({"architecture": "topk", "k": 2, "activation_fn_kwargs": {"k": 3}}, "k=2 and activation_fn_kwargs.k=3 differ"),
+        ({"apply_b_dec_to_input": "false"}, "apply_b_dec_to_input='false' must be true or false"),
+        ({"apply_b_dec_to_input": None}, "apply_b_dec_to_input=None"),
+        ({"architecture": "topk", "k": 2, "rescale_acts_by_decoder_norm": "false"}, "rescale_acts_by_decoder_norm='false'"),
+        ({"d_in": "6"}, "d_in='6' must be"),
+        ({"d_sae": 10**12}, "cfg.json says"),
+        ({"architecture": ["standard"]}, "architecture="),
+        ({"normalize_activations": True}, "normalize_activations=True"),
+    ],
+)
+def test_an_option_that_cannot_be_right_is_named(tmp_path, change, message):
+    folder_of_others(tmp_path, change)
+    with pytest.raises(ValueError, match=message) as found:
+        load_saelens(tmp_path)
+    assert str(tmp_path) in str(found.value)
+
+
+@pytest.mark.parametrize("bad", [torch.full((10,), torch.nan), torch.ones(10, dtype=torch.int8), torch.ones(10, dtype=torch.bool),
+                                 torch.ones(10, dtype=torch.complex64), torch.ones(10).to(torch.float8_e4m3fn)])  # fmt: skip
+def test_tensors_that_are_no_weights_are_named(tmp_path, bad):
+    folder_of_others(tmp_path, {}, {"b_enc": bad})
+    with pytest.raises(ValueError, match="b_enc in .*sae_weights.safetensors has"):
+        load_saelens(tmp_path)
+
+
 @pytest.mark.parametrize("activation", ACTIVATIONS)
 def test_sae_lens_itself_reads_and_writes_the_folder(tmp_path, activation):
     sae_lens = pytest.importorskip("sae_lens", reason="sae-lens is not installed")
