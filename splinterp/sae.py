@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import json
-from collections.abc import Collection
+from collections.abc import Callable, Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -14,8 +14,21 @@ import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
 
-from splinterp._atomic import replace_file
+from splinterp._atomic import current, locked, replace_files
 from splinterp._checks import as_samples, at_least, one_of
+from splinterp._files import (
+    CHECKSUM,
+    FLOATS,
+    check_numbers,
+    check_sha256,
+    entry,
+    read_object,
+    reading,
+    sealed,
+    sha256_of,
+    tensor_header,
+    unsealed,
+)
 from splinterp._random import as_generator
 from splinterp._read_only import read_only
 from splinterp._registry import register
@@ -31,6 +44,11 @@ if TYPE_CHECKING:
 
 DECODERS = ("free", "tied", "tied_residual")
 FORMAT = "splinterp-sae-1"
+CONFIG, TENSORS = "sae.json", "sae.safetensors"
+STANDARDIZER_FILES = ("standardizer.json", "standardizer.safetensors")
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+FINITE = ("W_enc", "b_dec", "b_pre", "W_dec", "residual", "scale")
+"""Parameters of which no infinity can be right."""
 SPARSE_GAIN = 8
 """On a CPU an entry of a dense product has about an eighth of the cost of a sparse one (measured)."""
 TRITON_GAIN = 32
@@ -386,23 +404,30 @@ class SAE(SparseModel):
         return self.config()
 
     def save(self, folder: str | Path, standardizer: Standardizer | None = None) -> None:
-        """Write `sae.safetensors` and `sae.json` (and the standardizer beside them) into `folder`.
+        """Write `sae.safetensors` and `sae.json` (and the standardizer beside them) into `folder`, in one step: whatever happens,
+        `load` finds the SAE that was there before or this one. A standardizer of an SAE that was there before is removed.
 
-        Each file is written under a temporary name and renamed.
+        Raises:
+            RuntimeError: a standardizer without statistics.
         """
-        folder = Path(folder)
-        folder.mkdir(parents=True, exist_ok=True)
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        replace_file(folder / "sae.safetensors", lambda path: save_file(tensors, path))
         dtype = str(self.W_enc.dtype).removeprefix("torch.")
         config = {"format": FORMAT, "dtype": dtype, **self._checked_config(), "activation": self.activation.config()}
         if type(self) is not SAE:
             config["class"] = type(self).__name__
         if self.encoder != Linear():
             config["encoder"] = self.encoder.config()
-        replace_file(folder / "sae.json", lambda path: path.write_text(json.dumps(config, indent=1) + "\n"))
+        files: dict[str, Callable[[Path], object] | None] = dict.fromkeys(STANDARDIZER_FILES)
         if standardizer is not None:
-            standardizer.save(folder)
+            files.update(standardizer.files())
+
+        def write_tensors(path: Path) -> None:
+            save_file(tensors, path)
+            config["sha256"] = sha256_of(path)
+
+        files[TENSORS] = write_tensors
+        files[CONFIG] = lambda path: path.write_text(json.dumps(sealed(config), indent=1) + "\n")
+        replace_files(Path(folder), files)
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> SAE:
@@ -410,24 +435,67 @@ class SAE(SparseModel):
 
         Raises:
             FileNotFoundError: a file is missing.
-            ValueError: another format, or tensors that do not fit the configuration.
+            ValueError: another format, tensors that do not fit the configuration or hold NaN, other bytes than were written; the
+                message names the file.
         """
-        path = Path(folder) / "sae.json"
-        config = json.loads(path.read_text())
-        if config.pop("format", None) != FORMAT:
-            raise ValueError(f"{path} is not of the format {FORMAT!r}")
-        activation = activation_from_config(config.pop("activation"))
-        kind = config.pop("class", "SAE")
-        if kind not in KINDS:
-            raise ValueError(f"{path} is a {kind}, which is not known here: import its class first")
-        encoder = encoder_from_config(config.pop("encoder", {"name": "Linear"}))
-        dtype = getattr(torch, config.pop("dtype"))
-        sae = KINDS[kind](activation=activation, dtype=dtype, device=device, encoder=encoder, generator=0, **config)
+        folder = Path(folder)
+        with locked(folder):
+            return _load(current(folder, CONFIG), current(folder, TENSORS), device)
+
+
+def _load(path: Path, weights: Path, device: torch.device | str) -> SAE:
+    content = read_object(path)
+    if content.get("format") != FORMAT:
+        raise ValueError(f"{path} is not of the format {FORMAT!r}")
+    config = {name: value for name, value in content.items() if name not in ("format", "sha256", CHECKSUM)}
+    for name in ("d_in", "n_latents"):
+        at_least(f"{path} has {name}", entry(path, config, name, int), 1)
+    for name in ("tie_scale", "b_pre"):
+        entry(path, {name: False, **config}, name, bool)
+    for name in ("dtype", "decoder"):
+        entry(path, config, name, str)
+    one_of(f"{path} has dtype", config["dtype"], DTYPES)
+    kind = config.pop("class", "SAE")
+    if not isinstance(kind, str) or kind not in KINDS:
+        raise ValueError(f"{path} is a {kind}, which is not known here: import its class first")
+    header = tensor_header(weights)
+    _check_sizes(path, weights, config, header)  # before anything of that size is made
+    with reading(path):
+        activation = activation_from_config(entry(path, config, "activation", dict))
+        encoder = encoder_from_config(entry(path, {"encoder": {"name": "Linear"}, **config}, "encoder", dict))
+        options = {name: value for name, value in config.items() if name not in ("activation", "encoder", "dtype")}
+        dtype = DTYPES[config["dtype"]]
+        sae = KINDS[kind](activation=activation, dtype=dtype, device=device, encoder=encoder, generator=0, **options)
+    unsealed(path, content)
+    if "sha256" in content:
+        check_sha256(weights, content["sha256"])
+    own = sae.state_dict()
+    with reading(weights):
+        tensors = load_file(weights, device=str(device))
+        for name, value in tensors.items():
+            fitting = FLOATS.values() if name in own and own[name].is_floating_point() else (own.get(name, value).dtype,)
+            if value.dtype not in fitting:
+                raise ValueError(f"{name} in {weights} has dtype {value.dtype}, not {own[name].dtype}")
         try:
-            sae.load_state_dict(load_file(Path(folder) / "sae.safetensors", device=str(device)))
+            sae.load_state_dict(tensors)
         except RuntimeError as error:
-            raise ValueError(f"the tensors in {folder} do not fit sae.json: {error}") from error
-        return sae.eval()
+            raise ValueError(f"the tensors in {weights} do not fit sae.json: {error}") from error
+        for name, value in sae.named_parameters():  # buffers may be NaN until they are set, a bias of -inf silences its latent
+            check_numbers(weights, name, value.detach(), infinite=name not in FINITE)
+    return sae.eval()
+
+
+def _check_sizes(path: Path, weights: Path, config: dict[str, Any], header: dict[str, tuple[tuple[int, ...], str]]) -> None:
+    """Raise ValueError where the tensors of the file have other sizes than the configuration says."""
+    d_in, n_latents = config["d_in"], config["n_latents"]
+    shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_in, n_latents), "b_enc": (n_latents,), "b_dec": (d_in,)}
+    if "class" not in config and "W_enc" not in header:
+        raise ValueError(f"the tensors in {weights} do not fit {path.name}: there is no W_enc")
+    for name, expected in shapes.items():
+        if name in header and header[name][0] != expected:
+            raise ValueError(
+                f"the tensors in {weights} do not fit sae.json: {name} has shape {header[name][0]}, not {expected}"
+            )
 
 
 KINDS: dict[str, type[SAE]] = {"SAE": SAE}

@@ -4,16 +4,30 @@ from __future__ import annotations
 
 import json
 import warnings
+from collections.abc import Callable
 from pathlib import Path
 
 import torch
 from safetensors.torch import load_file, save_file
 
-from splinterp._atomic import replace_file
+from splinterp._atomic import current, locked, replace_files
 from splinterp._checks import as_samples, one_of
+from splinterp._files import (
+    check_header,
+    check_numbers,
+    check_sha256,
+    entry,
+    read_object,
+    reading,
+    sealed,
+    sha256_of,
+    tensor_header,
+    unsealed,
+)
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.data.store import ActivationStore
 
+TENSORS, CONFIG = "standardizer.safetensors", "standardizer.json"
 MODES = ("none", "global", "per_feature", "unit_norm")
 
 
@@ -97,20 +111,54 @@ class Standardizer:
         return x * scale + mean
 
     def save(self, folder: str | Path) -> None:
-        """Write `standardizer.safetensors` and `standardizer.json` into `folder`, each written whole and renamed."""
-        folder = Path(folder)
+        """Write `standardizer.safetensors` and `standardizer.json` into `folder`, in one step. Raises RuntimeError before `fit`."""
+        replace_files(Path(folder), self.files())
+
+    def files(self) -> dict[str, Callable[[Path], object] | None]:
+        """What writes each file of `save`, the tensors first. Raises RuntimeError before `fit`."""
         if self.mean is None or self.scale is None:
             raise RuntimeError("this Standardizer has no statistics yet: call fit(x_train)")
-        tensors = {"mean": self.mean, "scale": self.scale}
-        replace_file(folder / "standardizer.safetensors", lambda path: save_file(tensors, path))
-        replace_file(folder / "standardizer.json", lambda path: path.write_text(json.dumps({"mode": self.mode}) + "\n"))
+        tensors, config = {"mean": self.mean, "scale": self.scale}, {"mode": self.mode}
+
+        def write_tensors(path: Path) -> None:
+            save_file(tensors, path)
+            config["sha256"] = sha256_of(path)
+
+        return {TENSORS: write_tensors, CONFIG: lambda path: path.write_text(json.dumps(sealed(config)) + "\n")}
 
     @classmethod
     def load(cls, folder: str | Path) -> Standardizer:
-        """Read what `save` wrote. Raises FileNotFoundError if a file is missing."""
-        standardizer = cls(json.loads((Path(folder) / "standardizer.json").read_text())["mode"])
-        tensors = load_file(Path(folder) / "standardizer.safetensors")
-        standardizer.mean, standardizer.scale = tensors["mean"], tensors["scale"]
+        """Read what `save` wrote.
+
+        Raises:
+            FileNotFoundError: a file is missing.
+            ValueError: statistics that cannot be right (NaN, a scale not above 0), other bytes than were written; the message names
+                the file.
+        """
+        folder = Path(folder)
+        with locked(folder):
+            path, weights = current(folder, CONFIG), current(folder, TENSORS)
+            content = read_object(path)
+            with reading(path):
+                standardizer = cls(entry(path, content, "mode", str))
+            unsealed(path, content)
+            header = tensor_header(weights)
+            shape = header["mean"][0] if "mean" in header else ()
+            if len(shape) != 1:
+                raise ValueError(f"mean in {weights} must be of shape (d_in,), not {shape if 'mean' in header else 'missing'}")
+            check_header(weights, {"mean": shape, "scale": shape}, "the mean")
+            if "sha256" in content:
+                check_sha256(weights, content["sha256"])
+            with reading(weights):
+                tensors = load_file(weights)
+        mean, scale = tensors["mean"], tensors["scale"]
+        check_numbers(weights, "mean", mean)
+        check_numbers(weights, "scale", scale)
+        if not bool((scale > 0).all()):
+            raise ValueError(
+                f"scale in {weights} has {int((scale <= 0).sum())} entries that are not above 0: fit and save it again"
+            )
+        standardizer.mean, standardizer.scale = mean, scale
         return standardizer
 
 

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import hashlib
-import json
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,7 +10,8 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from splinterp._checks import as_positions, at_least
+from splinterp._checks import as_positions, at_least, one_of
+from splinterp._files import entry, read_object, require_file, unsealed
 from splinterp._typing import Int, Tensor
 
 if TYPE_CHECKING:
@@ -52,10 +52,41 @@ def check_sizes(folder: Path, shard: dict[str, Any], manifest: dict[str, Any]) -
             raise CorruptStoreError(
                 f"{path} is missing: the manifest names it; extract again into an empty folder, or restore it"
             )
+        require_file(path)
         if path.stat().st_size != shard[key]["bytes"]:
             raise CorruptStoreError(
                 f"{path} has {path.stat().st_size} bytes, the manifest says {shard[key]['bytes']}: restore the file"
             )
+
+
+def read_manifest(path: Path) -> dict[str, Any]:
+    """A store's manifest, without its checksum.
+
+    Raises:
+        FileNotFoundError: there is none.
+        ValueError: another format, entries of wrong types, files outside the store's folder, sizes that contradict each other.
+    """
+    content = read_object(path)
+    if content.get("format") != FORMAT:
+        raise ValueError(f"{path} is not of the format {FORMAT!r}")
+    for name, kind in {"d_in": int, "dtype": str, "about": dict, "complete": bool, "shards": list}.items():
+        entry(path, content, name, kind)
+    at_least(f"{path} has d_in", content["d_in"], 1)
+    one_of(f"{path} has dtype", content["dtype"], DTYPES)
+    item = DTYPES[content["dtype"]].itemsize
+    for i, shard in enumerate(content["shards"]):
+        if not isinstance(shard, dict):
+            raise ValueError(f"{path} has shard {i} as a {type(shard).__name__}, not an object")
+        at_least(f"{path} has in shard {i} rows", entry(path, shard, "rows", int), 0)
+        for key, row in (("activations", content["d_in"] * item), ("tokens", 12)):
+            part = entry(path, shard, key, dict)
+            name, size = entry(path, part, "file", str), entry(path, part, "bytes", int)
+            entry(path, part, "sha256", str)
+            if name in ("", ".", "..") or set(name) & {"/", "\\", "\0"}:
+                raise ValueError(f"{path} names the file {name!r}: only files of its own folder are read")
+            if size != shard["rows"] * row:
+                raise ValueError(f"{path} has {size} bytes for the {shard['rows']} rows of {name}, not {shard['rows'] * row}")
+    return unsealed(path, content)
 
 
 class ActivationStore:
@@ -72,7 +103,7 @@ class ActivationStore:
 
     Raises:
         FileNotFoundError: no manifest.
-        ValueError: another format; an incomplete store.
+        ValueError: another format; a manifest that is damaged or names files outside the folder; an incomplete store.
         CorruptStoreError: a shard is missing or has another size (`verify` compares the checksums too).
     """
 
@@ -80,9 +111,7 @@ class ActivationStore:
         self, folder: str | Path, memory: int = 2**28, standardizer: Standardizer | None = None, allow_incomplete: bool = False
     ) -> None:
         self.folder, self.memory, self.standardizer = Path(folder), memory, standardizer
-        self.manifest = json.loads((self.folder / "manifest.json").read_text())
-        if self.manifest.get("format") != FORMAT:
-            raise ValueError(f"{folder} is not of the format {FORMAT!r}")
+        self.manifest = read_manifest(self.folder / "manifest.json")
         if not self.manifest["complete"] and not allow_incomplete:
             raise ValueError(
                 f"the extraction into {folder} was not finished: run it again to continue, or pass allow_incomplete=True"

@@ -11,10 +11,11 @@ from typing import Any
 import numpy as np
 import torch
 
-from splinterp._atomic import replace_file
+from splinterp._atomic import remove_if_dead, replace_file
 from splinterp._checks import at_least, one_of
+from splinterp._files import sealed
 from splinterp._typing import Float, Int, Tensor
-from splinterp.data.store import DTYPES, FORMAT, ActivationStore, check_sizes, in_dtype
+from splinterp.data.store import DTYPES, FORMAT, ActivationStore, check_sizes, in_dtype, read_manifest
 
 
 class StoreWriter:
@@ -29,7 +30,7 @@ class StoreWriter:
         about: what the activations are of (model, layer, text, ...), JSON; a folder written about something else is refused.
 
     Raises:
-        ValueError: an unknown dtype, a folder of other activations, or one that was finished.
+        ValueError: an unknown dtype, a damaged manifest, a folder of other activations, or one that was finished.
         CorruptStoreError: a shard that the manifest names is missing or has another size.
     """
 
@@ -41,12 +42,12 @@ class StoreWriter:
         fresh = {"format": FORMAT, "d_in": d_in, "dtype": dtype, "about": about or {}, "complete": False, "shards": []}
         path = self.folder / "manifest.json"
         for leftover in self.folder.glob(".*.tmp"):  # of a writer that was killed
-            leftover.unlink()
+            remove_if_dead(leftover)
         if not path.exists():
             self.manifest: dict[str, Any] = fresh
             self._write_manifest()
             return
-        self.manifest = json.loads(path.read_text())
+        self.manifest = read_manifest(path)
         for key in ("format", "d_in", "dtype", "about"):
             if self.manifest.get(key) != json.loads(json.dumps(fresh[key])):
                 raise ValueError(
@@ -94,8 +95,8 @@ class StoreWriter:
         return ActivationStore(self.folder)
 
     def _write_manifest(self) -> None:
-        text = json.dumps(self.manifest, indent=1) + "\n"
-        replace_file(self.folder / "manifest.json", lambda path: path.write_text(text))
+        text = json.dumps(sealed(self.manifest), indent=1) + "\n"
+        replace_file(self.folder / "manifest.json", lambda path: path.write_text(text), clean=False)
 
 
 def _write_synced(path: Path, content: memoryview) -> None:
@@ -105,4 +106,4 @@ def _write_synced(path: Path, content: memoryview) -> None:
             file.flush()
             os.fsync(file.fileno())
 
-    replace_file(path, write)
+    replace_file(path, write, clean=False)  # the writer has cleaned up; looking through all shards at each would take long
