@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import gzip
+import io
+import math
 import os
 import struct
 import zlib
@@ -12,6 +14,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from splinterp._files import reading, require_file
 from splinterp._typing import Float, Int, Tensor
 
 MNIST_FILES = {
@@ -21,6 +24,8 @@ MNIST_FILES = {
     "y_test": ("t10k-labels-idx1-ubyte", (10_000,)),
 }
 DIGITS_TEST = 360
+MOST_AXES = 32
+READ_BYTES = 2**20
 
 
 class Images(NamedTuple):
@@ -47,7 +52,8 @@ def load_mnist(data_dir: str | Path | None = None) -> Images:
     """MNIST: 60,000 training and 10,000 test images, 784 pixels each.
 
     Reads the four IDX files, gzipped or not, from `data_dir` or `$SPLINTERP_DATA` (the folder itself or its
-    subfolder `mnist`). Without either, downloads through torchvision where it imports, else through
+    subfolder `mnist`), under the name of the original (`train-images-idx3-ubyte`) or that of archives (`train-images.idx3-ubyte`), or
+    in folders of these names. Without either, downloads through torchvision where it imports, else through
     scikit-learn's OpenML client.
 
     Raises:
@@ -61,10 +67,33 @@ def load_mnist(data_dir: str | Path | None = None) -> Images:
     root = Path(folder)
     candidates = [root, root / "mnist", root / "MNIST" / "raw"]
     first = MNIST_FILES["x_train"][0]
-    home = next((c for c in candidates if (c / first).exists() or (c / f"{first}.gz").exists()), None)
+    home = next((c for c in candidates if _find(c, first) is not None), None)
     if home is None:
-        raise FileNotFoundError(f"no {first}[.gz] in {', '.join(str(c) for c in candidates)}: put the four IDX files there")
+        raise FileNotFoundError(
+            f"no {first}[.gz] in {', '.join(str(c) for c in candidates)}: put the four IDX files there{_unusable(candidates, first)}"
+        )
     return _as_images({part: _read_part(home, part) for part in MNIST_FILES})
+
+
+def _names(name: str) -> list[str]:
+    """Under which an IDX file is found: `a-idx3-ubyte` is `a.idx3-ubyte` in archives; each gzipped or not."""
+    both = (name, name.replace("-idx", ".idx"))
+    return [f"{each}{packed}" for packed in ("", ".gz") for each in both]
+
+
+def _find(folder: Path, name: str) -> Path | None:
+    """The regular file of that name, or in a folder of that name."""
+    names = _names(name)
+    places = [folder / each for each in names] + [folder / outer / inner for outer in names for inner in names]
+    return next((path for path in places if path.is_file()), None)
+
+
+def _unusable(folders: list[Path], name: str) -> str:
+    """What is there under the name and cannot be read, as the end of a message."""
+    found = next((folder / each for folder in folders for each in _names(name) if (folder / each).exists()), None)
+    if found is None:
+        return ""
+    return f" ({found} is {'a folder without it' if found.is_dir() else 'no regular file'})"
 
 
 def _as_images(arrays: dict[str, np.ndarray]) -> Images:
@@ -79,33 +108,60 @@ def _as_images(arrays: dict[str, np.ndarray]) -> Images:
 
 def _read_part(folder: Path, part: str) -> np.ndarray:
     name, shape = MNIST_FILES[part]
-    path = folder / name
-    if not path.exists():
-        path = folder / f"{name}.gz"
-    if not path.exists():
-        raise FileNotFoundError(f"{folder / name}[.gz] is missing: MNIST needs all four IDX files")
-    array = read_idx(path)
-    if array.shape != shape:
-        raise ValueError(f"{path} holds an array of shape {array.shape}, not {shape}: it is not the MNIST file of that name")
-    return array
+    path = _find(folder, name)
+    if path is None:
+        raise FileNotFoundError(f"{folder / name}[.gz] is missing: MNIST needs all four IDX files{_unusable([folder], name)}")
+    return _read_idx(path, shape)
 
 
 def read_idx(path: str | Path) -> np.ndarray:
-    """Read an IDX file of unsigned bytes, gzipped or not. Raises ValueError, naming the file, if it is truncated or wrong."""
-    path = Path(path)
-    raw = path.read_bytes()
-    if raw[:2] == b"\x1f\x8b":
+    """Read an IDX file of unsigned bytes, gzipped or not; no more of it than its header announces.
+
+    Raises:
+        FileNotFoundError: it is missing.
+        ValueError: it is no regular file, truncated or wrong; the message names it.
+    """
+    return _read_idx(Path(path), None)
+
+
+def _read_idx(path: Path, wanted: tuple[int, ...] | None) -> np.ndarray:
+    with reading(path), open(require_file(path), "rb") as plain:
+        packed = plain.read(2) == b"\x1f\x8b"
+        plain.seek(0)
+        if not packed:
+            return _parse_idx(path, plain, plain.seek(0, os.SEEK_END), wanted)
         try:
-            raw = gzip.decompress(raw)
+            with gzip.GzipFile(fileobj=plain) as unpacked:
+                return _parse_idx(path, unpacked, None, wanted)
         except (EOFError, OSError, zlib.error) as error:
             raise ValueError(f"{path} is truncated or corrupt ({error}): fetch it again") from error
-    if len(raw) < 4 or raw[:3] != b"\0\0\x08" or len(raw) < 4 + 4 * raw[3]:
+
+
+def _parse_idx(
+    path: Path, file: gzip.GzipFile | io.BufferedReader, size: int | None, wanted: tuple[int, ...] | None
+) -> np.ndarray:
+    """The array of a file of `size` bytes (None: of a stream, which is read no further than its header announces)."""
+    file.seek(0)
+    start = file.read(4)
+    axes = start[3] if len(start) == 4 else 0
+    sizes = file.read(4 * axes)
+    if start[:3] != b"\0\0\x08" or len(start) < 4 or len(sizes) < 4 * axes or axes > MOST_AXES:
         raise ValueError(f"{path} is not an IDX file of unsigned bytes: fetch it again")
-    shape = struct.unpack(f">{raw[3]}I", raw[4 : 4 + 4 * raw[3]])
-    expected, found = int(np.prod(shape)), len(raw) - 4 - 4 * raw[3]
-    if found != expected:
+    shape = struct.unpack(f">{axes}I", sizes)
+    expected, found = math.prod(shape), None if size is None else size - 4 - 4 * axes
+    if found is not None and found != expected:
         raise ValueError(f"{path} announces {expected} bytes of data and holds {found}: fetch it again")
-    return np.frombuffer(raw, np.uint8, offset=4 + 4 * raw[3]).reshape(shape)
+    if wanted is not None and shape != wanted:
+        raise ValueError(f"{path} holds an array of shape {shape}, not {wanted}: it is not the MNIST file of that name")
+    content = bytearray()
+    while piece := file.read(min(READ_BYTES, expected + 1 - len(content))):
+        content += piece
+    if len(content) != expected:
+        more = len(content) > expected
+        raise ValueError(
+            f"{path} announces {expected} bytes of data and holds {'more' if more else len(content)}: fetch it again"
+        )
+    return np.frombuffer(content, np.uint8).reshape(shape)
 
 
 def _download_mnist() -> Images:

@@ -444,7 +444,7 @@ class _Run:
         )
 
 
-SAVED = {
+SAVED: dict[str, type | tuple[type, ...]] = {
     "plan": list, "total": int, "sae": dict, "state": dict, "epoch": int, "step": int, "seconds": float, "history": list,
     "best": (dict, type(None)), "generator": torch.Tensor,
 }  # fmt: skip

@@ -1,8 +1,10 @@
 from __future__ import annotations
 
 import gzip
+import os
 import struct
 import sys
+import tracemalloc
 import types
 
 import numpy as np
@@ -88,6 +90,54 @@ def test_bad_files_are_named(small_mnist):
         load_mnist(folder)
     with pytest.raises(FileNotFoundError, match="put the four IDX files there"):
         load_mnist(folder / "empty")
+
+
+@pytest.mark.parametrize("packed", [True, False])
+@pytest.mark.parametrize("nested", [True, False])
+def test_files_of_archives_are_found_under_their_names(small_mnist, packed, nested):
+    folder, arrays = small_mnist
+    for part, array in arrays.items():
+        name = MNIST_FILES[part][0]
+        for old in folder.glob(f"{name}*"):
+            old.unlink()
+        other = name.replace("-idx", ".idx") + (".gz" if packed else "")
+        path = folder / name / other if nested else folder / other
+        path.parent.mkdir(exist_ok=True)
+        path.write_bytes(gzip.compress(idx(array)) if packed else idx(array))
+    assert load_mnist(folder).y_train.tolist() == arrays["y_train"].tolist()
+
+
+def test_a_folder_or_a_fifo_in_place_of_a_file_is_named(tmp_path):
+    (tmp_path / "train-images-idx3-ubyte").mkdir()
+    with pytest.raises(FileNotFoundError, match="train-images-idx3-ubyte is a folder without it"):
+        load_mnist(tmp_path)
+    with pytest.raises(ValueError, match="is a folder: a file is expected"):
+        read_idx(tmp_path)
+    os.mkfifo(tmp_path / "pipe")
+    with pytest.raises(ValueError, match="pipe is no regular file"):
+        read_idx(tmp_path / "pipe")
+    with pytest.raises(FileNotFoundError, match="nothing is missing"):
+        read_idx(tmp_path / "nothing")
+
+
+def test_a_packed_file_is_unpacked_no_further_than_it_announces(tmp_path):
+    path = tmp_path / "bomb.gz"
+    with gzip.open(path, "wb", compresslevel=1) as file:
+        file.write(b"\0\0\x08\x01\0\0\0\x05")
+        for _ in range(200):
+            file.write(bytes(2**20))
+    tracemalloc.start()
+    with pytest.raises(ValueError, match="announces 5 bytes of data and holds more"):
+        read_idx(path)
+    peak = tracemalloc.get_traced_memory()[1]
+    tracemalloc.stop()
+    assert peak < 2**24
+    path.write_bytes(gzip.compress(b"\0\0\x08\x04" + b"\xff" * 16 + b"abc"))
+    with pytest.raises(ValueError, match="holds 3"):
+        read_idx(path)
+    path.write_bytes(b"\0\0\x08\xff" + bytes(4 * 255) + b"a")
+    with pytest.raises(ValueError, match=r"bomb\.gz is not an IDX file"):
+        read_idx(path)
 
 
 def test_read_idx_of_an_empty_file(tmp_path):
