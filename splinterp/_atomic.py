@@ -60,8 +60,11 @@ def replace_files(folder: Path, files: Mapping[str, Write | None]) -> None:
     with locked(folder, exclusive=True):
         _finish(folder)
         for name, write in files.items():
+            _next(folder, name).unlink(missing_ok=True)  # of a writer that died before it could say so
             if write is not None:
                 replace_file(_next(folder, name), write, like=folder / name)
+            else:
+                remove_leftovers(folder, _next(folder, name).name)
         names: dict[str, list[str]] = {"replace": [], "remove": []}
         for name, write in files.items():
             names["remove" if write is None else "replace"].append(name)

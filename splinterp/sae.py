@@ -417,9 +417,8 @@ class SAE(SparseModel):
             config["class"] = type(self).__name__
         if self.encoder != Linear():
             config["encoder"] = self.encoder.config()
-        files: dict[str, Callable[[Path], object] | None] = dict.fromkeys(STANDARDIZER_FILES)
-        if standardizer is not None:
-            files.update(standardizer.files())
+        files: dict[str, Callable[[Path], object] | None]  # in the order of writing: checksums after what they are of
+        files = dict.fromkeys(STANDARDIZER_FILES) if standardizer is None else standardizer.files()
 
         def write_tensors(path: Path) -> None:
             save_file(tensors, path)

@@ -21,7 +21,7 @@ from tqdm.auto import tqdm
 
 from splinterp._atomic import replace_file
 from splinterp._checks import as_samples, at_least, check_finite, warn_outliers
-from splinterp._files import FLOATS, reading, require_file
+from splinterp._files import FLOATS, check_numbers, reading, require_file
 from splinterp._random import as_generator
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.data.store import ActivationStore
@@ -436,6 +436,9 @@ class _Run:
             if saved["best"] is not None:
                 _check_like(self.sae.state_dict(), saved["best"], "best parameters")
             _check_like(self.sae.state_dict(), saved["sae"], "parameters")
+            for name, value in saved["sae"].items():
+                if isinstance(value, torch.Tensor) and name not in _buffers(self.sae):  # those may be NaN until they are set
+                    check_numbers(path, name, value, infinite=True)
             self.sae.load_state_dict(saved["sae"])
             self.state.load_state_dict({**saved["state"], "total_steps": self.total} if extended else saved["state"])
             self.generator.set_state(saved["generator"])
@@ -477,7 +480,15 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         for name, kind in SAVED.items():
             if not isinstance(saved[name], kind) or isinstance(saved[name], bool):
                 raise ValueError(f"{path} is no checkpoint of fit: its {name} is a {type(saved[name]).__name__}")
+        for row in saved["history"]:
+            numbers = isinstance(row, dict) and all(isinstance(value, int | float) for value in row.values())
+            if not numbers or not {"epoch", "step", "val_fvu"} <= set(row):
+                raise ValueError(f"{path} has the row {row!r} in its history, which fit does not write")
     return saved
+
+
+def _buffers(sae: Any) -> set[str]:
+    return {name for name, _ in sae.named_buffers()} if isinstance(sae, torch.nn.Module) else set()
 
 
 def _check_like(ours: dict[str, Any], theirs: dict[str, Any], what: str) -> None:

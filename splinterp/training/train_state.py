@@ -58,7 +58,11 @@ def check_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> No
             if not isinstance(value, torch.Tensor) or tuple(value.shape) != shape or not value.is_floating_point():
                 found = f"{value.dtype} {tuple(value.shape)}" if isinstance(value, torch.Tensor) else repr(value)
                 raise ValueError(f"the saved optimizer's {name} of parameter {i} is {found}, not floating point {shape}")
-        if "exp_avg" in kept and not {"step", "exp_avg_sq"} <= set(kept):
+            if bool(torch.isnan(value).any()):
+                raise ValueError(
+                    f"the saved optimizer's {name} of parameter {i} is NaN in {int(torch.isnan(value).sum())} entries"
+                )
+        if isinstance(optimizer, torch.optim.Adam | torch.optim.AdamW) and kept and not {"step", *MOMENTS[:2]} <= set(kept):
             raise ValueError(f"the saved optimizer's state of parameter {i} has {sorted(kept)} alone")
 
 
