@@ -493,8 +493,8 @@ def _buffers(sae: Any) -> set[str]:
 
 def _check_like(ours: dict[str, Any], theirs: dict[str, Any], what: str) -> None:
     """Raise ValueError unless the saved tensors have the names and shapes of ours, and are real numbers where ours are."""
-    if list(ours) != list(theirs):
-        raise ValueError(f"its {what} are {list(theirs)}, not {list(ours)}")
+    if set(ours) != set(theirs):
+        raise ValueError(f"its {what} are {sorted(theirs)}, not {sorted(ours)}")
     for name, value in ours.items():
         if not isinstance(value, torch.Tensor):
             continue

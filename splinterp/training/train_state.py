@@ -172,6 +172,9 @@ class TrainState:
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
         """Continue from `state_dict()`. Raises ValueError for a tensor of another shape than its parameter's."""
+        for name, value in {"step": saved["step"], "total_steps": saved["total_steps"]}.items():
+            if not isinstance(value, int) and not (value is None and name == "total_steps"):
+                raise ValueError(f"the saved {name} is {value!r}, not a whole number")
         check_moments(self.optimizer, saved["optimizer"])
         self.optimizer.load_state_dict(saved["optimizer"])
         self.step, self.total_steps = saved["step"], saved["total_steps"]
