@@ -179,6 +179,8 @@ def _next(folder: Path, name: str) -> Path:
 
 def _pending(folder: Path) -> dict[str, list[str]]:
     path = folder / PENDING
+    if path.exists() and not path.is_file():  # opening a FIFO would wait for ever
+        raise ValueError(f"{path} is no regular file: remove it, and save again into {folder}")
     try:
         names = json.loads(path.read_text())
     except (FileNotFoundError, NotADirectoryError):

@@ -66,6 +66,17 @@ def check_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> No
             raise ValueError(f"the saved optimizer's state of parameter {i} has {sorted(kept)} alone")
 
 
+def lay_out_moments(optimizer: torch.optim.Optimizer) -> None:
+    """Give what is kept of each parameter, entry by entry, the parameter's own layout in memory, which fused kernels go by."""
+    if not isinstance(optimizer, ENTRYWISE):
+        return
+    for parameter, kept in optimizer.state.items():
+        for name, value in kept.items():
+            fits = isinstance(value, torch.Tensor) and value.shape == parameter.shape
+            if fits and value.stride() != parameter.stride():
+                kept[name] = torch.empty_like(parameter, dtype=value.dtype).copy_(value)
+
+
 class DivergenceError(RuntimeError):
     """The loss became non-finite. `step` is the failing step (from 0); `state` is the method's state.
 
@@ -177,6 +188,7 @@ class TrainState:
                 raise ValueError(f"the saved {name} is {value!r}, not a whole number")
         check_moments(self.optimizer, saved["optimizer"])
         self.optimizer.load_state_dict(saved["optimizer"])
+        lay_out_moments(self.optimizer)
         self.step, self.total_steps = saved["step"], saved["total_steps"]
         for ours, theirs in zip(self.terms, saved.get("terms", []), strict=False):
             for name, value in theirs.items():

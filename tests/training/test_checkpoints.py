@@ -121,6 +121,29 @@ def test_what_methods_keep_is_not_spread_over_another_shape(tmp_path, method, ed
         run(path, method, resume=True)
 
 
+def test_moments_of_another_layout_are_laid_out_as_their_parameters(tmp_path):
+    path = tmp_path / "run.ckpt"
+    run(path)
+    whole = path.read_bytes()
+    undisturbed = run(path, epochs=4, resume=True)
+    path.write_bytes(whole)
+
+    def relaid(saved):
+        for kept in moments(saved).values():
+            for name, value in kept.items():
+                other = torch.empty(value.shape[::-1], dtype=value.dtype).T if value.ndim == 2 else value
+                kept[name] = other.copy_(value)
+
+    change(path, relaid)
+    ours = run(path, epochs=4, resume=True)
+    assert all(torch.equal(a, b) for a, b in zip(ours.parameters(), undisturbed.parameters(), strict=True))
+    for name in ("exp_avg", "exp_avg_sq"):  # of one number, spread over the parameter without memory of its own
+        path.write_bytes(whole)
+        shape = moments(torch.load(path, weights_only=True))[0][name].shape
+        change(path, replaced(0, name, torch.ones(1).expand(shape)))
+        assert all(torch.isfinite(p).all() for p in run(path, epochs=4, resume=True).parameters())
+
+
 def test_every_flipped_bit_of_the_tensors_is_found(tmp_path):
     path = tmp_path / "run.ckpt"
     run(path)
