@@ -12,6 +12,8 @@ import torch
 from splinterp._typing import ArrayLike, Tensor
 
 OUTLIER_RATIO = 100.0
+INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
+"""Dtypes of indices."""
 
 
 def one_of(name: str, value: object, known: Iterable[object]) -> None:
@@ -152,7 +154,7 @@ def as_code(
         raise ValueError(
             f"top_acts {tuple(values.shape)} and top_indices {tuple(indices.shape)} must have the {len(x)} rows of x"
         )
-    if indices.dtype not in (torch.int64, torch.int32):
+    if indices.dtype not in INTEGERS:
         raise TypeError(f"top_indices has dtype {indices.dtype}: pass whole numbers, e.g. top_indices.long()")
     if indices.numel() and (indices.min() < 0 or indices.max() >= n_latents):
         raise ValueError(f"top_indices must lie in 0 ... {n_latents - 1}: the statistics have n_latents={n_latents}")

@@ -24,6 +24,7 @@ import scipy.sparse
 import torch
 from torch.nn import functional as F
 
+from splinterp._checks import INTEGERS
 from splinterp._typing import Float, Int, Tensor
 from splinterp.sparse_kernels._select import workspace
 
@@ -72,7 +73,7 @@ def autocast_dtype(device: torch.device) -> torch.dtype | None:
 
 def check_indices(top_indices: Tensor, n_latents: int) -> None:
     """Raise ValueError for an index of no latent, which the kernels would read and write beyond their arrays by."""
-    if top_indices.dtype not in (torch.int64, torch.int32):
+    if top_indices.dtype not in INTEGERS:
         raise ValueError(f"top_indices has dtype {top_indices.dtype}: pass whole numbers, e.g. top_indices.long()")
     if not top_indices.numel():
         return
@@ -89,7 +90,7 @@ def transpose_code(top_indices: Int[Tensor, "n k"], n_latents: int) -> Transpose
     On the CPU a counting sort, n k + n_latents work.
 
     Raises:
-        ValueError: an index of no latent, another dtype than int64 or int32.
+        ValueError: an index of no latent, indices that are no whole numbers.
     """
     check_indices(top_indices, n_latents)
     return transpose_known(top_indices, n_latents)
