@@ -130,7 +130,7 @@ def cell_errors(cells: Cells, sae: SAE, plane: Plane) -> Float[Array, " n_cells"
         a, b, c = np.broadcast_arrays(polygon[:1], polygon[1:-1], polygon[2:])
         area = (b[:, 0] - a[:, 0]) * (c[:, 1] - a[:, 1]) - (b[:, 1] - a[:, 1]) * (c[:, 0] - a[:, 0])
         x = plane.points(np.concatenate([(a + b) / 2, (b + c) / 2, (c + a) / 2]))
-        scores = x @ encoder.weights[cell.sites].T + encoder.biases[cell.sites]
+        scores = (x - encoder.centre) @ encoder.weights[cell.sites].T + encoder.biases[cell.sites]
         squares = ((scores @ W_dec[cell.sites] + b_dec - x) ** 2).sum(axis=1).reshape(3, -1).mean(axis=0)
         errors[m] = area @ squares / area.sum() if area.sum() > 0 else squares.mean()
     return errors

@@ -153,5 +153,7 @@ def reconstruct_by_region(sae: SAE, x: ArrayLike, regions: Regions) -> Float[Arr
         support = regions.support(int(rows[0]))
         for part in blocks(len(rows), x.shape[1]):
             chosen = rows[part]
-            x_hat[chosen] += (x[chosen] @ encoder.weights[support].T + encoder.biases[support]) @ W_dec[support]
+            x_hat[chosen] += ((x[chosen] - encoder.centre) @ encoder.weights[support].T + encoder.biases[support]) @ W_dec[
+                support
+            ]
     return x_hat

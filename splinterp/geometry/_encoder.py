@@ -9,22 +9,33 @@ import torch
 
 from splinterp._typing import Array
 from splinterp.activations import AbsTopK, BatchTopK, JumpReLU, ReLU, TopK
+from splinterp.geometry._local import Local
 from splinterp.sae import SAE
 
 
 class Encoder(NamedTuple):
-    """Scores `x @ weights.T + biases` and the rule that picks the active latents."""
+    """Scores `(x - centre) @ weights.T + biases` and the rule that picks the active latents."""
 
     weights: Array
     """(n_latents, d_in): rows are columns of W_enc."""
     biases: Array
-    """(n_latents,): b_enc, or b_enc - b_pre @ W_enc."""
+    """(n_latents,): b_enc."""
     kind: str
     """"threshold": active where score > threshold; "topk": the k largest if positive; "abstopk": the k largest |score|."""
     k: int
     """Latents chosen; 0 for "threshold"."""
     threshold: Array
     """(n_latents,), of "threshold"; BatchTopK also takes a score equal to it."""
+    centre: Array
+    """(d_in,): b_pre or 0. It is not folded into the biases, where a large one would cost the digits of small scores."""
+
+    def scored(self) -> Local:
+        """The scores, ready to be computed."""
+        return Local.of(self.centre, self.weights, self.biases)
+
+    def offsets(self) -> Array:
+        """(n_latents,): the scores at x = 0."""
+        return self.biases - self.weights @ self.centre
 
 
 def encoder_of(sae: SAE) -> Encoder:
@@ -42,24 +53,23 @@ def encoder_of(sae: SAE) -> Encoder:
     if sae.W_enc.device.type != "cpu":
         raise ValueError(f"the SAE is on {sae.W_enc.device}; geometry runs on the CPU: call sae.cpu()")
     weights, biases = _array(sae.W_enc).T.copy(), _array(sae.b_enc)
-    if sae.b_pre is not None:
-        biases = biases - weights @ _array(sae.b_pre)
+    centre = np.zeros(weights.shape[1]) if sae.b_pre is None else _array(sae.b_pre)
     activation, nothing = sae.activation, np.zeros(len(weights))
     arrays = weights, biases
     if isinstance(activation, TopK):
-        return Encoder(*arrays, "topk", activation.k, nothing)
+        return Encoder(*arrays, "topk", activation.k, nothing, centre)
     if isinstance(activation, AbsTopK):
-        return Encoder(*arrays, "abstopk", activation.k, nothing)
+        return Encoder(*arrays, "abstopk", activation.k, nothing, centre)
     if isinstance(activation, ReLU):
-        return Encoder(*arrays, "threshold", 0, nothing)
+        return Encoder(*arrays, "threshold", 0, nothing, centre)
     if isinstance(activation, JumpReLU):
-        return Encoder(*arrays, "threshold", 0, _array(activation.threshold))
+        return Encoder(*arrays, "threshold", 0, _array(activation.threshold), centre)
     if isinstance(activation, BatchTopK):
         if activation.training or torch.isnan(activation.threshold):
             raise RuntimeError(
                 "regions of a BatchTopK SAE are those of its inference threshold: train it, then call sae.eval()"
             )
-        return Encoder(*arrays, "threshold", 0, np.full(len(weights), max(float(activation.threshold), 0.0)))
+        return Encoder(*arrays, "threshold", 0, np.full(len(weights), max(float(activation.threshold), 0.0)), centre)
     raise TypeError(f"geometry does not know the activation {type(activation).__name__}")
 
 

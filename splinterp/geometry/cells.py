@@ -10,6 +10,7 @@ import numpy as np
 from splinterp._typing import Array, Float, Int
 from splinterp.geometry._hull import hull_cells
 from splinterp.geometry._index import near_top
+from splinterp.geometry._local import Local
 from splinterp.geometry._polygons import RaggedPolygons
 from splinterp.geometry._walk import TooManyCellsError, Walk, repeats
 
@@ -85,28 +86,31 @@ class Frame:
     origin: Array
     unit: float
     half: Array
+    sides: Array
+    """(2, 2): the lower left corner and the upper right one."""
 
     @classmethod
     def of(cls, bounds: Bounds) -> Frame:
         """The frame of a window."""
         xmin, xmax, ymin, ymax = window(bounds)
         size = 0.5 * np.array([xmax - xmin, ymax - ymin])
-        return cls(np.array([xmin, ymin]) + size, float(size.max()), size / size.max())
+        corners = np.array([[xmin, ymin], [xmax, ymax]])
+        return cls(corners[0] + size, float(size.max()), size / size.max(), corners)
 
-    def scores(self, sites: Array, biases: Array) -> tuple[Array, Array]:
+    def scores(self, scores: Local) -> tuple[Array, Array]:
         """(gradients, values at the origin) of the scores in this frame."""
         # Entry by entry: equal sites must keep equal scores, which a matrix product does not promise.
-        return sites * self.unit, biases + (sites[:, 0] * self.origin[0] + sites[:, 1] * self.origin[1])
+        sites, away = scores.sites, self.origin - scores.centre
+        return sites * self.unit, scores.biases + (sites[:, 0] * away[0] + sites[:, 1] * away[1])
 
     def outward(self, vertices: Array) -> Array:
         """Vertices in the coordinates of the window. Its sides come out exact."""
-        return np.clip(self.origin + self.unit * vertices, *(self.origin + self.unit * np.stack([-self.half, self.half])))
+        moved = np.clip(self.origin + self.unit * vertices, *self.sides)
+        return np.where(vertices == self.half, self.sides[1], np.where(vertices == -self.half, self.sides[0], moved))
 
 
-def walk_cells(
-    sites: Float[Array, "n 2"], biases: Float[Array, " n"], order: int, bounds: Bounds, max_cells: int | None = None
-) -> tuple[Array, RaggedPolygons]:
-    """(site sets, polygons) of the order-k cells of scores `y @ sites.T + biases` in a window, sorted by their sets.
+def walk_cells(scores: Local, order: int, bounds: Bounds, max_cells: int | None = None) -> tuple[Array, RaggedPolygons]:
+    """(site sets, polygons) of the order-k cells of scores in the plane in a window, sorted by their sets.
 
     The polygons' labels are the cells across the edges, -1 at the window.
 
@@ -115,7 +119,7 @@ def walk_cells(
         ArithmeticError: the cells found do not fill the window; sites are too nearly equal for float64.
     """
     frame = Frame.of(bounds)
-    names, sites, biases = _relevant(*frame.scores(sites, biases), order, frame.half)
+    names, sites, biases = _relevant(*frame.scores(scores), order, frame.half)
     result = _by_hull(sites, biases, frame.half) if order == 1 else None
     if result is None:
         result = _by_walk(sites, biases, order, frame.half, max_cells)

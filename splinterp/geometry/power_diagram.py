@@ -11,6 +11,7 @@ from splinterp._checks import at_least
 from splinterp._typing import Array, ArrayLike, Float, Int
 from splinterp.geometry._arrays import as_float64, as_vector, blocks
 from splinterp.geometry._encoder import encoder_of, signed
+from splinterp.geometry._local import Columns, Local, middle
 from splinterp.geometry._topk import top_indices
 from splinterp.geometry.cells import Bounds, Cells, listed, walk_cells
 from splinterp.sae import SAE
@@ -28,6 +29,13 @@ class PowerDiagram:
     So the k least powers are the k largest scores of an affine encoder, and every such diagram is one of an encoder
     (SplInterp, arXiv 2505.11836, and claim 1 of its converse tested here). Order 1 with equal weights is the Voronoi
     diagram. Everything is computed in float64; equal scores go to the lowest index.
+
+    `assign`, `power`, `cells`, `restrict`, `translate`, `scale` and `regauge` work about a centre of the sites, in which
+    what all scores have in common is dropped: far from the origin (sites at 1e9, with distances of 1 between them) and in
+    any unit they are as right as the input is, that is, a point is given to a wrong cell only within some roundings of its
+    own coordinates, and of the sites', to the cell's border. Sites and weights say where far cells are; biases do not, for
+    |site|^2 drowns them: `from_scores` keeps what is in the biases it gets, and `biases`, `scores` and `to_encoder` are of
+    the scores about the origin.
 
     Args:
         sites: (n_sites, d) array or CPU tensor.
@@ -57,7 +65,8 @@ class PowerDiagram:
         self.weights = np.zeros(n_sites) if weights is None else as_vector(weights, n_sites, "weights").copy()
         self.order = _checked_order(order, n_sites)
         self.biases = (self.weights - (self.sites**2).sum(axis=1)) / 2
-        self._unique: tuple[Array, Array] | None = None
+        self._local = Local.of_powers(self.sites, self.weights)
+        self._columns: Columns | None = None
 
     @classmethod
     def from_scores(cls, sites: ArrayLike, biases: ArrayLike, order: int | np.integer = 1) -> PowerDiagram:
@@ -65,15 +74,21 @@ class PowerDiagram:
         diagram = cls(sites, None, order)
         diagram.biases = as_vector(biases, diagram.n_sites, "biases").copy()
         diagram.weights = (diagram.sites**2).sum(axis=1) + 2 * diagram.biases
+        diagram._local = Local.compared(np.zeros(diagram.d), diagram.sites, diagram.biases)
         return diagram
+
+    def _about(self, local: Local) -> PowerDiagram:
+        """This diagram with its cells taken from `local`."""
+        self._local = local
+        return self
 
     @classmethod
     def from_sae(cls, sae: SAE) -> PowerDiagram:
         """The diagram whose cells are the selections of a TopK or AbsTopK SAE.
 
         TopK: sites are the columns of W_enc. AbsTopK: the 2 n_latents signed sites [+w; -w]; both signs of one latent
-        are never chosen together, up to ties. Cells are selections: the support (acts != 0) of a TopK SAE with negative
-        scores among the k largest is smaller.
+        are never chosen together, up to ties, which go to the lowest signed site and in the SAE to the lowest latent. Cells
+        are selections: the support (acts != 0) of a TopK SAE with negative scores among the k largest is smaller.
 
         Raises:
             TypeError: another activation. Its regions are no power diagram of fixed order; see `slice_cells`.
@@ -84,9 +99,10 @@ class PowerDiagram:
                 f"{type(sae.activation).__name__} chooses no fixed number of latents, so its regions are no power diagram "
                 "of one order: use splinterp.geometry.slice_cells for their slices and region_of for single regions"
             )
-        if encoder.kind == "topk":
-            return cls.from_scores(encoder.weights, encoder.biases, encoder.k)
-        return cls.from_scores(*signed(encoder.weights, encoder.biases), encoder.k)
+        arrays = encoder.weights, encoder.biases
+        sites, biases = arrays if encoder.kind == "topk" else signed(*arrays)
+        diagram = cls.from_scores(sites, biases - sites @ encoder.centre, encoder.k)
+        return diagram._about(Local.compared(encoder.centre, sites, biases))
 
     def to_encoder(self) -> tuple[Float[Array, "d n_sites"], Float[Array, " n_sites"]]:
         """(W_enc, b_enc) of the TopK encoder with these selections; for AbsTopK that of the signed sites [+w; -w]."""
@@ -105,24 +121,20 @@ class PowerDiagram:
     def power(self, x: ArrayLike) -> Float[Array, "n n_sites"]:
         """|x - site|^2 - weight of every sample and site."""
         x = as_float64(x, self.d)
-        return (x**2).sum(axis=1, keepdims=True) - 2 * self.scores(x)
+        centre = middle(self.sites)
+        local, sites = x - centre, self.sites - centre
+        scores = self._project(local) if not centre.any() else Columns(sites)(local)
+        return (local**2).sum(axis=1, keepdims=True) - 2 * scores + (sites**2).sum(axis=1) - self.weights
 
     def scores(self, x: ArrayLike) -> Float[Array, "n n_sites"]:
         """The scores `x @ sites.T + biases`; equal sites have equal scores to the last bit."""
-        return self._scores(as_float64(x, self.d))
-
-    def _scores(self, x: Array) -> Array:
-        return self._project(x) + self.biases
+        return self._project(as_float64(x, self.d)) + self.biases
 
     def _project(self, directions: Array) -> Array:
-        """`directions @ sites.T`. A product may round equal columns differently, so distinct sites are multiplied once."""
-        if self._unique is None:
-            _, first, inverse = np.unique(self.sites + 0.0, axis=0, return_index=True, return_inverse=True)
-            self._unique = first, inverse.reshape(-1)
-        first, inverse = self._unique
-        if len(first) == self.n_sites:
-            return directions @ self.sites.T
-        return (directions @ self.sites[first].T)[:, inverse]
+        """`directions @ sites.T`."""
+        if self._columns is None:
+            self._columns = Columns(self.sites)
+        return self._columns(directions)
 
     def assign(self, x: ArrayLike) -> Int[Array, "n order"]:
         """Sorted indices of the k sites of least power of each sample, equal powers to the lowest index.
@@ -132,7 +144,7 @@ class PowerDiagram:
         x = as_float64(x, self.d)
         result = np.empty((len(x), self.order), dtype=np.int64)
         for rows in blocks(len(x), self.n_sites):
-            result[rows] = top_indices(self._scores(x[rows]), self.order)
+            result[rows] = top_indices(self._local.scores(x[rows]), self.order)
         return result
 
     def subsets(self) -> Int[Array, "n_subsets order"]:
@@ -154,7 +166,8 @@ class PowerDiagram:
         Raises ValueError above 200,000 subsets.
         """
         subsets = self.subsets()
-        return PowerDiagram.from_scores(self.sites[subsets].mean(axis=1), self.biases[subsets].mean(axis=1), 1)
+        means = [part[subsets].mean(axis=1) for part in (self.sites, self.biases, self._local.sites, self._local.biases)]
+        return PowerDiagram.from_scores(means[0], means[1], 1)._about(Local.of(self._local.centre, means[2], means[3]))
 
     def restrict(self, origin: ArrayLike, basis: ArrayLike) -> PowerDiagram:
         """The diagram of dimension p that the affine subspace `origin + y @ basis` cuts out, in coordinates y.
@@ -170,11 +183,16 @@ class PowerDiagram:
         """
         origin = as_vector(origin, self.d, "origin")
         basis = orthonormal(basis, self.d)
-        return PowerDiagram.from_scores(self._project(basis).T, self._project(origin[None])[0] + self.biases, self.order)
+        cut = PowerDiagram.from_scores(self._project(basis).T, self._project(origin[None])[0] + self.biases, self.order)
+        return cut._about(self._local.restrict(origin, basis))
 
     def translate(self, shift: ArrayLike) -> PowerDiagram:
-        """The diagram moved by `shift` (d,): weights stay, powers at x + shift are those at x."""
-        return PowerDiagram(self.sites + as_vector(shift, self.d, "shift"), self.weights, self.order)
+        """The diagram moved by `shift` (d,): weights stay, powers at x + shift are those at x.
+
+        Cells keep their shape to the last digit however far they go; `sites` are rounded to the digits they have there.
+        """
+        shift = as_vector(shift, self.d, "shift")
+        return PowerDiagram(self.sites + shift, self.weights, self.order)._about(self._local.moved(shift))
 
     def scale(self, factor: float) -> PowerDiagram:
         """The diagram stretched about the origin: weights times factor^2, powers at factor x are factor^2 times those at x.
@@ -182,7 +200,8 @@ class PowerDiagram:
         Raises ValueError unless factor > 0.
         """
         at_least("factor", factor, 0.0, strict=True)
-        return PowerDiagram(factor * self.sites, factor**2 * self.weights, self.order)
+        scaled = PowerDiagram(factor * self.sites, factor**2 * self.weights, self.order)
+        return scaled._about(self._local.scaled(factor))
 
     def regauge(self, gain: float = 1.0, tilt: ArrayLike | None = None, offset: float = 0.0) -> PowerDiagram:
         """Another diagram with the same cells: that of the scores `gain * score + x . tilt + offset` (claim 3).
@@ -198,13 +217,15 @@ class PowerDiagram:
         """
         at_least("gain", gain, 0.0, strict=True)
         sites = gain * self.sites if tilt is None else gain * self.sites + as_vector(tilt, self.d, "tilt")
-        return PowerDiagram.from_scores(sites, gain * self.biases + offset, self.order)
+        local = Local.of(self._local.centre, gain * self._local.sites, gain * self._local.biases)
+        return PowerDiagram.from_scores(sites, gain * self.biases + offset, self.order)._about(local)
 
     def cells(self, bounds: Bounds, max_cells: int | None = None) -> Cells:
         """The exact cells of a 2-D diagram inside a window, sorted by their site sets.
 
         Order 1 goes through the lower hull of the lifted sites, O(n log n); higher orders walk from cell to cell over
-        their edges. Vertices are float64 solutions, cells tile the window (areas sum to its area within 1e-9 of it).
+        their edges. Vertices are float64 solutions, cells tile the window (areas sum to its area within 1e-9 of it, up
+        to the rounding of the vertices' own coordinates where the window is far from the origin).
         Cells that have no interior in the window are left out, and sites that own none are `cells.hidden`; of equal
         sites the last are hidden. Repeated and collinear sites, ties and n_sites = order are handled.
 
@@ -218,7 +239,7 @@ class PowerDiagram:
         """
         if self.d != 2:
             raise ValueError(f"cells are drawn in the plane, but d={self.d}: cut one out with restrict(origin, basis) first")
-        sets, polygons = walk_cells(self.sites, self.biases, self.order, bounds, max_cells)
+        sets, polygons = walk_cells(self._local, self.order, bounds, max_cells)
         return Cells(listed(sets, polygons), bounds, self.n_sites)
 
     def __repr__(self) -> str:

@@ -73,7 +73,8 @@ def region_of(sae: SAE, x: ArrayLike) -> Region:
     c = b[S] W_dec[S] + b_dec, b = b_enc or b_enc - b_pre W_enc (claim 8). The margin is the least distance to a facet:
     TopK, score differences over |w_i - w_j|, and |score| / |w_i| where scores are cut at 0; AbsTopK, the same over
     signed sites (claim 4); ReLU and JumpReLU, |score - threshold| / |w_i|. Computed in float64: within rounding of a
-    facet a float32 forward pass may choose otherwise.
+    facet a float32 forward pass may choose otherwise. Exactly equal scores go to the lowest index, as in the SAE; equal
+    columns of W_enc, and for AbsTopK opposite ones, have equal scores to the last bit.
 
     Raises:
         TypeError, ValueError: input that does not fit, or an SAE that is not on the CPU.
@@ -89,7 +90,7 @@ def region_of(sae: SAE, x: ArrayLike) -> Region:
     support = regions.support(0)
     encoder, (W_dec, b_dec) = encoder_of(sae), decoder_of(sae)
     matrix = encoder.weights[support].T @ W_dec[support]
-    offset = encoder.biases[support] @ W_dec[support] + b_dec
+    offset = encoder.offsets()[support] @ W_dec[support] + b_dec
     margin, entering, leaving = float(regions.margins[0]), int(regions.entering[0]), int(regions.leaving[0])
     return Region(support, regions.signs, matrix, offset, margin, entering, leaving)
 
@@ -106,10 +107,10 @@ def regions_of(sae: SAE, x: ArrayLike, margins: bool = True) -> Regions:
     """
     encoder = encoder_of(sae)
     x = as_float64(x, encoder.weights.shape[1])
-    n, n_latents = len(x), len(encoder.weights)
+    n, n_latents, scored = len(x), len(encoder.weights), encoder.scored()
     active_rows, active_latents, signs, facets = [], [], [], []
     for rows in blocks(n, 4 * n_latents):
-        scores = x[rows] @ encoder.weights.T + encoder.biases
+        scores = scored.scores(x[rows])
         active = active_latents_of(encoder, scores)
         row, latent = np.nonzero(active)
         active_rows.append(row + rows.start)

@@ -12,9 +12,10 @@ from splinterp._typing import Array, ArrayLike, Float
 from splinterp.geometry._arrangement import Chords, chords, count_faces, faces
 from splinterp.geometry._arrays import as_float64, as_vector
 from splinterp.geometry._encoder import Encoder, encoder_of, signed
+from splinterp.geometry._local import Local
 from splinterp.geometry._polygons import RaggedPolygons
 from splinterp.geometry.cells import Bounds, Cell, Cells, Frame, listed, walk_cells, window
-from splinterp.geometry.power_diagram import PowerDiagram, orthonormal
+from splinterp.geometry.power_diagram import orthonormal
 from splinterp.sae import SAE
 
 
@@ -120,18 +121,21 @@ def _selection_cells(encoder: Encoder, plane: Plane, bounds: Bounds, max_cells: 
     if encoder.kind == "topk":
         nothing = np.zeros((k, encoder.weights.shape[1]))
         sites, biases = np.concatenate([encoder.weights, nothing]), np.concatenate([encoder.biases, np.zeros(k)])
+        latents, signs_of = np.arange(n_latents + k), np.ones(n_latents + k, dtype=np.int64)
     else:
-        sites, biases = signed(encoder.weights, encoder.biases)
-    diagram = PowerDiagram.from_scores(sites, biases, k).restrict(plane.origin, plane.basis)
-    sets, polygons = walk_cells(diagram.sites, diagram.biases, k, bounds, max_cells)
-    silent = (diagram.sites == 0).all(axis=1) & (diagram.biases == 0)  # chosen or not, their code is 0
+        # Both signs of a latent side by side: ties go to the lowest site, which must be the lowest latent.
+        pairs = np.arange(2 * n_latents).reshape(2, n_latents).T.ravel()
+        sites, biases = (part[pairs] for part in signed(encoder.weights, encoder.biases))
+        latents, signs_of = pairs % n_latents, np.where(pairs < n_latents, 1, -1)
+    scores = Local.of(encoder.centre, sites, biases).restrict(plane.origin, plane.basis)
+    silent = (scores.sites == 0).all(axis=1) & (scores.biases == 0)  # chosen or not, their code is 0
+    sets, polygons = walk_cells(Local.compared(scores.centre, scores.sites, scores.biases), k, bounds, max_cells)
     supports, signs = [], []
     for chosen in sets:
         active = chosen[~silent[chosen]]
-        latent = active % n_latents if encoder.kind == "abstopk" else active
-        order = latent.argsort()
-        supports.append(latent[order])
-        signs.append(np.where(active[order] < n_latents, 1, -1))
+        order = latents[active].argsort()
+        supports.append(latents[active][order])
+        signs.append(signs_of[active][order])
     yield from listed(supports, polygons, signs)
 
 
@@ -151,12 +155,12 @@ def _smaller_window(bounds: Bounds, fits: Callable[[Bounds], bool]) -> tuple[flo
 
 
 def _threshold_cells(encoder: Encoder, plane: Plane, bounds: Bounds, max_cells: int) -> Iterator[Cell]:
-    diagram = PowerDiagram.from_scores(encoder.weights, encoder.biases).restrict(plane.origin, plane.basis)
-    gradients, values = diagram.sites, diagram.biases - encoder.threshold
+    thresholds = Local.of(encoder.centre, encoder.weights, encoder.biases - encoder.threshold)
+    scores = thresholds.restrict(plane.origin, plane.basis)
 
     def lines_in(bounds: Bounds) -> tuple[Frame, Chords]:
         frame = Frame.of(bounds)
-        return frame, chords(*frame.scores(gradients, values), frame.half)
+        return frame, chords(*frame.scores(scores), frame.half)
 
     frame, lines = lines_in(bounds)
     count = count_faces(lines)

@@ -100,7 +100,7 @@ def count_cells(diagram: PowerDiagram) -> int:
 
 def _along_bisectors(diagram: PowerDiagram, i: Array, j: Array) -> tuple[int, int]:
     """On the lines score i = score j: (events with order - 1 or order - 2 others ahead, ends with order - 1 ahead)."""
-    k, sites, biases = diagram.order, diagram.sites, diagram.biases
+    k, sites, biases = diagram.order, diagram._local.sites, diagram._local.biases
     rows = np.arange(len(i))
     normal, offset = sites[i] - sites[j], biases[i] - biases[j]
     length = np.linalg.norm(normal, axis=1)
