@@ -20,7 +20,7 @@ MAX_ENTRIES = 4_000_000
 """Of all lists together, or 40 a site: sites that tie along a whole line would otherwise fill boxes without end."""
 
 
-def near_top(sites: Array, biases: Array, order: int, centre: Array, half: Array) -> Array:
+def near_top(sites: Array, biases: Array, order: int, centre: Array, half: Array, slack: float = SLACK) -> Array:
     """Indices of the sites that may be among the `order` best somewhere in the box: all that are, and few others.
 
     Bounds are taken on scores minus that of a site good at the centre; over a small box little is left of them.
@@ -32,7 +32,7 @@ def near_top(sites: Array, biases: Array, order: int, centre: Array, half: Array
     spread = np.abs(sites - sites[reference]) @ half
     scores -= scores[reference]
     lowest = np.partition(spread - scores, order - 1)[order - 1]  # minus the order-th largest lower bound
-    return np.nonzero(scores + spread >= -lowest - SLACK)[0]
+    return np.nonzero(scores + spread >= -lowest - slack)[0]
 
 
 class LevelIndex:
@@ -45,9 +45,10 @@ class LevelIndex:
         biases: (m,) scores at the origin.
         order: how many sites are chosen at a point.
         half: (2,) half the sides of the rectangle.
+        blur: multiplies the slack for ties.
     """
 
-    def __init__(self, sites: Array, biases: Array, order: int, half: Array) -> None:
+    def __init__(self, sites: Array, biases: Array, order: int, half: Array, blur: float = 1.0) -> None:
         self.sites, self.biases, self.order, self.half = sites, biases, order, half
         centres: list[Array] = [np.zeros(2)]
         halves: list[Array] = [half]
@@ -58,7 +59,7 @@ class LevelIndex:
         while queue:
             box, depth = queue.popleft()
             among = lists[box]
-            lists[box] = kept = among[near_top(sites[among], biases[among], order, centres[box], halves[box])]
+            lists[box] = kept = among[near_top(sites[among], biases[among], order, centres[box], halves[box], SLACK * blur)]
             entries -= len(among) - len(kept)
             if self._distinct(kept) <= order + ROOM or depth >= MAX_DEPTH or entries + 3 * len(kept) > limit:
                 continue

@@ -60,16 +60,17 @@ class PolygonBatch:
 
     Arrays are padded: polygon m is `vertices[m, :count[m]]`, counter-clockwise, and `labels[m, v]` belongs to the edge
     from vertex v to the next; -1 marks the sides of the rectangle. `checked` is the caller's note on each vertex and is
-    False for new ones.
+    False for new ones. The tolerances for points on a line and short edges are multiplied by `blur`.
     """
 
-    def __init__(self, n: int, half: Array) -> None:
+    def __init__(self, n: int, half: Array, blur: float = 1.0) -> None:
         corners = np.array([[-1.0, -1.0], [1.0, -1.0], [1.0, 1.0], [-1.0, 1.0]]) * half
         self.vertices = np.zeros((n, 12, 2))
         self.vertices[:, :4] = corners
         self.labels = np.full((n, 12), -1, dtype=np.int64)
         self.checked = np.zeros((n, 12), dtype=bool)
         self.count = np.full(n, 4)
+        self.on_line, self.short = ON_LINE * blur, SHORT * blur
 
     def clip(self, rows: Array, normals: Array, offsets: Array, labels: Array) -> None:
         """Keep `normals . y + offsets >= 0` (unit normals) of the polygons `rows`, each named once."""
@@ -77,11 +78,11 @@ class PolygonBatch:
         columns = np.arange(vertices.shape[1])
         distance = vertices[:, :, 0] * normals[:, :1] + vertices[:, :, 1] * normals[:, 1:] + offsets[:, None]
         distance[columns >= count[:, None]] = np.inf
-        cut = (distance < -ON_LINE).any(axis=1)
+        cut = (distance < -self.on_line).any(axis=1)
         if not cut.any():
             return
         distance[columns >= count[:, None]] = -np.inf
-        gone = cut & (distance < -ON_LINE).all(axis=1)
+        gone = cut & (distance < -self.on_line).all(axis=1)
         self.count[rows[gone]] = 0
         cut &= ~gone
         if cut.any():
@@ -96,7 +97,7 @@ class PolygonBatch:
         each, columns = np.arange(len(rows))[:, None], np.arange(self.vertices.shape[1])
         # The run of inside vertices around the innermost one, so that rounding can never make two runs of it.
         best = distance.argmax(axis=1)[:, None]
-        inside = distance >= -ON_LINE
+        inside = distance >= -self.on_line
         ahead = (~inside[each, (best + columns) % count]).argmax(axis=1)[:, None]
         behind = (~inside[each, (best - 1 - columns) % count]).argmax(axis=1)[:, None]
         first, length = best - behind, ahead + behind
@@ -136,7 +137,7 @@ class PolygonBatch:
         used = columns < self.count[:, None]
         following = np.where(columns + 1 < self.count[:, None], columns + 1, 0)
         step = self.vertices[np.arange(len(self.count))[:, None], following] - self.vertices
-        used &= np.abs(step).max(axis=2) > SHORT
+        used &= np.abs(step).max(axis=2) > self.short
         used &= used.sum(axis=1, keepdims=True) >= 3
         starts = np.concatenate([[0], np.cumsum(used.sum(axis=1))])
         return RaggedPolygons(self.vertices[used], self.labels[used], starts)

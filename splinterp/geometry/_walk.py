@@ -34,6 +34,10 @@ class TooManyCellsError(ValueError):
     """The walk met more cells than it was allowed."""
 
 
+class TooCloseError(ArithmeticError):
+    """More sites tie on one side of an edge, to the walk's tolerance, than a cell has."""
+
+
 class Walk:
     """The cells of the order-k diagram of the scores `sites @ y + biases` over the rectangle `[-half, half]`.
 
@@ -42,15 +46,18 @@ class Walk:
     wrong order their half-plane is cut off, until every vertex belongs to S. That takes about as many half-planes as
     the cell has edges, out of k (m - k). Across an edge one site is exchanged for another, which names the next cell.
 
-    Scores should be of the order of 1. Ties go to the lowest index.
+    Scores should be of the order of 1. Ties go to the lowest index. Tolerances are multiplied by `blur`: cells not wider
+    than about 1e-13 blur may be merged into their neighbours.
     """
 
-    def __init__(self, sites: Array, biases: Array, order: int, half: Array, max_cells: int | None = None) -> None:
+    def __init__(
+        self, sites: Array, biases: Array, order: int, half: Array, max_cells: int | None = None, blur: float = 1.0
+    ) -> None:
         self.half, self.order, self.max_cells = half, order, max_cells
-        self.sites, self.biases = sites, biases
+        self.sites, self.biases, self.blur = sites, biases, blur
         self.kind, copies = np.unique(repeats(sites, biases)[0], return_inverse=True, return_counts=True)[1:]
         self.copies = copies[self.kind]
-        self.index = LevelIndex(sites, biases, order, half)
+        self.index = LevelIndex(sites, biases, order, half, blur)
         self.ids: dict[bytes, int] = {}
         self.sets: list[Array] = []
 
@@ -107,7 +114,7 @@ class Walk:
 
     def _carve(self, sets: Array, hints: Array) -> RaggedPolygons:
         """The polygons of `sets`; `hints` are points in or next to them."""
-        batch = PolygonBatch(len(sets), self.half)
+        batch = PolygonBatch(len(sets), self.half, self.blur)
         member = np.zeros((len(sets), len(self.sites)), dtype=bool)
         member[np.arange(len(sets))[:, None], sets] = True
         # First cuts from a ring of points about the hint: they spare most cuts far out.
@@ -137,7 +144,7 @@ class Walk:
         leaving = own[rows, self.order - 1 - inner[:, ::-1].argmin(axis=1)]  # of equal scores the last one leaves
         owner, leaving, entering, points = (part[reachable] for part in (owner, leaving, entering, points))
         normals, offsets, parallel = self._bisector(leaving, entering)
-        wrong = (normals * points).sum(axis=1) + offsets < -ON_LINE
+        wrong = (normals * points).sum(axis=1) + offsets < -ON_LINE * self.blur
         never = parallel & ((offsets < 0) | ((offsets == 0) & (leaving > entering)))
         batch.count[owner[never]] = 0
         wrong &= ~parallel
@@ -172,7 +179,7 @@ class Walk:
         special = (self.copies[leaving] > 1) & (self.copies[entering] > 1)
         for part, candidates, scores in self.index.scored(middles):
             kinds = self.kind[candidates]
-            tied = np.abs(scores - level[part][:, None]) <= TIED
+            tied = np.abs(scores - level[part][:, None]) <= TIED * self.blur
             tied &= (kinds != self.kind[leaving[part]][:, None]) & (kinds != self.kind[entering[part]][:, None])
             for row in np.nonzero(tied.any(axis=1) | special[part])[0]:
                 edge = part[row]
@@ -182,8 +189,11 @@ class Walk:
 
     def _beyond(self, candidates: Array, scores: Array, level: float, outward: Array) -> Array:
         """The set just across an edge on which more than two sites tie: of the tied, those that grow fastest."""
-        above = candidates[scores > level + TIED]
-        tied = np.unique(candidates[np.abs(scores - level) <= TIED])
+        tie = TIED * self.blur
+        above = candidates[scores > level + tie]
+        tied = np.unique(candidates[np.abs(scores - level) <= tie])
+        if not len(above) < self.order <= len(above) + len(tied):
+            raise TooCloseError
         growth = self.sites[tied] @ outward
         return np.concatenate([above, tied[np.lexsort((tied, -growth))][: self.order - len(above)]])
 
@@ -191,7 +201,7 @@ class Walk:
         """All cells that have area, renumbered."""
         sets = np.concatenate(self.sets)
         polygons = joined(carved)._replace(labels=neighbours)
-        solid = polygons.areas() > SHORT**2
+        solid = polygons.areas() > (SHORT * self.blur) ** 2
         number = np.full(len(solid) + 1, -2)
         number[np.nonzero(solid)[0]] = np.arange(solid.sum())
         number[-1] = -1

@@ -12,12 +12,16 @@ from splinterp.geometry._hull import hull_cells
 from splinterp.geometry._index import near_top
 from splinterp.geometry._local import Local
 from splinterp.geometry._polygons import RaggedPolygons
-from splinterp.geometry._walk import TooManyCellsError, Walk, repeats
+from splinterp.geometry._walk import TooCloseError, TooManyCellsError, Walk, repeats
 
 Bounds = Sequence[float]
 """(xmin, xmax, ymin, ymax)."""
 AREA_TOLERANCE = 1e-9
 """The cells' areas sum to the window's within this share of it, or no cells are returned."""
+
+BLURS = (1.0, 1e2, 1e3, 1e4)
+"""Tolerances of the walk, as multiples of about 1e-13 of the window. Lines that nearly meet in a point, at just the distance
+that a tolerance cannot call a tie or none, are told apart or merged by another one."""
 
 
 @dataclass(frozen=True, eq=False)
@@ -163,16 +167,19 @@ def _by_hull(sites: Array, biases: Array, half: Array) -> tuple[Array, RaggedPol
 
 
 def _by_walk(sites: Array, biases: Array, order: int, half: Array, max_cells: int | None) -> tuple[Array, RaggedPolygons]:
-    try:
-        sets, polygons, neighbours = Walk(sites, biases, order, half, max_cells).run()
-    except TooManyCellsError:
-        raise _too_many(max_cells) from None
-    if not _fills(polygons, half) or (neighbours < -1).any():
-        raise ArithmeticError(
-            "the cells found do not fill the window: some sites are too nearly equal to tell their cells apart in float64; "
-            "merge sites that are meant to be equal, or choose a smaller window"
-        )
-    return sets, RaggedPolygons(polygons.vertices, neighbours, polygons.starts)
+    for blur in BLURS:
+        try:
+            sets, polygons, neighbours = Walk(sites, biases, order, half, max_cells, blur).run()
+        except TooManyCellsError:
+            raise _too_many(max_cells) from None
+        except TooCloseError:
+            continue
+        if _fills(polygons, half) and (neighbours >= -1).all():
+            return sets, RaggedPolygons(polygons.vertices, neighbours, polygons.starts)
+    raise ArithmeticError(
+        "the cells found do not fill the window: some sites are too nearly equal to tell their cells apart in float64; "
+        "merge sites that are meant to be equal, or choose a smaller window"
+    )
 
 
 def _fills(polygons: RaggedPolygons, half: Array) -> bool:
