@@ -16,6 +16,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 from splinterp._checks import at_least
 from splinterp._typing import Array
 from splinterp.baselines._affine import Flats, lift, project
+from splinterp.geometry._local import Columns
 
 SOLVERS = ("auto", "exact", "randomized")
 
@@ -138,4 +139,4 @@ def cluster(x: Array, weights: Array, n_regions: int, n_init: int, max_iter: int
 def nearest(x: Array, sites: Array) -> Array:
     """Index of the nearest site of each row; ties to the lowest index."""
     shift = sites.mean(axis=0)
-    return ((x - shift) @ (sites - shift).T - 0.5 * ((sites - shift) ** 2).sum(axis=1)).argmax(axis=1)
+    return (Columns(sites - shift)(x - shift) - 0.5 * ((sites - shift) ** 2).sum(axis=1)).argmax(axis=1)

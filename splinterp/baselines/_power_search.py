@@ -8,6 +8,7 @@ from numpy.random import RandomState
 from splinterp._typing import Array
 from splinterp.baselines._affine import Flats, fit_flats, residuals
 from splinterp.baselines._search import Found, objective
+from splinterp.geometry._local import middle
 
 
 def by_power(
@@ -19,7 +20,23 @@ def by_power(
     site moved along a direction: every sample enters or leaves at one known value, so the best value is found exactly by
     sorting. Both are searched for every region in turn, the site along the direction from the samples that should leave it
     to those that should join; then the flats are fitted again. No step increases the objective.
+
+    All of it about a centre of the samples and in a unit of their extent, a power of two: far from the origin and in any
+    unit the search takes the same steps.
     """
+    centre = middle(x.astype(np.float64))
+    unit = float(np.ldexp(1.0, np.frexp(np.abs(x - centre).max())[1]))
+    local = ((x - centre) / unit).astype(x.dtype)
+    found = _search(local, weights, (sites - centre) / unit, rank, max_iter, tol, solver, state)
+    flats = Flats((found.flats.means * unit + centre).astype(x.dtype), found.flats.components)
+    path = [unit**2 * value for value in found.path]
+    return Found(found.labels, flats, path, unit * found.sites, unit**2 * found.biases, centre)
+
+
+def _search(
+    x: Array, weights: Array, sites: Array, rank: int, max_iter: int, tol: float, solver: str, state: RandomState
+) -> Found:
+    """`by_power` of samples about 0 and of the order of 1."""
     search = _Search(x, weights, sites)
     labels = search.owner.copy()
     flats = Flats(sites.astype(x.dtype), np.zeros((len(sites), rank, x.shape[1]), dtype=x.dtype))
@@ -38,7 +55,7 @@ def by_power(
     else:  # the flats are those of the regions before
         flats = fit_flats(x, weights, labels, flats, solver, state)
         path.append(objective(weights, residuals(x, flats), labels))
-    return Found(labels, flats, path, search.sites, search.biases)
+    return Found(labels, flats, path, search.sites, search.biases, np.zeros(x.shape[1]))
 
 
 class _Search:

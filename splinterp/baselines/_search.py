@@ -19,8 +19,9 @@ class Found(NamedTuple):
     path: list[float]
     """Weighted sum of squared residuals after every iteration; it never increases."""
     sites: Array
-    """Of a power diagram: scores x . sites + biases, the largest wins. Meaningless for assignment by residual."""
+    """Of a power diagram: scores (x - centre) . sites + biases, the largest wins. Meaningless for assignment by residual."""
     biases: Array
+    centre: Array
 
 
 def objective(weights: Array, distances: Array, labels: Array) -> float:
@@ -59,7 +60,7 @@ def by_residual(
         if (moved == labels).all() or (len(path) > 1 and path[-2] - path[-1] <= tol * path[0]):
             break
         labels = moved
-    return Found(labels, flats, path, flats.means, np.zeros(n_regions))
+    return Found(labels, flats, path, flats.means, np.zeros(n_regions), np.zeros(d))
 
 
 def _refill(labels: Array, cost: Array, n_regions: int) -> None:

@@ -16,6 +16,7 @@ from splinterp.activations import AbsTopK
 from splinterp.baselines._affine import best_flat, canonical
 from splinterp.baselines._base import SOLVERS, PiecewiseAffineAutoencoder, check_counts, cluster, enough, nearest
 from splinterp.baselines._stream import Moments
+from splinterp.geometry._local import middle
 from splinterp.geometry.power_diagram import PowerDiagram
 from splinterp.sae import SAE
 
@@ -131,9 +132,10 @@ class KMeansAutoencoder(PiecewiseAffineAutoencoder):
         if first:
             enough(X, weights, self.n_regions)
             self._batches = MiniBatchKMeans(self.n_regions, n_init=self.n_init, random_state=self.random_state)
+            self._shift = middle(X.astype(np.float64)).astype(X.dtype)  # MiniBatchKMeans does not centre
         assert self._batches is not None
-        self._batches.partial_fit(X, sample_weight=weights)
-        return self._keep(self._batches.cluster_centers_.astype(X.dtype))
+        self._batches.partial_fit(X - self._shift, sample_weight=weights)
+        return self._keep((self._batches.cluster_centers_ + self._shift).astype(X.dtype))
 
     def _keep(self, centers: Array) -> KMeansAutoencoder:
         self.cluster_centers_ = self.means_ = centers

@@ -18,6 +18,7 @@ from splinterp.baselines._base import SOLVERS, PiecewiseAffineAutoencoder, check
 from splinterp.baselines._power_search import by_power
 from splinterp.baselines._search import Found, by_residual
 from splinterp.baselines._stream import FlatStream
+from splinterp.geometry._local import Columns, middle
 from splinterp.geometry.power_diagram import PowerDiagram
 
 
@@ -44,7 +45,8 @@ class LocalPCAAutoencoder(PiecewiseAffineAutoencoder):
         random_state: of the starts and the randomised solver.
 
     Fitted: `labels_`, `inertia_` (weighted sum of squared residuals), `objective_path_` (it after every iteration of the best
-    start), `n_iter_`, for "centroid" and "power" `sites_` and `biases_` (of scores x . site + bias, the largest wins), and see
+    start), `n_iter_`, for "centroid" and "power" `sites_` and `biases_` (of scores x . site + bias, the largest wins; far from
+    the origin these biases have few digits left, which `predict_region` and `power_diagram` do without), and see
     PiecewiseAffineAutoencoder. Weighting a sample by an integer is repeating it.
 
     Raises ValueError for more regions than samples, a rank above the number of features, an unknown option.
@@ -73,7 +75,7 @@ class LocalPCAAutoencoder(PiecewiseAffineAutoencoder):
         found = self._search(rows, row_weights, check_random_state(self.random_state))
         self.means_, self.components_ = found.flats
         if self.assign != "residual":
-            self.sites_, self.biases_ = found.sites, found.biases
+            self._set_sites(found.sites, found.biases, found.centre)
         self.objective_path_ = found.path
         self.labels_ = self._regions(X)
         squares = ((X - self.reconstruct(X)) ** 2).sum(axis=1, dtype=np.float64)
@@ -97,7 +99,14 @@ class LocalPCAAutoencoder(PiecewiseAffineAutoencoder):
         blank = Flats(sites, np.zeros((self.n_regions, self.rank, x.shape[1]), dtype=x.dtype))
         flats = fit_flats(x, weights, labels, blank, self.svd_solver, state)
         error = float(weights @ residuals(x, flats)[np.arange(len(x)), labels].astype(np.float64))
-        return Found(labels, flats, [error], sites, -0.5 * (sites.astype(np.float64) ** 2).sum(axis=1))
+        biases = -0.5 * (sites.astype(np.float64) ** 2).sum(axis=1)
+        return Found(labels, flats, [error], sites, biases, np.zeros(x.shape[1]))
+
+    def _set_sites(self, sites: Array, biases: Array, centre: Array) -> None:
+        """Keep the scores (x - centre) . sites + biases, and publish them about the origin."""
+        self._local_sites, self._local_biases, self._centre = sites, biases, centre
+        self.sites_ = sites + centre
+        self.biases_ = biases - sites @ centre - 0.5 * float(centre @ centre)
 
     def _counted(self, found: Found) -> Found:
         self.n_iter_ = len(found.path)
@@ -119,10 +128,12 @@ class LocalPCAAutoencoder(PiecewiseAffineAutoencoder):
             found = self._search(X, np.ones(len(X)) if weights is None else weights, check_random_state(self.random_state))
             self.means_, self.components_ = found.flats
             self._stream = FlatStream(self.n_regions, X.shape[1], self.rank)
-            self._batches = MiniBatchKMeans(self.n_regions, init=found.sites, n_init=1, random_state=self.random_state)
+            self._shift = middle(X.astype(np.float64)).astype(X.dtype)  # MiniBatchKMeans does not centre
+            start = found.sites - self._shift
+            self._batches = MiniBatchKMeans(self.n_regions, init=start, n_init=1, random_state=self.random_state)
         assert self._stream is not None
         if self.assign == "centroid":
-            sites = self._batches.partial_fit(X, sample_weight=weights).cluster_centers_
+            sites = self._batches.partial_fit(X - self._shift, sample_weight=weights).cluster_centers_ + self._shift
             self.sites_, self.biases_ = sites, -0.5 * (sites.astype(np.float64) ** 2).sum(axis=1)
         self._stream.add(X, np.ones(len(X)) if weights is None else weights, self._regions(X))
         self.means_, self.components_ = self._stream.flats(self._flats(X.dtype))
@@ -140,11 +151,13 @@ class LocalPCAAutoencoder(PiecewiseAffineAutoencoder):
             return residuals(X, self._flats(X.dtype)).argmin(axis=1)
         if self.assign == "centroid":
             return nearest(X, self.sites_)
-        return (X @ self.sites_.T + self.biases_).argmax(axis=1)
+        return (Columns(self._local_sites)(X - self._centre) + self._local_biases).argmax(axis=1)
 
     def power_diagram(self) -> PowerDiagram:
         """The regions as an order-1 diagram. Raises ValueError for assign="residual", whose regions need not be convex."""
         check_is_fitted(self)
         if self.assign == "residual":
             raise ValueError("regions assigned by residual are no power diagram: use assign='centroid' or 'power'")
-        return PowerDiagram.from_scores(self.sites_.astype(np.float64), self.biases_, 1)
+        if self.assign == "centroid":
+            return PowerDiagram(self.sites_)
+        return PowerDiagram.from_scores(self._local_sites, self._local_biases, 1).translate(self._centre)

@@ -208,20 +208,21 @@ def _region(of: PowerDiagram | SAE, support: ArrayLike, signs: ArrayLike | None)
         inside = inside + n_latents * negative
         outside = np.concatenate([outside, outside + n_latents])
         sites, biases = signed(encoder.weights, encoder.biases)
-    rank = np.append(np.arange(len(sites)) % n_latents, n_latents)
+    rank = np.arange(len(sites)) % n_latents
     # Latents without weights and bias are never active, whatever place their 0 takes.
     silent = (sites == 0).all(axis=1) & (biases == 0)
     outside = outside[~silent[outside]]
-    # A null site of score 0: an active score of TopK is above it, and so is no inactive one while a place is free.
-    null = len(sites)
-    sites, biases = np.concatenate([sites, np.zeros((1, sites.shape[1]))]), np.append(biases, 0.0)
-    if silent[inside].any():  # as the null site inside and outside, which no x satisfies
-        rank, outside = np.append(rank, -1), np.append(outside, null + 1)
-        sites, biases = np.concatenate([sites, sites[-1:]]), np.append(biases, 0.0)
+    # Null sites of score 0: active scores are above one, and so is no inactive one while a place is free. The third is
+    # better than both; it makes a region with a silent latent among the active ones impossible.
+    nulls = len(sites) + np.arange(3)
+    rank = np.append(rank, [n_latents, n_latents + 1, -1])
+    sites, biases = np.concatenate([sites, np.zeros((3, sites.shape[1]))]), np.append(biases, np.zeros(3))
+    if silent[inside].any():
+        outside = np.append(outside, nulls[2])
+    elif len(inside):
+        outside = np.append(outside, nulls[1])
     if len(inside) < encoder.k:
-        inside = np.append(inside, null)
-    elif encoder.kind == "topk":
-        outside = np.append(outside, null)
+        inside = np.append(inside, nulls[0])
     return _Region(sites, biases, encoder.centre, inside, outside, rank)
 
 

@@ -87,8 +87,8 @@ class PowerDiagram:
         """The diagram whose cells are the selections of a TopK or AbsTopK SAE.
 
         TopK: sites are the columns of W_enc. AbsTopK: the 2 n_latents signed sites [+w; -w]; both signs of one latent
-        are never chosen together, up to ties, which go to the lowest signed site and in the SAE to the lowest latent. Cells
-        are selections: the support (acts != 0) of a TopK SAE with negative scores among the k largest is smaller.
+        are never chosen together, up to ties, which go to the lowest signed site and in `region_of` to the lowest latent.
+        Cells are selections: the support (acts != 0) of a TopK SAE with negative scores among the k largest is smaller.
 
         Raises:
             TypeError: another activation. Its regions are no power diagram of fixed order; see `slice_cells`.
