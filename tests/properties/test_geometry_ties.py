@@ -23,7 +23,9 @@ def tied_saes(draw, activations=(TopK, AbsTopK), max_d=4, whole=True):
     biases = rng.integers(-1, 2, size=m).astype(float)
     copies = rng.integers(0, m, size=m)
     signs = rng.choice([1.0, -1.0], size=m) if draw(st.booleans()) else np.ones(m)
-    sae = SAE(d, m, draw(st.sampled_from(activations))(draw(st.integers(1, m))), init_dec="random", dtype=torch.float64, generator=0)
+    sae = SAE(
+        d, m, draw(st.sampled_from(activations))(draw(st.integers(1, m))), init_dec="random", dtype=torch.float64, generator=0
+    )
     with torch.no_grad():
         sae.W_enc.copy_(torch.from_numpy(columns[:, copies] * signs))
         sae.b_enc.copy_(torch.from_numpy(biases[copies] * signs))
