@@ -31,14 +31,21 @@ class Columns:
 
     def __init__(self, sites: Array) -> None:
         self.sites = sites
-        signs = np.sign(sites[np.arange(len(sites)), np.abs(sites).argmax(axis=1)])
-        flipped = signs[:, None] * sites + 0.0
-        key = (flipped * np.random.default_rng(0).standard_normal(sites.shape[1])).sum(axis=1)  # equal rows: equal keys
         self.first: Array | None = None
-        if len(np.unique(key)) < len(key):
-            _, self.first, inverse = np.unique(flipped, axis=0, return_index=True, return_inverse=True)
-            self.inverse = inverse.reshape(-1)
-            self.signs = np.where(signs == 0, 1.0, signs * signs[self.first][self.inverse])
+        key = np.abs((sites * np.random.default_rng(0).standard_normal(sites.shape[1])).sum(axis=1))  # equal rows: equal keys
+        _, first, inverse = np.unique(key, return_index=True, return_inverse=True)
+        if len(first) == len(key):
+            return
+        later = np.nonzero(first[inverse] != np.arange(len(key)))[0]
+        rows, before = sites[later], sites[first[inverse[later]]]
+        signs = np.ones(len(key))
+        signs[later[(rows != before).any(axis=1)]] = -1.0
+        if (rows != signs[later, None] * before).any():  # different rows of equal keys
+            largest = np.sign(sites[np.arange(len(sites)), np.abs(sites).argmax(axis=1)])
+            same = np.unique(largest[:, None] * sites + 0.0, axis=0, return_index=True, return_inverse=True)
+            first, inverse = same[1], same[2].reshape(-1)
+            signs = np.where(largest == 0, 1.0, largest * largest[first][inverse])
+        self.first, self.inverse, self.signs = first, inverse, signs.astype(sites.dtype)
 
     def __call__(self, x: Array) -> Array:
         """`x @ sites.T`."""

@@ -19,6 +19,8 @@ Bounds = Sequence[float]
 AREA_TOLERANCE = 1e-9
 """The cells' areas sum to the window's within this share of it, or no cells are returned."""
 
+LEAST_WINDOW = 1e-13
+"""Size of the smallest window, as a share of its distance from the origin: some hundred roundings."""
 BLURS = (1.0, 1e2, 1e3, 1e4)
 """Tolerances of the walk, as multiples of about 1e-13 of the window. Lines that nearly meet in a point, at just the distance
 that a tolerance cannot call a tie or none, are told apart or merged by another one."""
@@ -74,12 +76,18 @@ class Cells(list[Cell]):
 
 
 def window(bounds: Bounds) -> tuple[float, float, float, float]:
-    """The window as four floats. Raises ValueError unless it has finite sides and an area."""
+    """The window as four floats. Raises ValueError unless it has finite sides, and an area that their rounding leaves."""
     if len(bounds) != 4:
         raise ValueError(f"bounds={bounds!r} must be (xmin, xmax, ymin, ymax)")
     xmin, xmax, ymin, ymax = (float(bound) for bound in bounds)
     if not (np.isfinite([xmin, xmax, ymin, ymax]).all() and xmin < xmax and ymin < ymax):
         raise ValueError(f"bounds={tuple(bounds)} must be finite with xmin < xmax and ymin < ymax")
+    size, away = max(xmax - xmin, ymax - ymin), max(map(abs, (xmin, xmax, ymin, ymax)))
+    if size < LEAST_WINDOW * away:
+        raise ValueError(
+            f"bounds={tuple(bounds)}: a window of size {size:.3g} as far as {away:.3g} from the origin has no room for vertices "
+            "in float64: move the diagram or the plane's origin there, or choose a larger window"
+        )
     return xmin, xmax, ymin, ymax
 
 

@@ -145,7 +145,8 @@ def _smaller_window(bounds: Bounds, fits: Callable[[Bounds], bool]) -> tuple[flo
 
     def shrunk(factor: float) -> tuple[float, float, float, float]:
         x, y, dx, dy = (xmin + xmax) / 2, (ymin + ymax) / 2, factor * (xmax - xmin) / 2, factor * (ymax - ymin) / 2
-        rounded = [float(f"{value:.6g}") for value in (x - dx, x + dx, y - dy, y + dy)]
+        digits = 5 - int(np.floor(np.log10(min(dx, dy))))  # of the window's size: far out few of a side's own would be left
+        rounded = [float(np.round(value, digits)) for value in (x - dx, x + dx, y - dy, y + dy)]
         return rounded[0], rounded[1], rounded[2], rounded[3]
 
     factor = 0.5

@@ -169,3 +169,17 @@ def test_wide_dictionaries(activation):
     for cell in cells[:: len(cells) // 20]:
         if cell.area > 1e-7 * area:
             np.testing.assert_array_equal(region_of(sae, plane.points(cell.centre[None])).support, cell.sites)
+
+
+def test_windows_far_from_the_origin():
+    sae = random_sae("ReLU", 10, 200, 1, seed=1)
+    far = Plane(np.eye(10)[0] * -5e6, np.eye(10)[:2])  # the same plane as with its origin at 0
+    bounds = (5e6 - 4.0, 5e6 + 4.0, -4.0, 4.0)
+    n = len(slice_cells(sae, Plane(np.zeros(10), np.eye(10)[:2]), (-4.0, 4.0, -4.0, 4.0)))
+    assert len(slice_cells(sae, far, bounds)) == n
+    with pytest.raises(ValueError, match=f"holds {n} cells") as error:
+        slice_cells(sae, far, bounds, max_cells=1_000)
+    smaller = [float(v) for v in re.search(r"bounds=\(([^)]*)\)", str(error.value)).group(1).split(",")]
+    assert 250 < len(slice_cells(sae, far, smaller, max_cells=1_000)) <= 1_000
+    with pytest.raises(ValueError, match=r"size 1 as far as 1e\+14 from the origin .* move the diagram"):
+        slice_cells(sae, far, (1e14, 1e14 + 1, 1e14, 1e14 + 1))

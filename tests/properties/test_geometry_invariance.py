@@ -10,7 +10,7 @@ import torch
 from hypothesis import assume, given
 from hypothesis import strategies as st
 
-from splinterp.geometry import Plane, PowerDiagram, chebyshev_centre, is_empty, region_of, regions_of, slice_cells
+from splinterp.geometry import Plane, PowerDiagram, chebyshev_centre, count_cells, is_empty, region_of, regions_of, slice_cells
 from tests.properties.geometry_cases import diagrams, normal_points, random_sae, saes, seeds
 from tests.properties.test_geometry_cells import BOUNDS, holders, window_points
 
@@ -61,6 +61,10 @@ def test_moved_and_stretched_diagrams_choose_as_before(diagram, seed, distance, 
             PowerDiagram(diagram.sites + shift, diagram.weights, diagram.order).assign(x + shift), before
         )
         np.testing.assert_array_equal(diagram.regauge(1.0, shift, distance).assign(x), before)
+        heavy = PowerDiagram(diagram.sites, diagram.weights + np.round(distance), diagram.order)
+        np.testing.assert_array_equal(heavy.assign(x), before)
+        tilted = PowerDiagram.from_scores(diagram.sites + shift, diagram.biases + np.round(distance), diagram.order)
+        np.testing.assert_array_equal(tilted.assign(x), before)
     binary = 2.0 ** np.round(np.log2(unit))
     np.testing.assert_array_equal(diagram.scale(binary).assign(binary * x), before)
     there = diagram.scale(unit).translate(unit * shift).translate(-unit * shift).scale(1 / unit)
@@ -78,6 +82,8 @@ def test_cells_move_and_stretch_with_the_diagram(diagram, seed, distance, unit):
     cells = diagram.cells(BOUNDS)
     bounds = (unit * np.array(BOUNDS) + np.repeat(shift, 2)).tolist()
     moved = diagram.scale(unit).translate(shift).cells(bounds)
+    if len(np.unique(diagram.biases)) == diagram.n_sites:
+        assert count_cells(diagram.scale(unit).translate(shift)) == count_cells(diagram)
     rounding = 1e-15 * distance
     area = {tuple(cell.sites.tolist()): cell.area for cell in cells}
     there = {tuple(cell.sites.tolist()): cell.area / unit**2 for cell in moved}
