@@ -4,51 +4,31 @@ from __future__ import annotations
 
 import functools
 import inspect
-import json
-from collections.abc import Callable, Collection
+from collections.abc import Collection
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
 
 import torch
-from safetensors.torch import load_file, save_file
 from torch import nn
 
-from splinterp._atomic import current, locked, replace_files
+from splinterp._atomic import current, locked
 from splinterp._checks import as_samples, at_least, one_of
-from splinterp._files import (
-    CHECKSUM,
-    FLOATS,
-    check_numbers,
-    check_sha256,
-    entry,
-    read_object,
-    reading,
-    sealed,
-    sha256_of,
-    tensor_header,
-    unsealed,
-)
 from splinterp._random import as_generator
 from splinterp._read_only import read_only
 from splinterp._registry import register
 from splinterp._typing import ArrayLike, Float, Tensor
-from splinterp.activations import Activation, GroupedActs, RowTop, TopActs, activation_from_config
+from splinterp.activations import Activation, GroupedActs, RowTop, TopActs
 from splinterp.activations._gradients import sparse_gradients
-from splinterp.encoders import Encoder, Linear, encoder_from_config
+from splinterp.encoders import Encoder, Linear
 from splinterp.protocol import BiasBlock, Block, Code, SparseModel, alike, inference_mode_of
+from splinterp.sae_files import CONFIG, TENSORS, read_sae, write_sae
 from splinterp.sparse_kernels import autocast_dtype, decode_sparse, kept_scores, takes_triton
 
 if TYPE_CHECKING:
     from splinterp.data.standardizer import Standardizer
 
 DECODERS = ("free", "tied", "tied_residual")
-FORMAT = "splinterp-sae-1"
-CONFIG, TENSORS = "sae.json", "sae.safetensors"
-STANDARDIZER_FILES = ("standardizer.json", "standardizer.safetensors")
-DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
-FINITE = ("W_enc", "b_dec", "b_pre", "W_dec", "residual", "scale")
-"""Parameters of which no infinity can be right."""
 SPARSE_GAIN = 8
 """On a CPU an entry of a dense product has about an eighth of the cost of a sparse one (measured)."""
 TRITON_GAIN = 32
@@ -412,21 +392,12 @@ class SAE(SparseModel):
         """
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         dtype = str(self.W_enc.dtype).removeprefix("torch.")
-        config = {"format": FORMAT, "dtype": dtype, **self._checked_config(), "activation": self.activation.config()}
+        config = {"dtype": dtype, **self._checked_config(), "activation": self.activation.config()}
         if type(self) is not SAE:
             config["class"] = type(self).__name__
         if self.encoder != Linear():
             config["encoder"] = self.encoder.config()
-        files: dict[str, Callable[[Path], object] | None]  # in the order of writing: checksums after what they are of
-        files = dict.fromkeys(STANDARDIZER_FILES) if standardizer is None else standardizer.files()
-
-        def write_tensors(path: Path) -> None:
-            save_file(tensors, path)
-            config["sha256"] = sha256_of(path)
-
-        files[TENSORS] = write_tensors
-        files[CONFIG] = lambda path: path.write_text(json.dumps(sealed(config), indent=1) + "\n")
-        replace_files(Path(folder), files)
+        write_sae(Path(folder), tensors, config, standardizer)
 
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> SAE:
@@ -439,62 +410,7 @@ class SAE(SparseModel):
         """
         folder = Path(folder)
         with locked(folder):
-            return _load(current(folder, CONFIG), current(folder, TENSORS), device)
-
-
-def _load(path: Path, weights: Path, device: torch.device | str) -> SAE:
-    content = read_object(path)
-    if content.get("format") != FORMAT:
-        raise ValueError(f"{path} is not of the format {FORMAT!r}")
-    config = {name: value for name, value in content.items() if name not in ("format", "sha256", CHECKSUM)}
-    for name in ("d_in", "n_latents"):
-        at_least(f"{path} has {name}", entry(path, config, name, int), 1)
-    for name in ("tie_scale", "b_pre"):
-        entry(path, {name: False, **config}, name, bool)
-    for name in ("dtype", "decoder"):
-        entry(path, config, name, str)
-    one_of(f"{path} has dtype", config["dtype"], DTYPES)
-    kind = config.pop("class", "SAE")
-    if not isinstance(kind, str) or kind not in KINDS:
-        raise ValueError(f"{path} is a {kind}, which is not known here: import its class first")
-    header = tensor_header(weights)
-    _check_sizes(path, weights, config, header)  # before anything of that size is made
-    with reading(path):
-        activation = activation_from_config(entry(path, config, "activation", dict))
-        encoder = encoder_from_config(entry(path, {"encoder": {"name": "Linear"}, **config}, "encoder", dict))
-        options = {name: value for name, value in config.items() if name not in ("activation", "encoder", "dtype")}
-        dtype = DTYPES[config["dtype"]]
-        sae = KINDS[kind](activation=activation, dtype=dtype, device=device, encoder=encoder, generator=0, **options)
-    unsealed(path, content)
-    if "sha256" in content:
-        check_sha256(weights, content["sha256"])
-    own = sae.state_dict()
-    with reading(weights):
-        tensors = load_file(weights, device=str(device))
-        for name, value in tensors.items():
-            fitting = FLOATS.values() if name in own and own[name].is_floating_point() else (own.get(name, value).dtype,)
-            if value.dtype not in fitting:
-                raise ValueError(f"{name} in {weights} has dtype {value.dtype}, not {own[name].dtype}")
-        try:
-            sae.load_state_dict(tensors)
-        except RuntimeError as error:
-            raise ValueError(f"the tensors in {weights} do not fit sae.json: {error}") from error
-        for name, value in sae.named_parameters():  # buffers may be NaN until they are set, a bias of -inf silences its latent
-            check_numbers(weights, name, value.detach(), infinite=name not in FINITE)
-    return sae.eval()
-
-
-def _check_sizes(path: Path, weights: Path, config: dict[str, Any], header: dict[str, tuple[tuple[int, ...], str]]) -> None:
-    """Raise ValueError where the tensors of the file have other sizes than the configuration says."""
-    d_in, n_latents = config["d_in"], config["n_latents"]
-    shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_in, n_latents), "b_enc": (n_latents,), "b_dec": (d_in,)}
-    if "class" not in config and "W_enc" not in header:
-        raise ValueError(f"the tensors in {weights} do not fit {path.name}: there is no W_enc")
-    for name, expected in shapes.items():
-        if name in header and header[name][0] != expected:
-            raise ValueError(
-                f"the tensors in {weights} do not fit sae.json: {name} has shape {header[name][0]}, not {expected}"
-            )
+            return read_sae(current(folder, CONFIG), current(folder, TENSORS), device, KINDS)
 
 
 KINDS: dict[str, type[SAE]] = {"SAE": SAE}

@@ -22,6 +22,7 @@ ORDER = [
     "geometry",
     "decoder",
     "sae",
+    "sae_files",
     "encoders",
     "protocol",
     "activations",

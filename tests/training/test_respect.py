@@ -15,7 +15,7 @@ from splinterp.activations import Activation
 from splinterp.encoders import Encoder
 from splinterp.metrics import evaluate
 from splinterp.sae import SAEOutput
-from splinterp.training.fit import check_method
+from splinterp.training.method import check_method
 from tests.helpers import DECODERS, make_sae, rng, samples
 
 METHODS = [SGD(lr=1e-2), PAMSGD(lr=1e-2)]

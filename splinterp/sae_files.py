@@ -1,0 +1,111 @@
+"""The two files of a saved SAE."""
+
+from __future__ import annotations
+
+import json
+from collections.abc import Callable
+from pathlib import Path
+from typing import TYPE_CHECKING, Any
+
+import torch
+from safetensors.torch import load_file, save_file
+
+from splinterp._atomic import replace_files
+from splinterp._checks import at_least, one_of
+from splinterp._files import (
+    CHECKSUM,
+    FLOATS,
+    check_numbers,
+    check_sha256,
+    entry,
+    read_object,
+    reading,
+    sealed,
+    sha256_of,
+    tensor_header,
+    unsealed,
+)
+from splinterp._typing import Tensor
+from splinterp.activations import activation_from_config
+from splinterp.encoders import encoder_from_config
+
+if TYPE_CHECKING:
+    from splinterp.data.standardizer import Standardizer
+
+FORMAT = "splinterp-sae-1"
+CONFIG, TENSORS = "sae.json", "sae.safetensors"
+STANDARDIZER_FILES = ("standardizer.json", "standardizer.safetensors")
+DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+FINITE = ("W_enc", "b_dec", "b_pre", "W_dec", "residual", "scale")
+"""Parameters of which no infinity can be right."""
+
+
+def write_sae(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], standardizer: Standardizer | None) -> None:
+    """Replace the files of an SAE, its standardizer's among them, in one step."""
+    config = {"format": FORMAT, **config}
+    files: dict[str, Callable[[Path], object] | None]  # in the order of writing: checksums after what they are of
+    files = dict.fromkeys(STANDARDIZER_FILES) if standardizer is None else standardizer.files()
+
+    def write_tensors(path: Path) -> None:
+        save_file(tensors, path)
+        config["sha256"] = sha256_of(path)
+
+    files[TENSORS] = write_tensors
+    files[CONFIG] = lambda path: path.write_text(json.dumps(sealed(config), indent=1) + "\n")
+    replace_files(folder, files)
+
+
+def read_sae(path: Path, weights: Path, device: torch.device | str, kinds: dict[str, Any]) -> Any:
+    """The SAE that `sae.json` at path and the tensors at weights are of, made by the class of its name in `kinds`."""
+    content = read_object(path)
+    if content.get("format") != FORMAT:
+        raise ValueError(f"{path} is not of the format {FORMAT!r}")
+    config = {name: value for name, value in content.items() if name not in ("format", "sha256", CHECKSUM)}
+    for name in ("d_in", "n_latents"):
+        at_least(f"{path} has {name}", entry(path, config, name, int), 1)
+    for name in ("tie_scale", "b_pre"):
+        entry(path, {name: False, **config}, name, bool)
+    for name in ("dtype", "decoder"):
+        entry(path, config, name, str)
+    one_of(f"{path} has dtype", config["dtype"], DTYPES)
+    kind = config.pop("class", "SAE")
+    if not isinstance(kind, str) or kind not in kinds:
+        raise ValueError(f"{path} is a {kind}, which is not known here: import its class first")
+    header = tensor_header(weights)
+    _check_sizes(path, weights, config, header)  # before anything of that size is made
+    with reading(path):
+        activation = activation_from_config(entry(path, config, "activation", dict))
+        encoder = encoder_from_config(entry(path, {"encoder": {"name": "Linear"}, **config}, "encoder", dict))
+        options = {name: value for name, value in config.items() if name not in ("activation", "encoder", "dtype")}
+        dtype = DTYPES[config["dtype"]]
+        sae = kinds[kind](activation=activation, dtype=dtype, device=device, encoder=encoder, generator=0, **options)
+    unsealed(path, content)
+    if "sha256" in content:
+        check_sha256(weights, content["sha256"])
+    own = sae.state_dict()
+    with reading(weights):
+        tensors = load_file(weights, device=str(device))
+        for name, value in tensors.items():
+            fitting = FLOATS.values() if name in own and own[name].is_floating_point() else (own.get(name, value).dtype,)
+            if value.dtype not in fitting:
+                raise ValueError(f"{name} in {weights} has dtype {value.dtype}, not {own[name].dtype}")
+        try:
+            sae.load_state_dict(tensors)
+        except RuntimeError as error:
+            raise ValueError(f"the tensors in {weights} do not fit sae.json: {error}") from error
+        for name, value in sae.named_parameters():  # buffers may be NaN until they are set, a bias of -inf silences its latent
+            check_numbers(weights, name, value.detach(), infinite=name not in FINITE)
+    return sae.eval()
+
+
+def _check_sizes(path: Path, weights: Path, config: dict[str, Any], header: dict[str, tuple[tuple[int, ...], str]]) -> None:
+    """Raise ValueError where the tensors of the file have other sizes than the configuration says."""
+    d_in, n_latents = config["d_in"], config["n_latents"]
+    shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_in, n_latents), "b_enc": (n_latents,), "b_dec": (d_in,)}
+    if "class" not in config and "W_enc" not in header:
+        raise ValueError(f"the tensors in {weights} do not fit {path.name}: there is no W_enc")
+    for name, expected in shapes.items():
+        if name in header and header[name][0] != expected:
+            raise ValueError(
+                f"the tensors in {weights} do not fit sae.json: {name} has shape {header[name][0]}, not {expected}"
+            )

@@ -1,0 +1,189 @@
+"""What a call of `fit` moves, with its checkpoint."""
+
+from __future__ import annotations
+
+import copy
+import hashlib
+import math
+import re
+import time
+from collections.abc import Callable
+from contextlib import nullcontext
+from itertools import zip_longest
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from splinterp._atomic import replace_file
+from splinterp._files import check_numbers, reading
+from splinterp._typing import Tensor
+from splinterp.data.store import ActivationStore
+from splinterp.metrics import evaluate
+from splinterp.protocol import SAELike, as_model
+from splinterp.training.base import DivergenceError
+from splinterp.training.batches import Batches
+from splinterp.training.checkpoints import check_like, read_checkpoint, save_summed
+from splinterp.training.distributed import ProcessGroup
+from splinterp.training.method import Method
+
+ORDER = 7
+"""Where a run's plan tells the order of its data."""
+
+
+class Run:
+    """What one call of `fit` moves, with its checkpoint."""
+
+    def __init__(
+        self, sae: SAELike, method: Method, generator: torch.Generator, keep_best: bool, autocast: torch.dtype | None, total: int
+    ) -> None:  # fmt: skip
+        self.sae, self.method, self.generator, self.keep_best, self.autocast = sae, method, generator, keep_best, autocast
+        self.total = total
+        self.state: Any = None
+        self.plan: list[Any] = []
+        self.processes: ProcessGroup | None = None
+        self.epoch, self.step, self.seconds = 0, 0, 0.0
+        self.history: list[dict[str, float]] = []
+        self.best: dict[str, Tensor] | None = None
+
+    def describe(
+        self,
+        data: Tensor | ActivationStore,
+        held_out: Tensor | ActivationStore | None,
+        batch_size: int,
+        drawn: bool,
+        kept: bool,
+    ) -> None:
+        """Set `plan`: what must be equal for a checkpoint to belong to this run: method, module, options, data, data order."""
+        for part in (self.method, self.sae):
+            if kept and re.search(r"object at 0x[0-9a-f]+", str(part)):
+                raise TypeError(
+                    f"str() of the {type(part).__name__} is {str(part)!r}, which no later run would have: give it a __repr__ of its "
+                    "options (a dataclass has one), so that a checkpoint can be told to be its own"
+                )
+        shapes = [f"{name} {tuple(value.shape)}" for name, value in self.sae.state_dict().items()]
+        order = "drawn" if drawn else hashlib.sha256(self.generator.get_state().numpy().tobytes()).hexdigest()
+        method = re.sub(r" at 0x[0-9a-f]+", "", str(self.method))  # where a function lies in memory
+        self.plan = [method, str(self.sae), shapes, self.keep_best, len(data), _content(data), batch_size, order]
+        if self.autocast is not None:
+            self.plan.append(f"autocast={self.autocast}")
+        if held_out is not None:
+            self.plan.append(f"held out: {_content(held_out)}")
+
+    def join(self, processes: ProcessGroup) -> None:
+        """Start from the first process's parameters, and share every batch from now on."""
+        if self.method.couples_batches:
+            raise ValueError(f"{type(self.method).__name__} looks at whole batches: train with it in one process")
+        processes.broadcast_(p.detach() for p in self.sae.parameters())
+        self.processes = processes
+        self.state.join(processes)
+
+    @property
+    def logged(self) -> bool:
+        """Whether the history has a row of this step."""
+        return bool(self.history) and self.history[-1]["step"] == self.step
+
+    def train_epoch(self, batches: Batches, bar: Any, log_every_steps: int | None, log: Callable[[], None]) -> None:
+        """One pass, or what is left of the budget of steps."""
+        self._set_training(True)
+        processes, start = self.processes, time.perf_counter()
+        self.epoch += 1
+        left = min(len(batches), self.total - self.step)
+        for index, x in enumerate(batches.shuffled(self.generator)):
+            if index == left:
+                break
+            with nullcontext() if self.autocast is None else torch.autocast(x.device.type, self.autocast):
+                self.method.step(self.sae, self.state, x if processes is None else processes.share(x))
+            self.step += 1
+            bar.update()
+            if log_every_steps is not None and self.step % log_every_steps == 0 and index < left - 1:
+                self._stop_clock(batches, start)
+                self._set_training(False)
+                log()
+                self._set_training(True)
+                start = time.perf_counter()
+        self.state.check_finite()
+        self.state.set_training(False)
+        self.method.end_epoch(self.sae, self.state, batches)
+        self._stop_clock(batches, start)
+        if log_every_steps is not None and self.step % log_every_steps == 0:
+            log()
+
+    def _set_training(self, training: bool) -> None:
+        if training:
+            self.sae.train()
+        self.state.set_training(training)
+
+    def _stop_clock(self, batches: Batches, start: float) -> None:
+        if batches.device.type == "cuda":
+            torch.cuda.synchronize(batches.device)
+        self.seconds += time.perf_counter() - start
+
+    def log(self, x: Tensor, x_val: Tensor | ActivationStore | None) -> dict[str, float]:
+        """Evaluate, and add a row to the history."""
+        as_model(self.sae).calibrate(x)
+        train = evaluate(self.sae, x)
+        if not math.isfinite(train.fvu):  # the last update diverged, after its loss was checked
+            raise DivergenceError(self.step, self.state)
+        held_out = train if x_val is None else evaluate(self.sae, x_val)
+        own = self.state.log()
+        row: dict[str, float] = {
+            "epoch": self.epoch, "step": self.step, "loss": own.pop("loss", math.nan), "train_fvu": train.fvu,
+            "val_fvu": math.nan if x_val is None else held_out.fvu, "l0": held_out.l0, "frac_dead": held_out.frac_dead,
+            "seconds": self.seconds, **own,
+        }  # fmt: skip
+        if self.keep_best and not any(r["val_fvu"] <= row["val_fvu"] for r in self.history):
+            self.best = copy.deepcopy(self.sae.state_dict())
+        self.history.append(row)
+        return row
+
+    def save(self, path: Path) -> None:
+        content = {
+            "plan": self.plan, "total": self.total, "sae": self.sae.state_dict(), "state": self.state.state_dict(), "epoch": self.epoch,
+            "step": self.step, "seconds": self.seconds, "history": self.history, "best": self.best,
+            "generator": self.generator.get_state(),
+        }  # fmt: skip
+        replace_file(path, lambda temporary: save_summed(content, temporary))
+
+    def load(self, path: Path, per_epoch: int) -> None:
+        saved = read_checkpoint(path)
+        if saved["plan"] != self.plan:
+            ours, theirs = next(
+                ((a, b) for a, b in zip_longest(self.plan, saved["plan"]) if a != b),
+                (type(self.plan).__name__, type(saved["plan"]).__name__),
+            )
+            if ours == self.plan[ORDER]:
+                raise ValueError(
+                    f"{path} belongs to another run, with another order of the data: pass the seed it began with, or a generator that is "
+                    "where that run's was when it began (a generator that was drawn from since is not)"
+                )
+            raise ValueError(f"{path} belongs to another run: it has {theirs!r}, this one {ours!r}")
+        extended = saved["total"] != self.total
+        if extended and saved["step"] != saved["total"]:
+            raise ValueError(
+                f"{path} is of an unfinished run of {saved['total']} steps (at {saved['step']}), this one has {self.total}: finish it "
+                f"first, with epochs={saved['total'] / per_epoch:g}, then extend it"
+            )
+        if self.total < saved["step"]:
+            raise ValueError(f"{path} has trained {saved['step']} steps already, more than the {self.total} asked for")
+        with reading(path):
+            if saved["best"] is not None:
+                check_like(self.sae.state_dict(), saved["best"], "best parameters")
+            check_like(self.sae.state_dict(), saved["sae"], "parameters")
+            for name, value in saved["sae"].items():
+                if isinstance(value, torch.Tensor) and name not in _buffers(self.sae):  # those may be NaN until they are set
+                    check_numbers(path, name, value, infinite=True)
+            self.sae.load_state_dict(saved["sae"])
+            self.state.load_state_dict({**saved["state"], "total_steps": self.total} if extended else saved["state"])
+            self.generator.set_state(saved["generator"])
+        self.epoch, self.step, self.seconds, self.history, self.best = (
+            saved[k] for k in ("epoch", "step", "seconds", "history", "best")
+        )
+
+
+def _content(data: Tensor | ActivationStore) -> Any:
+    return float(data.sum(dtype=torch.float64)) if isinstance(data, Tensor) else data.fingerprint()
+
+
+def _buffers(sae: Any) -> set[str]:
+    return {name for name, _ in sae.named_buffers()} if isinstance(sae, torch.nn.Module) else set()
