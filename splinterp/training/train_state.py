@@ -39,11 +39,11 @@ def copy_whole(ours: Tensor, theirs: Any, name: str) -> None:
 
 def check_moments(optimizer: torch.optim.Optimizer, saved: dict[str, Any]) -> None:
     """Raise ValueError unless what an optimizer kept of each parameter fits it: fused kernels write by the parameter's size."""
+    if not isinstance(optimizer, ENTRYWISE):  # it may keep something else altogether
+        return
     groups, theirs = optimizer.param_groups, saved["param_groups"]
     if [len(group["params"]) for group in groups] != [len(group["params"]) for group in theirs]:
         raise ValueError("the saved optimizer has other groups of parameters")
-    if not isinstance(optimizer, ENTRYWISE):
-        return
     known = type(optimizer) in ENTRYWISE  # a subclass may keep more
     places = [i for group in theirs for i in group["params"]]
     parameters = [p for group in groups for p in group["params"]]

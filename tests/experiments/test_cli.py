@@ -230,7 +230,11 @@ def test_a_reader_that_has_enough_ends_the_command_quietly():
 def test_ctrl_c_says_that_the_command_goes_on(jobs, tmp_path):
     command = [sys.executable, "-m", "experiments", "digits", "--out", str(tmp_path), "--jobs", jobs]
     environment = os.environ | {"OMP_NUM_THREADS": "1"}
+    before = signal.signal(
+        signal.SIGINT, signal.default_int_handler
+    )  # a job in the background ignores it, and so would its children
     process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.PIPE, text=True, env=environment, start_new_session=True)
+    signal.signal(signal.SIGINT, before)
     deadline = time.monotonic() + 120
     while not list(tmp_path.glob("digits-runs.cells/*.json")) and time.monotonic() < deadline:
         time.sleep(0.2)
