@@ -315,9 +315,8 @@ def blocks_of(model: SparseModel, batches: Iterable[Tensor], alone: bool = False
     """
     d_in, n_latents = model.shape
     rows = 1 if model.couples_samples or alone else SOLVE_NUMBERS // n_latents
-    if (
-        rows > 1 and model.trains_sparse
-    ):  # the dense Gram matrix is added to once a block, so a block has as many rows, if they fit
+    if rows > 1 and model.trains_sparse:
+        # the dense Gram matrix is added to once a block, so a block has as many rows, if they fit
         rows = min(max(n_latents, SOLVE_NUMBERS // d_in), 4 * SOLVE_NUMBERS // d_in)
     waiting: list[Tensor] = []
     for x in batches:

@@ -102,7 +102,7 @@ def _check_sizes(path: Path, weights: Path, config: dict[str, Any], header: dict
     """Raise ValueError where the tensors of the file have other sizes than the configuration says."""
     d_in, n_latents = config["d_in"], config["n_latents"]
     shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_in, n_latents), "b_enc": (n_latents,), "b_dec": (d_in,)}
-    if "class" not in config and "W_enc" not in header:
+    if "W_enc" not in header:
         raise ValueError(f"the tensors in {weights} do not fit {path.name}: there is no W_enc")
     for name, expected in shapes.items():
         if name in header and header[name][0] != expected:

@@ -9,7 +9,7 @@ import torch
 
 from splinterp._typing import Float, Tensor
 from splinterp.activations import TopActs
-from splinterp.protocol import Code, SparseModel, dense
+from splinterp.protocol import Code, SparseModel, dense, times_fired
 
 
 class Forward:
@@ -87,9 +87,4 @@ class Forward:
     @torch.no_grad()
     def fired(self) -> Tensor:
         """Which latents are non-zero on some sample, bool (n_latents,), without a dense code."""
-        if isinstance(self.code, TopActs):
-            values, latents = self.code
-            found = torch.zeros(self.model.shape[1], dtype=torch.bool, device=values.device)
-            found[latents[values != 0]] = True
-            return found
-        return (self.code != 0).any(0)
+        return times_fired(self.code, self.model.shape[1]) > 0

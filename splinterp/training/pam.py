@@ -27,9 +27,9 @@ from splinterp.training.optimizers import evaluated
 from splinterp.training.pam_state import PAMState
 from splinterp.training.shorthands import WHEN_SHORTHANDS, Shorthands, gap_of, named
 from splinterp.training.solver import GCV, DecoderSolver, HeldOut
-from splinterp.training.when import AtEnd, EveryEpoch, EverySteps, Refresh, When
+from splinterp.training.when import GRAM_LATENTS, AtEnd, EveryEpoch, EverySteps, When
 
-MATRIX_FREE_FROM = 8_192
+MATRIX_FREE_FROM = GRAM_LATENTS
 """Latents from which solves of k-sparse codes are matrix-free: the Gram matrix would have 512 MiB in float64."""
 
 
@@ -229,7 +229,7 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
             self._solve(sae, state, batches)
 
     def _solve(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
-        if isinstance(self.when, Refresh):
+        if self.when.streams:
             with torch.no_grad():
                 stats = self.when.renew(state, lambda found, window: self.gather(sae, state, found, window, state.totals))
             if not self.waits(state):

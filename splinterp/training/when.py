@@ -43,6 +43,10 @@ class When:
         """Whether to solve at an epoch's end. `rests`: the decoder moves by gradients between solves, and nothing holds it."""
         return False
 
+    def renew(self, state: PAMState, gather: Callable[[DecoderStats, Iterable[Tensor]], None]) -> DecoderStats:
+        """Of one that streams: the statistics that a solve which is due goes by; gather(stats, batches) adds current codes to them."""
+        raise NotImplementedError
+
 
 def _unfinished(state: PAMState) -> bool:
     return state.total_steps is not None and state.step < state.total_steps
@@ -75,7 +79,7 @@ class EveryEpoch(When):
         return self.first
 
     def after_epoch(self, state: PAMState, rests: bool) -> bool:
-        waits = rests and state.total_steps is not None and _unfinished(state) and state.since_solve < self.gap
+        waits = rests and _unfinished(state) and state.since_solve < self.gap
         return not self.first and state.since_solve > 0 and not waits
 
 
@@ -104,7 +108,7 @@ class AtEnd(When):
     """After the last step alone (at every epoch's end where the number of steps is unknown, or the decoder moves by solves alone)."""
 
     def after_epoch(self, state: PAMState, rests: bool) -> bool:
-        waits = rests and state.total_steps is not None and _unfinished(state)
+        waits = rests and _unfinished(state)
         return state.since_solve > 0 and not waits
 
 
