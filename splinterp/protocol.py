@@ -6,7 +6,7 @@ parameters, the bias. `SAE` is one. Any other `nn.Module` with the few names of 
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator
+from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
 from typing import Any, NamedTuple, Protocol, runtime_checkable
 
@@ -135,6 +135,13 @@ class SparseModel(nn.Module):
     def decode(self, code: Any) -> Tensor:
         """The reconstruction (n, d_in) of a code in either form."""
         raise NotImplementedError
+
+    def decode_nested(self, code: Code, depth: Tensor, n_parts: int) -> Sequence[Tensor]:
+        """The reconstructions (n, d_in) of nested parts of a code: part j of n_parts has the values whose depth is at most j.
+
+        `depth` has the shape of the code's values, or is (n_latents,) for a dense code; a depth of n_parts or more is in no part.
+        """
+        return [self.decode(masked(code, depth <= part)) for part in range(n_parts)]
 
     def run(self, x: Tensor) -> tuple[Tensor, Code]:
         """(x_hat, code) of x (n, d_in), as evaluation takes them."""
@@ -294,6 +301,13 @@ def dense(code: Any, n_latents: int) -> Tensor:
         return code
     values, indices = code
     return values.new_zeros(len(values), n_latents).scatter_add(1, indices, values)
+
+
+def masked(code: Code, kept: Tensor) -> Code:
+    """The code with zeros where `kept`, bool in the shape of its values (or of its last axis), does not hold."""
+    if isinstance(code, TopActs):
+        return code.with_values(torch.where(kept, code.top_acts, 0.0))
+    return torch.where(kept, code, 0.0)
 
 
 def times_fired(code: Any, n_latents: int) -> Tensor:

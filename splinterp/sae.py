@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import functools
 import inspect
-from collections.abc import Collection
+import itertools
+from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -23,7 +24,7 @@ from splinterp.activations._gradients import sparse_gradients
 from splinterp.encoders import Encoder, Linear
 from splinterp.protocol import BiasBlock, Block, Code, SparseModel, alike, inference_mode_of
 from splinterp.sae_files import CONFIG, TENSORS, read_sae, write_sae
-from splinterp.sparse_kernels import autocast_dtype, decode_sparse, kept_scores, takes_triton
+from splinterp.sparse_kernels import autocast_dtype, decode_nested, decode_sparse, kept_scores, takes_triton
 
 if TYPE_CHECKING:
     from splinterp.data.standardizer import Standardizer
@@ -260,6 +261,21 @@ class SAE(SparseModel):
         if isinstance(acts, TopActs):
             return self.decode_top(acts)
         return torch.addmm(self.b_dec, acts, self.decoder_rows()).to(self.W_enc.dtype)
+
+    def decode_nested(self, code: Code, depth: Tensor, n_parts: int) -> Sequence[Tensor]:
+        if overrides(self, "decode", "decode_top", "decoder_rows", "tied_rows", "forward"):
+            return super().decode_nested(code, depth, n_parts)
+        W_dec, by_latent = self.decoder_rows(), code.by_latent if isinstance(code, GroupedActs) else None
+        if isinstance(code, TopActs) and W_dec.device.type == "cpu":
+            return decode_nested(*code, depth, n_parts, W_dec, self.b_dec, by_latent).unbind()
+        if isinstance(code, TopActs):
+            kept = (torch.where(depth <= part, code.top_acts, 0.0) for part in range(n_parts))
+            return [decode_sparse(acts, code.top_indices, W_dec, self.b_dec, by_latent) for acts in kept]
+        if depth.ndim == 1 and bool((depth.diff() >= 0).all()):  # columns in order: each part adds some to the one before
+            sizes = torch.bincount(depth.clamp(max=n_parts), minlength=n_parts + 1).tolist()
+            pieces = zip(code.split(sizes, 1)[:n_parts], W_dec.split(sizes)[:n_parts], strict=True)
+            return list(itertools.accumulate((acts @ rows for acts, rows in pieces), initial=self.b_dec))[1:]
+        return super().decode_nested(code, depth, n_parts)
 
     def forward(self, x: ArrayLike) -> SAEOutput:
         """Encode and decode x (n, d_in)."""

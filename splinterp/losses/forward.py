@@ -9,7 +9,7 @@ import torch
 
 from splinterp._typing import Float, Tensor
 from splinterp.activations import TopActs
-from splinterp.protocol import Code, SparseModel, dense, times_fired
+from splinterp.protocol import Code, SparseModel, dense, masked, times_fired
 
 
 class Forward:
@@ -70,19 +70,18 @@ class Forward:
 
     def where(self, keep: Callable[[Tensor, Tensor], Tensor]) -> Code:
         """The code with zeros where `keep(values, latents)` does not hold; both arguments have the shape of the code's values."""
-        if isinstance(self.code, TopActs):
-            values, latents = self.code
-            return self.code.with_values(torch.where(keep(values, latents), values, 0.0))
-        latents = torch.arange(self.code.shape[1], device=self.code.device).expand_as(self.code)
-        return torch.where(keep(self.code, latents), self.code, 0.0)
+        values = self.values()
+        return masked(self.code, keep(values, self.latents().expand_as(values)))
 
     def values(self) -> Tensor:
         """The code's values: (n, k) where it is sparse, else (n, n_latents)."""
         return self.code.top_acts if isinstance(self.code, TopActs) else self.code
 
-    def latents(self) -> Tensor | None:
-        """The latents that `values` belong to, (n, k); None where they are all, in order."""
-        return self.code.top_indices if isinstance(self.code, TopActs) else None
+    def latents(self) -> Tensor:
+        """The latents that `values` belong to: (n, k) where the code is sparse, else all in order, (n_latents,)."""
+        if isinstance(self.code, TopActs):
+            return self.code.top_indices
+        return torch.arange(self.code.shape[1], device=self.code.device)
 
     @torch.no_grad()
     def fired(self) -> Tensor:

@@ -2,59 +2,41 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
 from dataclasses import dataclass
-from functools import partial
+
+import torch
 
 from splinterp._typing import Tensor
-from splinterp.losses._levels import check_levels, check_weights, shares
 from splinterp.losses.forward import Forward
-from splinterp.losses.terms import Reconstruction
-from splinterp.protocol import Code, SparseModel
-
-
-def _below(width: int, values: Tensor, latents: Tensor) -> Tensor:
-    return latents < width
+from splinterp.losses.nested import Nested, check_increasing
+from splinterp.protocol import SparseModel
 
 
 @dataclass(frozen=True, kw_only=True)
-class Matryoshka(Reconstruction):
+class Matryoshka(Nested):
     """The sum over prefixes p of u_p times the mean over samples and d_in of |x - z[:, :p] W_dec[:p] - b_dec|^2.
 
-    The code is made once, over the whole dictionary; the whole of it is the last prefix. Equal weights u_p sum to 1. Source:
-    Learning Multi-Level Features with Matryoshka Sparse Autoencoders, arXiv 2503.17547 (whose code counts the empty prefix).
+    The code is made once, over the whole dictionary; the whole of it is the last prefix. Weights go by prefixes, the empty one
+    first where it counts. Source: arXiv 2503.17547 (whose code counts the empty prefix).
 
     Raises:
-        ValueError: widths that do not increase, a weight below 0; on a model, widths beyond n_latents, another number of
-            weights than prefixes.
+        ValueError: widths that do not increase, as `Nested`; on a model, widths beyond n_latents.
     """
 
     widths: tuple[int, ...] = (64, 256)
     """Of the prefixes; n_latents need not be among them."""
-    weights: tuple[float, ...] | None = None
-    """One for each prefix, the empty one first (if counted), the whole dictionary last. None: equal ones that sum to 1."""
     empty: bool = False
     """Count the prefix of no latents, whose reconstruction is b_dec."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        check_levels("widths", self.widths)
-        check_weights(self.weights)
+        check_increasing("widths", self.widths)
 
-    def prefixes(self, n_latents: int) -> tuple[int, ...]:
-        """All widths, in order."""
-        return tuple(sorted({*self.widths, n_latents, *((0,) if self.empty else ())}))
+    def sizes(self, model: SparseModel) -> tuple[int, ...]:
+        if self.widths[-1] > model.shape[1]:
+            raise ValueError(f"widths={self.widths} go beyond n_latents={model.shape[1]}")
+        return tuple(sorted({*self.widths, model.shape[1], *((0,) if self.empty else ())}))
 
-    def check(self, model: SparseModel) -> None:
-        n_latents = model.shape[1]
-        if self.widths[-1] > n_latents:
-            raise ValueError(f"widths={self.widths} go beyond n_latents={n_latents}")
-        n = len(self.prefixes(n_latents))
-        if self.weights is not None and len(self.weights) != n:
-            raise ValueError(f"{len(self.weights)} weights for the {n} prefixes {self.prefixes(n_latents)}: pass one for each")
-
-    def codes(self, out: Forward) -> Iterator[tuple[float | Tensor, Code]]:
-        n_latents = out.model.shape[1]
-        widths = self.prefixes(n_latents)
-        for width, share in zip(widths, shares(self.weights, len(widths)), strict=True):
-            yield share, out.code if width == n_latents else out.where(partial(_below, width))
+    def depth(self, out: Forward) -> Tensor:
+        widths = torch.tensor(self.sizes(out.model), device=out.target.device)
+        return torch.bucketize(out.latents(), widths, right=True)

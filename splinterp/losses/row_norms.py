@@ -34,8 +34,7 @@ class _RowNorms(Term):
 
 def _sizes(out: Forward) -> Tensor:
     """|z_i| |w_i| of each of the code's values."""
-    norms, latents = torch.linalg.vector_norm(out.W_dec, dim=1), out.latents()
-    return out.values().abs() * (norms if latents is None else norms[latents])
+    return out.values().abs() * torch.linalg.vector_norm(out.W_dec, dim=1)[out.latents()]
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,5 +1,6 @@
 """Products with k-sparse codes and their gradients, on CPUs and (Triton) on GPUs."""
 
+from splinterp.sparse_kernels._nested import decode_nested
 from splinterp.sparse_kernels._select import select_largest
 from splinterp.sparse_kernels.products import (
     KeptScores,
@@ -18,6 +19,7 @@ __all__ = [
     "KeptScores",
     "Transposed",
     "autocast_dtype",
+    "decode_nested",
     "decode_rows",
     "decode_sparse",
     "kept_products",

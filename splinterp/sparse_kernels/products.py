@@ -161,12 +161,17 @@ def sum_by_latent(
         from splinterp.sparse_kernels import _triton
 
         return _triton.sum_by_latent(values, *by, x, out, add)
-    grouped = values.detach().flatten()[by.order]
+    return sum_grouped(by.starts, by.samples, values.detach().flatten()[by.order], x, out, add)
+
+
+def sum_grouped(starts: Tensor, samples: Tensor, grouped: Tensor, x: Tensor, out: Tensor, add: bool) -> Tensor:
+    """Into row m of `out`, or added to it, the sum of grouped[e] * x[samples[e]] over the entries e in starts[m] : starts[m + 1]."""
+    shape = (len(out), len(x))
     if _HAS_MKL:
-        matrix = torch.sparse_csr_tensor(by.starts, by.samples, grouped, size=(n_latents, len(x)), check_invariants=False)
+        matrix = torch.sparse_csr_tensor(starts, samples, grouped, size=shape, check_invariants=False)
         return torch.addmm(out, matrix, x.contiguous(), beta=int(add), out=out)
-    arrays = (grouped.numpy(), by.samples.numpy(), by.starts.numpy())
-    found = torch.from_numpy(scipy.sparse.csr_matrix(arrays, shape=(n_latents, len(x))) @ x.detach().contiguous().numpy())
+    arrays = (grouped.numpy(), samples.numpy(), starts.numpy())
+    found = torch.from_numpy(scipy.sparse.csr_matrix(arrays, shape=shape) @ x.detach().contiguous().numpy())
     return out.add_(found) if add else out.copy_(found)
 
 
@@ -213,11 +218,15 @@ def products_known(top_indices: Tensor, rows: Tensor, x: Tensor) -> Tensor:
     if x.device.type != "cpu":
         return (rows[top_indices] * x[:, None, :]).sum(2)
     n, k = top_indices.shape
-    starts = torch.arange(0, n * k + 1, k)
+    return sampled_products(torch.arange(0, n * k + 1, k), top_indices.flatten(), rows, x).view(n, k)
+
+
+def sampled_products(starts: Tensor, columns: Tensor, rows: Tensor, x: Tensor) -> Tensor:
+    """rows[columns[e]] . x[r] for every entry e in starts[r] : starts[r + 1], (n_entries,), on the CPU."""
     pattern = torch.sparse_csr_tensor(
-        starts, top_indices.flatten(), x.new_zeros(n * k), size=(n, len(rows)), check_invariants=False
+        starts, columns, x.new_zeros(len(columns)), size=(len(x), len(rows)), check_invariants=False
     )
-    return torch.sparse.sampled_addmm(pattern, x.contiguous(), rows.T, beta=0).values().view(n, k)
+    return torch.sparse.sampled_addmm(pattern, x.contiguous(), rows.T, beta=0).values()
 
 
 class _Scores(torch.autograd.Function):

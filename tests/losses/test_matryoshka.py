@@ -6,6 +6,7 @@ import pytest
 import torch
 
 from splinterp.losses import Forward, Matryoshka, SquaredError
+from splinterp.protocol import as_model
 from tests.helpers import DECODERS, samples
 from tests.losses.cases import codes_of, make, value_and_gradients
 
@@ -17,8 +18,7 @@ X = samples(40, dtype=torch.float64)
 def test_one_prefix_of_all_latents_is_the_squared_error(activation, decoder):
     sae = make(activation, decoder)
     one, plain = (value_and_gradients(term, sae, X) for term in (Matryoshka(widths=(32,)), SquaredError()))
-    assert torch.equal(one[0], plain[0])
-    assert all(torch.equal(one[1][name], plain[1][name]) for name in plain[1])
+    torch.testing.assert_close(one, plain, rtol=1e-12, atol=1e-14)
 
 
 @pytest.mark.parametrize("activation", ["TopK", "ReLU"])
@@ -27,7 +27,7 @@ def test_value_is_that_of_its_definition(empty, activation):
     sae = make(activation)
     term = Matryoshka(widths=(4, 13), empty=empty)
     widths = (*((0,) if empty else ()), 4, 13, 32)
-    assert term.prefixes(32) == widths
+    assert term.sizes(as_model(sae)) == widths
     z = sae.encode(X)
     errors = [(X - z[:, :p] @ sae.W_dec[:p] - sae.b_dec).square().mean() for p in widths]
     torch.testing.assert_close(term(Forward(sae, X), {}), sum(errors) / len(errors))
@@ -46,8 +46,8 @@ def test_order_inside_a_group_does_not_matter():
     torch.testing.assert_close(term(Forward(sae, X), {}), before)
 
 
-def test_the_whole_code_is_decoded_once():
+def test_the_last_part_is_the_whole_code():
     out = Forward(make(), X)
-    codes = [code for _, code in Matryoshka(widths=(4,)).codes(out)]
-    assert codes[-1] is out.code
-    assert [weight for weight, _ in codes_of(Matryoshka(widths=(4,)), make(), X)] == [0.5, 0.5]
+    parts = codes_of(Matryoshka(widths=(4,)), make(), X)
+    assert torch.equal(parts[-1][1], out.acts)
+    assert [weight for weight, _ in parts] == [0.5, 0.5]

@@ -101,7 +101,7 @@ def test_weights_multiply_terms():
         (lambda: Matryoshka(widths=(4,), weights=(1.0, -1.0)), "each of weights"),
         (lambda: Matryoshka(widths=(4,), weights=(0.0, 0.0)), "nothing to reconstruct"),
         (lambda: HierarchicalTopK(levels=(4, 2)), "must increase"),
-        (lambda: HierarchicalTopK(levels=(2, 4), weights=(1.0,)), "1 weights for 2 levels"),
+        (lambda: HierarchicalTopK(levels=(2, 4), weights=(1.0,)), "1 weights for the 2 parts"),
         (lambda: Tilted(tilt=0.0), "use SquaredError"),
         (lambda: Tilted(tilt=math.inf), "finite"),
         (lambda: AuxK(k_aux=0), "k_aux=0"),
@@ -119,7 +119,7 @@ def test_options_out_of_range_are_refused(build, message):
     ("term", "activation", "error", "message"),
     [
         (Matryoshka(widths=(4, 33)), "TopK", ValueError, "beyond n_latents=32"),
-        (Matryoshka(widths=(4,), weights=(1.0,)), "TopK", ValueError, "1 weights for the 2 prefixes"),
+        (Matryoshka(widths=(4,), weights=(1.0,)), "TopK", ValueError, "1 weights for the 2 parts"),
         (HierarchicalTopK(levels=(1, 4)), "TopK", ValueError, "beyond k=3"),
         (HierarchicalTopK(levels=(1, 3)), "ReLU", TypeError, "ReLU has no fixed k"),
         (RowNormL1(), "TopK", ValueError, "sparsity of TopK"),
