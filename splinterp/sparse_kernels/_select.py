@@ -24,7 +24,7 @@ def workspace(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     """An uninitialised CPU tensor that the next call of this name in this thread reuses: fresh pages cost as much as the products."""
     size = math.prod(shape)
     kept = getattr(_workspace, name, None)
-    if kept is None or kept.dtype != dtype or len(kept) < size:
+    if kept is None or kept.dtype != dtype or kept.numel() < size:
         kept = torch.empty(size, dtype=dtype)
         setattr(_workspace, name, kept)
     return kept[:size].view(shape)
@@ -54,10 +54,12 @@ def select_largest(scores: Float[Tensor, "n n_latents"], k: int, magnitude: bool
         best = members.amax(dim=1)
     chosen = _partition(best, k)
     candidates = members.gather(2, chosen[:, None, :].expand(n, size, k)).view(n, size * k)
-    candidates = torch.cat([candidates, scores[:, size * groups :]], dim=1)
+    rest = m - size * groups
+    if rest:
+        candidates = torch.cat([candidates, scores[:, m - rest :]], dim=1)
     found = _partition(candidates.abs_() if magnitude else candidates, k)
     grouped = torch.div(found, k, rounding_mode="floor") * groups + chosen.gather(1, found % k)
-    return torch.where(found < size * k, grouped, found + (size * groups - size * k))
+    return torch.where(found < size * k, grouped, found + (size * groups - size * k)) if rest else grouped
 
 
 def _partition(values: Tensor, k: int) -> Tensor:

@@ -123,7 +123,7 @@ def _transpose_by_sorting(top_indices: Tensor, n_latents: int) -> Transposed:
 
 
 def _check_grouping(by: Transposed | None, top_indices: Tensor, n_latents: int) -> None:
-    if by is not None and (len(by.starts) != n_latents + 1 or by.order.numel() != top_indices.numel()):
+    if by is not None and (by.starts.shape[0] != n_latents + 1 or by.order.numel() != top_indices.numel()):
         raise ValueError(
             f"by_latent groups {by.order.numel()} entries by {len(by.starts) - 1} latents, and the code has {top_indices.numel()} "
             f"of n_latents={n_latents}: pass transpose_code(top_indices, {n_latents})"
@@ -148,7 +148,7 @@ def sum_by_latent(
     """
     if out is None:
         out, add = x.new_empty(n_latents, x.shape[1]), False
-    if values.shape != top_indices.shape or len(values) != len(x) or out.shape != (n_latents, x.shape[1]):
+    if values.shape != top_indices.shape or values.shape[0] != x.shape[0] or out.shape != (n_latents, x.shape[1]):
         raise ValueError(
             f"values {tuple(values.shape)}, top_indices {tuple(top_indices.shape)}, x {tuple(x.shape)} and out {tuple(out.shape)} "
             f"do not belong together, n_latents={n_latents}"
@@ -166,7 +166,7 @@ def sum_by_latent(
 
 def sum_grouped(starts: Tensor, samples: Tensor, grouped: Tensor, x: Tensor, out: Tensor, add: bool) -> Tensor:
     """Into row m of `out`, or added to it, the sum of grouped[e] * x[samples[e]] over the entries e in starts[m] : starts[m + 1]."""
-    shape = (len(out), len(x))
+    shape = (out.shape[0], x.shape[0])
     if _HAS_MKL:
         matrix = torch.sparse_csr_tensor(starts, samples, grouped, size=shape, check_invariants=False)
         return torch.addmm(out, matrix, x.contiguous(), beta=int(add), out=out)
@@ -224,7 +224,7 @@ def products_known(top_indices: Tensor, rows: Tensor, x: Tensor) -> Tensor:
 def sampled_products(starts: Tensor, columns: Tensor, rows: Tensor, x: Tensor) -> Tensor:
     """rows[columns[e]] . x[r] for every entry e in starts[r] : starts[r + 1], (n_entries,), on the CPU."""
     pattern = torch.sparse_csr_tensor(
-        starts, columns, x.new_zeros(len(columns)), size=(len(x), len(rows)), check_invariants=False
+        starts, columns, x.new_zeros(columns.shape[0]), size=(x.shape[0], rows.shape[0]), check_invariants=False
     )
     return torch.sparse.sampled_addmm(pattern, x.contiguous(), rows.T, beta=0).values()
 
@@ -298,17 +298,21 @@ def kept_scores(
             bias = b_enc.gather(0, top_indices.flatten()).view_as(top_indices)  # raises for an index of no latent
             values = products_known(top_indices, W_enc.T, x).add_(bias)
         return _differentiable(x, W_enc, b_enc, values, top_indices)
-    n, n_latents = len(x), W_enc.shape[1]
+    n, n_latents = x.shape[0], W_enc.shape[1]
+    cpu = x.device.type == "cpu"
+    block = max(1, min(n, SCORE_ROWS) if cpu else n)
     with torch.no_grad():
-        values, top_indices = x.new_empty(n, k), torch.empty(n, k, dtype=torch.int64, device=x.device)
-        cpu = x.device.type == "cpu"
-        block = max(1, min(n, SCORE_ROWS)) if cpu else max(1, n)
         scores = workspace("scores", (block, n_latents), x.dtype) if cpu else x.new_empty(block, n_latents)
-        for start in range(0, n, block):
-            rows = slice(start, start + block)
-            part = torch.addmm(b_enc, x[rows], W_enc, out=scores[: len(x[rows])])
-            top_indices[rows] = select(part)
-            torch.gather(part, 1, top_indices[rows], out=values[rows])
+        if n == block:
+            top_indices = select(torch.addmm(b_enc, x, W_enc, out=scores))
+            values = scores.gather(1, top_indices)
+        else:
+            values, top_indices = x.new_empty(n, k), torch.empty(n, k, dtype=torch.int64, device=x.device)
+            for start in range(0, n, block):
+                rows = slice(start, start + block)
+                part = torch.addmm(b_enc, x[rows], W_enc, out=scores[: n - start])
+                top_indices[rows] = select(part)
+                torch.gather(part, 1, top_indices[rows], out=values[rows])
     return _differentiable(x, W_enc, b_enc, values, top_indices)
 
 
