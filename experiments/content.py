@@ -2,26 +2,12 @@
 
 from __future__ import annotations
 
-import hashlib
-from collections.abc import Iterable
 from typing import Any
 
-import torch
-
+from splinterp._content import content_hash
 from splinterp.data import LanguageModel
 
-
-def content_hash(parts: Iterable[Any]) -> str:
-    """SHA-256 of tensors or bytes, dtypes and sizes included; 16 hexadecimal digits."""
-    found = hashlib.sha256()
-    for part in parts:
-        if isinstance(part, torch.Tensor):
-            part = part.detach().cpu().contiguous()
-            found.update(f"{part.dtype}{tuple(part.shape)}".encode())
-            part = part.view(-1).view(torch.uint8).numpy().data if part.numel() else b""
-        found.update(len(part).to_bytes(8, "little"))
-        found.update(part)
-    return found.hexdigest()[:16]
+__all__ = ["content_hash", "model_hash", "tokenizer_hash"]
 
 
 def model_hash(model: LanguageModel) -> str:

@@ -81,18 +81,35 @@ def current(folder: Path, name: str) -> Path:
     return waiting if name in pending["replace"] and waiting.exists() else folder / name
 
 
+def check_writable(path: Path) -> None:
+    """Raise ValueError unless `replace_file` could write to `path` now: what takes hours to make needs a place to go."""
+    path = Path(os.path.realpath(path))
+    try:
+        path.parent.mkdir(parents=True, exist_ok=True)
+        _mode(path)
+        with _workplace(path) as place:
+            (place / path.name).touch()
+    except OSError as error:
+        raise ValueError(f"{path} cannot be written ({error.strerror or error}): choose a folder that can") from error
+
+
 @contextmanager
-def locked(folder: Path, exclusive: bool = False) -> Iterator[None]:
-    """Inside, no other process replaces files of the folder (and none reads them, where `exclusive`), if the system can say so."""
-    handle = None
+def locked(folder: Path, exclusive: bool = False, needed: bool = False) -> Iterator[None]:
+    """Inside, no other process replaces files of the folder (and none reads them, where `exclusive`), if the system can say so.
+
+    Raises ValueError where the lock is `needed` and another process does not let go of it.
+    """
+    handle, had = None, True
     try:
         handle = os.open(folder, os.O_RDONLY)
         deadline = time.monotonic() + LOCK_SECONDS
-        while not _try_lock(handle, exclusive) and time.monotonic() < deadline:
+        while not (had := _try_lock(handle, exclusive)) and time.monotonic() < deadline:
             time.sleep(0.02)
     except OSError:  # no such folder, or a file system without locks
         pass
     try:
+        if needed and not had:
+            raise ValueError(f"{folder} is being written to by another process: let it finish, or write to another folder")
         yield
     finally:
         if handle is not None:

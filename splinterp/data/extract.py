@@ -61,7 +61,7 @@ def extract_activations(
         batch_tokens: tokens a forward pass, padding included; None fits 256 MiB of intermediate values.
         dtype: of the result: float32, float16 or bfloat16.
         folder: write a store there and return it. An interrupted extraction is continued after its last shard, and ends in the
-            same bytes as an undisturbed one.
+            same bytes as an undisturbed one; one by a model of other weights, on other text or with other options is refused.
         progress: bar with tokens a second, on stderr.
 
     Raises:
@@ -129,7 +129,8 @@ class _Plan:
         """What a store is of, and what a folder must have been written about to be continued."""
         content = hashlib.sha256(repr(self.sequences.ids).encode()).hexdigest()
         return {
-            "model": self.model.name, "layer": self.layer, "site": self.site, "tokens": self.tokens, "keep_special": self.keep_special,
+            "model": self.model.name, "weights": self.model.weights_hash(), "layer": self.layer,
+            "site": self.site, "tokens": self.tokens, "keep_special": self.keep_special,
             "max_tokens": self.max_tokens, "batch_tokens": self.batch_tokens, "sequences_a_shard": self.per_shard,
             "n_sequences": len(self.sequences), "text_sha256": content,
         }  # fmt: skip

@@ -13,6 +13,7 @@ import torch
 from torch import nn
 
 from splinterp._checks import one_of
+from splinterp._content import content_hash
 from splinterp._typing import Tensor
 from splinterp.data._addends import addend
 
@@ -89,6 +90,11 @@ class LanguageModel:
             model: Any = kind.from_pretrained(source, dtype=dtype or torch.float32, **options)
             tokenizer = AutoTokenizer.from_pretrained(source)
         return cls(model.to(device), tokenizer, str(name))
+
+    def weights_hash(self) -> str:
+        """A hash of all weights and buffers, their names and dtypes."""
+        named = sorted(self.model.state_dict().items())
+        return content_hash(part for name, value in named if isinstance(value, Tensor) for part in (name.encode(), value))
 
     @property
     def n_layers(self) -> int:

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -11,13 +10,14 @@ import numpy as np
 import torch
 
 from splinterp._checks import as_positions, at_least, one_of
-from splinterp._files import entry, read_object, require_file, unsealed
+from splinterp._content import content_hash
+from splinterp._files import entry, read_object, require_file, sha256_of, unsealed
 from splinterp._typing import Int, Tensor
 
 if TYPE_CHECKING:
     from splinterp.data.standardizer import Standardizer
 
-FORMAT = "splinterp-activations-1"
+FORMAT, MANIFEST = "splinterp-activations-1", "manifest.json"
 DTYPES = {"float32": torch.float32, "float16": torch.float16, "bfloat16": torch.bfloat16}
 RAW = {"float32": np.float32, "float16": np.float16, "bfloat16": np.uint16}
 """What NumPy maps the file as: it has no bfloat16."""
@@ -57,6 +57,17 @@ def check_sizes(folder: Path, shard: dict[str, Any], manifest: dict[str, Any]) -
             raise CorruptStoreError(
                 f"{path} has {path.stat().st_size} bytes, the manifest says {shard[key]['bytes']}: restore the file"
             )
+
+
+def check_bytes(folder: Path, file: dict[str, Any]) -> None:
+    """Raises CorruptStoreError unless a file of a shard has the checksum that the manifest says."""
+    path = folder / file["file"]
+    if sha256_of(path) != file["sha256"]:
+        raise CorruptStoreError(f"{path} does not have the bytes that were written: restore the file or extract again")
+
+
+_VERIFIED: set[tuple[Any, ...]] = set()
+"""Files whose bytes this process has compared: path, inode, size, time of change, checksum."""
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -104,14 +115,14 @@ class ActivationStore:
     Raises:
         FileNotFoundError: no manifest.
         ValueError: another format; a manifest that is damaged or names files outside the folder; an incomplete store.
-        CorruptStoreError: a shard is missing or has another size (`verify` compares the checksums too).
+        CorruptStoreError: a shard is missing or has another size; on a pass over the rows, other bytes than were written.
     """
 
     def __init__(
         self, folder: str | Path, memory: int = 2**28, standardizer: Standardizer | None = None, allow_incomplete: bool = False
     ) -> None:
         self.folder, self.memory, self.standardizer = Path(folder), memory, standardizer
-        self.manifest = read_manifest(self.folder / "manifest.json")
+        self.manifest = read_manifest(self.folder / MANIFEST)
         if not self.manifest["complete"] and not allow_incomplete:
             raise ValueError(
                 f"the extraction into {folder} was not finished: run it again to continue, or pass allow_incomplete=True"
@@ -198,6 +209,7 @@ class ActivationStore:
     def split(self, n: int) -> Iterator[Tensor]:
         """Rows in order, n at a time."""
         at_least("n", n, 1)
+        self._verify_once()
         for start in range(0, self.n_rows, n):
             yield self._contiguous(start, min(start + n, self.n_rows))
 
@@ -206,6 +218,7 @@ class ActivationStore:
 
         Blocks of 256 neighbouring rows are drawn from the whole store until `memory` bytes are held, and their rows are mixed.
         """
+        self._verify_once()
         blocks = torch.arange(0, self.n_rows, CHUNK_ROWS)
         starts: list[int] = blocks[torch.randperm(len(blocks), generator=generator)].tolist()
         per_buffer = max(1, self.memory // (CHUNK_ROWS * self.d_in * 4) - 1)  # one block for rows left over and in hand
@@ -253,24 +266,34 @@ class ActivationStore:
 
     def fingerprint(self) -> str:
         """A hash of the shards' checksums and the standardizer: stores of equal fingerprints give equal rows."""
-        sums = [shard["activations"]["sha256"] for shard in self.manifest["shards"]]
+        parts: list[Tensor | bytes] = [f"{self.manifest['dtype']} {self.d_in}".encode()]
+        parts += [shard["activations"]["sha256"].encode() for shard in self.manifest["shards"]]
         if self.standardizer is not None:
-            sums += [self.standardizer.mode, repr(self.standardizer.mean), repr(self.standardizer.scale)]
-        return hashlib.sha256("".join(sums).encode()).hexdigest()
+            own = self.standardizer
+            parts += [own.mode.encode(), *(value for value in (own.mean, own.scale) if value is not None)]
+        return content_hash(parts)
 
     def verify(self) -> None:
-        """Compare every shard with its checksum. Raises CorruptStoreError naming the first that differs."""
+        """Compare every shard with its checksum. Raises CorruptStoreError naming the first that differs.
+
+        A pass over the rows (`split`, `shuffled`, `statistics`) does so for the files it reads, unless this process has seen them
+        with these bytes and they were not written to since; rows that are asked for by index are not looked at.
+        """
         for shard in self.manifest["shards"]:
             for key in ("activations", "tokens"):
-                path = self.folder / shard[key]["file"]
-                digest = hashlib.sha256()
-                with open(path, "rb") as file:
-                    while piece := file.read(READ_BYTES):
-                        digest.update(piece)
-                if digest.hexdigest() != shard[key]["sha256"]:
-                    raise CorruptStoreError(
-                        f"{path} does not have the bytes that were written: restore the file or extract again"
-                    )
+                check_bytes(self.folder, shard[key])
+
+    def _verify_once(self) -> None:
+        for shard in self.manifest["shards"]:
+            path = self.folder / shard["activations"]["file"]
+            try:
+                about = path.stat()
+            except OSError as error:
+                raise CorruptStoreError(f"{path} is missing: the manifest names it; restore it") from error
+            seen = (str(path.resolve()), about.st_ino, about.st_size, about.st_mtime_ns, shard["activations"]["sha256"])
+            if seen not in _VERIFIED:
+                check_bytes(self.folder, shard["activations"])
+                _VERIFIED.add(seen)
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """(shard, first row, row after the last) of what lies between `start` and `stop`."""

@@ -11,17 +11,18 @@ from typing import Any
 import numpy as np
 import torch
 
-from splinterp._atomic import remove_if_dead, replace_file
+from splinterp._atomic import locked, remove_if_dead, replace_file
 from splinterp._checks import at_least, one_of
 from splinterp._files import sealed
 from splinterp._typing import Float, Int, Tensor
-from splinterp.data.store import DTYPES, FORMAT, ActivationStore, check_sizes, in_dtype, read_manifest
+from splinterp.data.store import DTYPES, FORMAT, MANIFEST, ActivationStore, check_sizes, in_dtype, read_manifest
 
 
 class StoreWriter:
     """Appends shards to a folder. Each is written under a temporary name, then named in the manifest, which is replaced whole.
 
-    A folder of an interrupted writer is continued after its last complete shard: `n_shards` says how many there are.
+    A folder of an interrupted writer is continued after its last complete shard: `n_shards` says how many there are. A call of
+    `append` that failed may be repeated. Of two writers on one folder the one that comes second is refused.
 
     Args:
         folder: created if it is not there.
@@ -40,19 +41,19 @@ class StoreWriter:
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
         fresh = {"format": FORMAT, "d_in": d_in, "dtype": dtype, "about": about or {}, "complete": False, "shards": []}
-        path = self.folder / "manifest.json"
+        path = self.folder / MANIFEST
         for leftover in self.folder.glob(".*.tmp"):  # of a writer that was killed
             remove_if_dead(leftover)
-        if not path.exists():
-            self.manifest: dict[str, Any] = fresh
-            self._write_manifest()
-            return
-        self.manifest = read_manifest(path)
-        for key in ("format", "d_in", "dtype", "about"):
-            if self.manifest.get(key) != json.loads(json.dumps(fresh[key])):
-                raise ValueError(
-                    f"{folder} holds other activations: its {key} is {self.manifest.get(key)!r}, not {fresh[key]!r}"
-                )
+        with locked(self.folder, exclusive=True):
+            if not path.exists():
+                self._write_manifest(fresh)
+        self.manifest: dict[str, Any] = read_manifest(path)
+        expected = json.loads(json.dumps(fresh))
+        for theirs, ours in ((self.manifest, expected), (self.manifest["about"], expected["about"])):
+            for key in sorted({*theirs, *ours} - {"about", "complete", "shards"}):
+                if theirs.get(key) != ours.get(key):
+                    found = f"its {key} is {theirs.get(key)!r}, not {ours.get(key)!r}"
+                    raise ValueError(f"{folder} holds other activations: {found}: write to another folder")
         for shard in self.manifest["shards"]:
             check_sizes(self.folder, shard, self.manifest)
 
@@ -69,14 +70,15 @@ class StoreWriter:
     def append(self, activations: Float[Tensor, "n d_in"], tokens: Int[Tensor, "n 3"]) -> None:
         """Write one shard: activations, and (token id, document, index of the sequence) of each row.
 
-        Raises ValueError: rows or widths that do not fit, finite values that the store's dtype makes infinite, a finished store.
+        Raises ValueError: rows or widths that do not fit, finite values that the store's dtype makes infinite, a finished store, or
+        one that another writer has added to.
         """
         if self.complete:
             raise ValueError(f"{self.folder} is finished: write to another folder")
         if activations.shape[1] != self.manifest["d_in"] or tokens.shape != (len(activations), 3):
             raise ValueError(f"activations {tuple(activations.shape)} and tokens {tuple(tokens.shape)} do not fit a store of "
                              f"d_in={self.manifest['d_in']} and 3 columns of tokens")  # fmt: skip
-        name = f"shard-{self.n_shards:05d}"
+        name, files = f"shard-{self.n_shards:05d}", {}
         shard: dict[str, Any] = {"rows": len(activations)}
         values = in_dtype(activations.detach().cpu(), DTYPES[self.manifest["dtype"]]).contiguous()
         raw = values.view(torch.uint16).numpy() if values.dtype == torch.bfloat16 else values.numpy()
@@ -84,19 +86,32 @@ class StoreWriter:
             content = array.reshape(-1).view(np.uint8).data  # hashed and written where it lies
             file = f"{name}.{key}"
             shard[key] = {"file": file, "sha256": hashlib.sha256(content).hexdigest(), "bytes": content.nbytes}
-            _write_synced(self.folder / file, content)
-        self.manifest["shards"].append(shard)
-        self._write_manifest()
+            files[self.folder / file] = content
+        self._replace({**self.manifest, "shards": [*self.manifest["shards"], shard]}, files)
 
     def finish(self) -> ActivationStore:
-        """Mark the store as complete and open it."""
-        self.manifest["complete"] = True
-        self._write_manifest()
+        """Mark the store as complete and open it. Raises ValueError where another writer has added to it."""
+        self._replace({**self.manifest, "complete": True}, {})
         return ActivationStore(self.folder)
 
-    def _write_manifest(self) -> None:
-        text = json.dumps(sealed(self.manifest), indent=1) + "\n"
-        replace_file(self.folder / "manifest.json", lambda path: path.write_text(text), clean=False)
+    def _replace(self, manifest: dict[str, Any], files: dict[Path, memoryview]) -> None:
+        """Write files, then the manifest that names them, unless both are there already: a call that failed may be repeated."""
+        with locked(self.folder, exclusive=True, needed=True):
+            there = read_manifest(self.folder / MANIFEST)
+            if there == self.manifest:
+                for path, content in files.items():
+                    _write_synced(path, content)
+                self._write_manifest(manifest)
+            elif there != manifest:
+                raise ValueError(
+                    f"another writer has added to {self.folder}, which has {len(there['shards'])} shards now, not {self.n_shards}: let it "
+                    "finish, or open a new StoreWriter and go on after its last shard"
+                )
+        self.manifest = manifest
+
+    def _write_manifest(self, manifest: dict[str, Any]) -> None:
+        text = json.dumps(sealed(manifest), indent=1) + "\n"
+        replace_file(self.folder / MANIFEST, lambda path: path.write_text(text), clean=False)
 
 
 def _write_synced(path: Path, content: memoryview) -> None:

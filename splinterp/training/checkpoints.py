@@ -13,7 +13,7 @@ import torch
 from splinterp._files import FLOATS, reading, require_file
 
 SAVED: dict[str, type | tuple[type, ...]] = {
-    "plan": list, "total": int, "sae": dict, "state": dict, "epoch": int, "step": int, "seconds": float, "history": list,
+    "plan": dict, "total": int, "sae": dict, "state": dict, "epoch": int, "step": int, "seconds": float, "history": list,
     "best": (dict, type(None)), "generator": torch.Tensor,
 }  # fmt: skip
 """What a checkpoint holds."""
@@ -42,6 +42,8 @@ def read_checkpoint(path: Path) -> dict[str, Any]:
         saved = torch.load(path, map_location="cpu", weights_only=True)
         if not isinstance(saved, dict) or not set(SAVED) <= set(saved):
             raise ValueError(f"{path} is no checkpoint of fit: it lacks {', '.join(sorted(set(SAVED) - set(saved)))}")
+        if isinstance(saved["plan"], list):
+            raise ValueError(f"{path} was written by an earlier version, which could not tell what data it was of: start anew")
         for name, kind in SAVED.items():
             if not isinstance(saved[name], kind) or isinstance(saved[name], bool):
                 raise ValueError(f"{path} is no checkpoint of fit: its {name} is a {type(saved[name]).__name__}")

@@ -7,6 +7,7 @@ Start it with `torchrun`, call `torch.distributed.init_process_group` and pass `
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
@@ -58,6 +59,15 @@ class ProcessGroup:
         for index, x in enumerate(batches):
             if index % self.size == self.rank:
                 yield x
+
+    def first_difference(self, values: list[str], device: torch.device) -> tuple[int, int] | None:
+        """(process, place) of the first value that is not what process 0 has there; None where all are. Raises WorkerLostError."""
+        numbers = [int(hashlib.sha256(value.encode()).hexdigest()[:15], 16) for value in values]
+        table = torch.zeros(self.size, len(values), dtype=torch.int64, device=device)
+        table[self.rank] = torch.tensor(numbers, device=device)
+        self.sum_([table])
+        places = (table != table[0]).nonzero().tolist()
+        return (places[0][0], places[0][1]) if places else None
 
     def sum_(self, tensors: Iterable[Tensor]) -> None:
         """Sum each tensor over the processes, in place. Raises WorkerLostError."""

@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 from tqdm.auto import tqdm
 
+from splinterp._atomic import check_writable
 from splinterp._checks import as_samples, at_least, check_finite, warn_outliers
 from splinterp._random import as_generator
 from splinterp._typing import ArrayLike, Tensor
@@ -119,8 +120,11 @@ def fit(
     batches = Batches(data, batch_size, model.b_dec.device, model.b_dec.dtype)
     total = steps if steps is not None else (20 if epochs is None else epochs) * len(batches)
     run = Run(sae, method, as_generator(generator), keep_best, autocast, total)
-    run.describe(data, x_val if method.wants_x_val else None, batches.batch_size, generator is None, checkpoint is not None)
+    kept = checkpoint is not None
+    run.describe(data, x_val, batches.batch_size, generator is None, kept, compared=kept or processes is not None)
     _start_at_mean(sae, data)
+    if checkpoint is not None and (processes is None or processes.first):
+        check_writable(Path(checkpoint))
     run.state = method.init(sae, data, total_steps=total, x_val=x_val)
     if not isinstance(run.state, State):
         missing = [name for name in STATE_NAMES if name not in dir(run.state)]

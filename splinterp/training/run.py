@@ -3,20 +3,20 @@
 from __future__ import annotations
 
 import copy
-import hashlib
 import math
 import re
 import time
+import warnings
 from collections.abc import Callable
 from contextlib import nullcontext
-from itertools import zip_longest
 from pathlib import Path
 from typing import Any
 
 import torch
 
 from splinterp._atomic import replace_file
-from splinterp._files import check_numbers, reading
+from splinterp._content import content_hash
+from splinterp._files import check_numbers, reading, sha256_of
 from splinterp._typing import Tensor
 from splinterp.data.store import ActivationStore
 from splinterp.metrics import evaluate
@@ -27,8 +27,14 @@ from splinterp.training.checkpoints import check_like, read_checkpoint, save_sum
 from splinterp.training.distributed import ProcessGroup
 from splinterp.training.method import Method
 
-ORDER = 7
-"""Where a run's plan tells the order of its data."""
+JOINING = {
+    "x": "pass every process all of the data; each takes its own rows of every batch",
+    "x_val": "pass every process the same held-out samples",
+    "step to begin at": "let all of them see the same checkpoint, on a folder that they share or copied to every host",
+    "checkpoint": "let all of them see the same checkpoint, on a folder that they share or copied to every host",
+    "order of the data": "pass the same seed to all, or none",
+}
+"""What to do about processes of one run that were started with different things."""
 
 
 class Run:
@@ -40,11 +46,12 @@ class Run:
         self.sae, self.method, self.generator, self.keep_best, self.autocast = sae, method, generator, keep_best, autocast
         self.total = total
         self.state: Any = None
-        self.plan: list[Any] = []
+        self.plan: dict[str, Any] = {}
         self.processes: ProcessGroup | None = None
         self.epoch, self.step, self.seconds = 0, 0, 0.0
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] | None = None
+        self.resumed = ""
 
     def describe(
         self,
@@ -53,27 +60,42 @@ class Run:
         batch_size: int,
         drawn: bool,
         kept: bool,
+        compared: bool,
     ) -> None:
-        """Set `plan`: what must be equal for a checkpoint to belong to this run: method, module, options, data, data order."""
+        """Set `plan`: what must be equal for a checkpoint to belong to this run, and in all processes of one. What the data hold is
+        looked at where it is `compared`, with a checkpoint or with processes."""
         for part in (self.method, self.sae):
             if kept and re.search(r"object at 0x[0-9a-f]+", str(part)):
                 raise TypeError(
                     f"str() of the {type(part).__name__} is {str(part)!r}, which no later run would have: give it a __repr__ of its "
                     "options (a dataclass has one), so that a checkpoint can be told to be its own"
                 )
-        shapes = [f"{name} {tuple(value.shape)}" for name, value in self.sae.state_dict().items()]
-        order = "drawn" if drawn else hashlib.sha256(self.generator.get_state().numpy().tobytes()).hexdigest()
-        method = re.sub(r" at 0x[0-9a-f]+", "", str(self.method))  # where a function lies in memory
-        self.plan = [method, str(self.sae), shapes, self.keep_best, len(data), _content(data), batch_size, order]
-        if self.autocast is not None:
-            self.plan.append(f"autocast={self.autocast}")
-        if held_out is not None:
-            self.plan.append(f"held out: {_content(held_out)}")
+        self.plan = {
+            "method": re.sub(r" at 0x[0-9a-f]+", "", str(self.method)),  # where a function lies in memory
+            "sae": str(self.sae),
+            "parameters": [f"{name} {tuple(v.shape)} {v.dtype}" for name, v in self.sae.state_dict().items()],
+            "x": _content(data) if compared else "",
+            "x_val": _content(held_out) if compared and held_out is not None else "",
+            "batch_size": batch_size,
+            "autocast": str(self.autocast),
+            "keep_best": self.keep_best,
+            "order of the data": "drawn" if drawn else content_hash([self.generator.get_state()]),
+        }
 
     def join(self, processes: ProcessGroup) -> None:
         """Start from the first process's parameters, and share every batch from now on."""
         if self.method.couples_batches:
             raise ValueError(f"{type(self.method).__name__} looks at whole batches: train with it in one process")
+        ours = {**self.plan, "number of steps": self.total, "step to begin at": self.step, "checkpoint": self.resumed}
+        device = next(iter(self.sae.parameters())).device
+        if different := processes.first_difference(list(map(repr, ours.values())), device):
+            rank, name = different[0], list(ours)[different[1]]
+            advice = JOINING.get(name, "start all of them with the same arguments")
+            raise ValueError(f"process {rank} has another {name} than process 0: {advice}")
+        if self.plan["order of the data"] == "drawn":
+            state = self.generator.get_state().to(device)
+            processes.broadcast_([state])
+            self.generator.set_state(state.cpu())
         processes.broadcast_(p.detach() for p in self.sae.parameters())
         self.processes = processes
         self.state.join(processes)
@@ -141,23 +163,27 @@ class Run:
         content = {
             "plan": self.plan, "total": self.total, "sae": self.sae.state_dict(), "state": self.state.state_dict(), "epoch": self.epoch,
             "step": self.step, "seconds": self.seconds, "history": self.history, "best": self.best,
-            "generator": self.generator.get_state(),
+            "generator": self.generator.get_state(), "threads": torch.get_num_threads(),
         }  # fmt: skip
         replace_file(path, lambda temporary: save_summed(content, temporary))
 
+    def _check_plan(self, path: Path, saved: dict[str, Any]) -> None:
+        name = next((name for name in self.plan if saved.get(name) != self.plan[name]), None)
+        if name is None:
+            return
+        other = f"{path} belongs to another run, with another {name}"
+        if name == "order of the data":
+            raise ValueError(
+                f"{other}: pass the seed it began with, or a generator that is where that run's was when it began (a generator that was "
+                "drawn from since is not)"
+            )
+        advice = "pass what it began with, or another path for a new run"
+        raise ValueError(f"{other}: it has {saved.get(name)!r}, this one {self.plan[name]!r}; {advice}")
+
     def load(self, path: Path, per_epoch: int) -> None:
         saved = read_checkpoint(path)
-        if saved["plan"] != self.plan:
-            ours, theirs = next(
-                ((a, b) for a, b in zip_longest(self.plan, saved["plan"]) if a != b),
-                (type(self.plan).__name__, type(saved["plan"]).__name__),
-            )
-            if ours == self.plan[ORDER]:
-                raise ValueError(
-                    f"{path} belongs to another run, with another order of the data: pass the seed it began with, or a generator that is "
-                    "where that run's was when it began (a generator that was drawn from since is not)"
-                )
-            raise ValueError(f"{path} belongs to another run: it has {theirs!r}, this one {ours!r}")
+        self.resumed = sha256_of(path)
+        self._check_plan(path, saved["plan"])
         extended = saved["total"] != self.total
         if extended and saved["step"] != saved["total"]:
             raise ValueError(
@@ -176,13 +202,21 @@ class Run:
             self.sae.load_state_dict(saved["sae"])
             self.state.load_state_dict({**saved["state"], "total_steps": self.total} if extended else saved["state"])
             self.generator.set_state(saved["generator"])
+        if saved.get("threads") not in (None, torch.get_num_threads()):
+            warnings.warn(
+                f"{path} was written with {saved['threads']} threads, this process has {torch.get_num_threads()}: sums are rounded in "
+                "another order, so the result will not be that of an undisturbed run bit for bit (torch.set_num_threads sets them)",
+                stacklevel=3,
+            )
         self.epoch, self.step, self.seconds, self.history, self.best = (
             saved[k] for k in ("epoch", "step", "seconds", "history", "best")
         )
 
 
-def _content(data: Tensor | ActivationStore) -> Any:
-    return float(data.sum(dtype=torch.float64)) if isinstance(data, Tensor) else data.fingerprint()
+def _content(data: Tensor | ActivationStore) -> str:
+    if isinstance(data, ActivationStore):
+        return f"the store of content {data.fingerprint()}"
+    return f"{str(data.dtype).removeprefix('torch.')} {tuple(data.shape)} of content {content_hash([data])}"
 
 
 def _buffers(sae: Any) -> set[str]:

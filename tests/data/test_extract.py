@@ -116,10 +116,17 @@ def test_a_store_holds_the_same_rows_and_is_not_made_twice(tmp_path, monkeypatch
     assert store.about["layer"] == 2
     again = extract_activations(lm, DOCUMENTS, 2, folder=tmp_path, **options)
     assert again.fingerprint() == store.fingerprint()
-    with pytest.raises(ValueError, match="its about is"):
+    with pytest.raises(ValueError, match="its layer is 2, not 1"):
         extract_activations(lm, DOCUMENTS, 1, folder=tmp_path, **options)
     with pytest.raises(ValueError, match="its dtype is"):
         extract_activations(lm, DOCUMENTS, 2, folder=tmp_path, dtype=torch.float16, **options)
+    with torch.no_grad():
+        weight = next(p for p in lm.model.parameters() if p.ndim == 2)
+        weight[[0, 1]] = weight[[1, 0]]
+    with pytest.raises(ValueError, match="its weights is"):
+        extract_activations(lm, DOCUMENTS, 2, folder=tmp_path, **options)
+    with torch.no_grad():
+        weight[[0, 1]] = weight[[1, 0]]
     (tmp_path / "shard-00001.tokens").unlink()
     with pytest.raises(CorruptStoreError, match="shard-00001.tokens is missing"):
         extract_activations(lm, DOCUMENTS, 2, folder=tmp_path, **options)

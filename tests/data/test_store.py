@@ -9,6 +9,7 @@ import pytest
 import torch
 
 from splinterp import PAMSGD, SAE, SGD, BiasAdaptation, ReLU, TopK, fit
+from splinterp._atomic import locked
 from splinterp.data import ActivationStore, CorruptStoreError, Standardizer, StoreWriter
 from tests.helpers import rng
 
@@ -187,6 +188,89 @@ def test_corruption_is_named(tmp_path):
         ActivationStore(tmp_path)
 
 
+@pytest.mark.parametrize("method", [SGD(), PAMSGD()])
+def test_a_shard_of_other_bytes_is_not_trained_on(tmp_path, method):
+    store = write(tmp_path, rows())
+    fit(SAE(6, 12, TopK(2)), store, method, epochs=1)
+    path = tmp_path / "shard-00002.activations"
+    path.write_bytes(path.read_bytes()[::-1])
+    for run in (
+        lambda: fit(SAE(6, 12, TopK(2)), store, method, epochs=1),
+        lambda: fit(SAE(6, 12, TopK(2)), rows(), method, epochs=1, x_val=ActivationStore(tmp_path)),
+        lambda: Standardizer("per_feature").fit(store),
+        lambda: list(store.shuffled(64, rng())),
+    ):
+        with pytest.raises(CorruptStoreError, match="shard-00002.activations does not have the bytes"):
+            run()
+
+
+def test_fingerprints_tell_what_gives_other_rows(tmp_path):
+    x = rows()
+    write(tmp_path, x)
+    found = []
+    for change in (0.0, 1e-6, 1e-12):
+        standardizer = Standardizer("per_feature").fit(x)
+        standardizer.scale = standardizer.scale * (1 + change)
+        found.append(ActivationStore(tmp_path, standardizer=standardizer).fingerprint())
+    assert len(set(found)) == 3
+    torch.set_printoptions(precision=1)
+    try:
+        assert ActivationStore(tmp_path, standardizer=standardizer).fingerprint() == found[-1]
+    finally:
+        torch.set_printoptions(profile="default")
+
+
+def test_a_failed_append_may_be_repeated(tmp_path, monkeypatch):
+    x = rows()[:50]
+    tokens = torch.zeros(50, 3, dtype=torch.int64)
+    original = StoreWriter._write_manifest
+
+    def before(self, manifest):
+        raise OSError("disk full")
+
+    def after(self, manifest):
+        original(self, manifest)
+        raise KeyboardInterrupt
+
+    writer = StoreWriter(tmp_path, 6)
+    for fails, error in ((before, OSError), (after, KeyboardInterrupt)):
+        monkeypatch.setattr(StoreWriter, "_write_manifest", fails)
+        with pytest.raises(error):
+            writer.append(x, tokens)
+        monkeypatch.setattr(StoreWriter, "_write_manifest", original)
+        writer.append(x, tokens)
+    monkeypatch.setattr(StoreWriter, "_write_manifest", after)
+    with pytest.raises(KeyboardInterrupt):
+        writer.finish()
+    monkeypatch.undo()
+    assert torch.equal(writer.finish()[:], torch.cat([x, x]))
+
+
+def test_the_second_of_two_writers_is_refused(tmp_path):
+    x, tokens = rows()[:50], torch.zeros(50, 3, dtype=torch.int64)
+    first, second = StoreWriter(tmp_path, 6), StoreWriter(tmp_path, 6)
+    first.append(x, tokens)
+    with pytest.raises(ValueError, match="another writer has added to .*has 1 shards now, not 0"):
+        second.append(x + 1, tokens)
+    with pytest.raises(ValueError, match="another writer"):
+        second.finish()
+    third = StoreWriter(tmp_path, 6)
+    third.append(x + 2, tokens)
+    with pytest.raises(ValueError, match="another writer"):
+        first.append(x + 3, tokens)
+    assert torch.equal(third.finish()[:], torch.cat([x, x + 2]))
+
+
+def test_a_writer_that_is_writing_is_waited_for(tmp_path, monkeypatch):
+    monkeypatch.setattr("splinterp._atomic.LOCK_SECONDS", 0.05)
+    x, tokens = rows()[:50], torch.zeros(50, 3, dtype=torch.int64)
+    writer = StoreWriter(tmp_path, 6)
+    with locked(tmp_path, exclusive=True), pytest.raises(ValueError, match="being written to by another process"):
+        writer.append(x, tokens)
+    writer.append(x, tokens)
+    assert len(writer.finish()) == 50
+
+
 def test_what_does_not_fit_is_refused(tmp_path):
     writer = write(tmp_path, rows(), finish=False)
     with pytest.raises(ValueError, match="d_in=6"):
@@ -194,7 +278,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
     writer.finish()
     with pytest.raises(ValueError, match="is finished"):
         writer.append(torch.zeros(3, 6), torch.zeros(3, 3, dtype=torch.int64))
-    with pytest.raises(ValueError, match="its about is"):
+    with pytest.raises(ValueError, match="its model is"):
         StoreWriter(tmp_path, 6, about={"model": "another"})
     with pytest.raises(ValueError, match="dtype='int8'"):
         StoreWriter(tmp_path / "new", 6, "int8")

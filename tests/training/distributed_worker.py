@@ -27,7 +27,7 @@ METHODS = {
 }
 
 
-def train(name: str, processes: ProcessGroup | None, checkpoint: str | None = None, dies: bool = False) -> SAE:
+def train(name: str, processes: ProcessGroup | None, checkpoint: str | None = None, how: str = "") -> SAE:
     """The run that every number of processes must agree on; 81 rows and batches of 16 leave one process an empty share."""
     make, activation, decoder = METHODS[name]
     if name == "matrix-free":
@@ -36,21 +36,25 @@ def train(name: str, processes: ProcessGroup | None, checkpoint: str | None = No
     x = torch.randn(81, 6, generator=g, dtype=torch.float64) @ torch.randn(6, 6, generator=g, dtype=torch.float64)
     sae = SAE(6, 24, activation(), decoder, dtype=torch.float64, generator=g)
 
+    if how == "shards" and processes is not None:
+        x = processes.share(x)
+
     def callback(row: dict[str, float]) -> None:
-        if dies and row["epoch"] == DIES_AT:
+        if how == "dies" and row["epoch"] == DIES_AT:
             os._exit(7)
 
-    fit(sae, x, make(), epochs=5, batch_size=16, generator=0, processes=processes, checkpoint=checkpoint, resume=checkpoint is not None,
+    seed = None if how == "drawn" else 0
+    fit(sae, x, make(), epochs=5, batch_size=16, generator=seed, processes=processes, checkpoint=checkpoint, resume=checkpoint is not None,
         callback=callback)  # fmt: skip
     return sae
 
 
-def main(name: str, out: str, dies: bool) -> None:
+def main(name: str, out: str, how: str) -> None:
     """`callback` runs in the first process alone, so a death is the first one's; the other must report it."""
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=120))
     processes = ProcessGroup()
-    sae = train(name, processes, f"{out}.checkpoint" if dies or os.path.exists(f"{out}.checkpoint") else None, dies)
+    sae = train(name, processes, f"{out}.checkpoint" if how == "dies" or os.path.exists(f"{out}.checkpoint") else None, how)
     torch.save(sae.state_dict(), f"{out}.{processes.rank}")
     group = weakref.ref(dist.group.WORLD)
     dist.destroy_process_group()
@@ -58,4 +62,4 @@ def main(name: str, out: str, dies: bool) -> None:
 
 
 if __name__ == "__main__":
-    main(sys.argv[1], sys.argv[2], sys.argv[3:] == ["dies"])
+    main(sys.argv[1], sys.argv[2], "".join(sys.argv[3:]))

@@ -33,6 +33,70 @@ METHODS = {
 }
 
 
+X = torch.randint(0, 9, (300, 8), generator=torch.Generator().manual_seed(0)).float()
+OTHER = {
+    "shuffled rows": {"x": X.flip(0)},
+    "reversed columns": {"x": X.flip(1)},
+    "two entries changed places": {"x": X.index_put((torch.tensor([0, 1]), torch.tensor([3, 3])), X[[1, 0], 3])},
+    "another dtype": {"x": X.double()},
+    "one bit": {
+        "x": X.index_put((torch.tensor([299]), torch.tensor([7])), torch.nextafter(X[299, 7], torch.tensor(torch.inf)))
+    },
+    "shuffled x_val": {"x_val": X[:60].flip(0)},
+    "no x_val": {"x_val": None},
+}
+
+
+@pytest.mark.parametrize("other", OTHER)
+@pytest.mark.parametrize("method", [SGD(), PAMSGD()])
+def test_a_run_is_not_resumed_on_other_data(tmp_path, other, method):
+    def train(x=X, x_val=X[:60], **options):
+        return fit(
+            SAE(8, 16, TopK(2), generator=1), x, method, x_val=x_val, generator=0, checkpoint=tmp_path / "run.pt", **options
+        )
+
+    train(epochs=1)
+    part = "x_val" if "x_val" in OTHER[other] else "x"
+    with pytest.raises(ValueError, match=f"belongs to another run, with another {part}: .*pass what it began with"):
+        train(**OTHER[other], epochs=2, resume=True)
+    assert len(train(epochs=2, resume=True).history) == 2
+
+
+def test_resuming_with_another_number_of_threads_says_so(tmp_path):
+    threads = torch.get_num_threads()
+    run(tmp_path / "run.pt", epochs=1)
+    torch.set_num_threads(threads + 1)
+    try:
+        with pytest.warns(UserWarning, match=rf"written with {threads} threads, this process has {threads + 1}"):
+            run(tmp_path / "run.pt", epochs=2, resume=True)
+    finally:
+        torch.set_num_threads(threads)
+
+
+def test_a_checkpoint_of_an_earlier_version_is_refused(tmp_path):
+    path = tmp_path / "run.pt"
+    run(path)
+    saved = torch.load(path)
+    torch.save({**saved, "plan": ["SGD()", 400, 12.5]}, path)
+    with pytest.raises(ValueError, match="written by an earlier version"):
+        run(path, resume=True)
+
+
+@pytest.mark.parametrize("place", ["a folder", "below a file", "a pipe"])
+def test_a_checkpoint_that_cannot_be_written_is_found_before_training(tmp_path, place, monkeypatch):
+    path = tmp_path / "run.pt"
+    if place == "a folder":
+        path.mkdir()
+    elif place == "a pipe":
+        os.mkfifo(path)
+    else:
+        path.write_text("")
+        path = path / "run.pt"
+    monkeypatch.setattr(SGD, "step", lambda *args: pytest.fail("trained"))
+    with pytest.raises(ValueError, match="run.pt.*(write to another path|cannot be written)"):
+        run(path)
+
+
 def run(path, method=METHODS["adam"], epochs=2, resume=False):
     sae = SAE(8, 40, TopK(2), generator=0)
     fit(sae, samples(), method, epochs=epochs, checkpoint=path, resume=resume, generator=0)
@@ -75,7 +139,7 @@ def replaced(i, name, value):
         (lambda saved: saved.update(generator=torch.zeros(7, dtype=torch.uint8)), "cannot be read"),
         (lambda saved: saved["history"][0].pop("step"), "in its history"),
         (lambda saved: saved.update(step="4"), "its step is a str"),
-        (lambda saved: saved.update(plan=saved["plan"][:2]), "another run"),
+        (lambda saved: saved["plan"].pop("sae"), "another run"),
         (lambda saved: saved.pop("plan"), "it lacks plan"),
     ],
 )

@@ -11,7 +11,7 @@ from pathlib import Path
 import pytest
 import torch
 
-from splinterp import SAE, SGD, BatchTopK, BiasAdaptation, ReLU, fit
+from splinterp import PAMSGD, SAE, SGD, BatchTopK, BiasAdaptation, ReLU, TopK, fit
 from splinterp.training import ProcessGroup, pam
 from tests.training import distributed_worker
 
@@ -80,6 +80,76 @@ class OneOfTwo(ProcessGroup):
 
     def broadcast_(self, tensors) -> None:
         pass
+
+    def first_difference(self, values, device) -> None:
+        return None
+
+
+class Talking(ProcessGroup):
+    """One process of two: the first leaves its numbers, the second compares its own with them."""
+
+    def __init__(self, rank: int, left: list[torch.Tensor]) -> None:
+        self.group, self.rank, self.size, self.left = None, rank, 2, left
+
+    def sum_(self, tensors) -> None:
+        if self.rank == 0:
+            self.left += [t.clone() for t in tensors]
+            raise InterruptedError
+        for tensor, other in zip(tensors, self.left, strict=True):
+            tensor.add_(other)
+        assert self.left
+
+
+X = torch.randn(40, 4, generator=torch.Generator().manual_seed(0))
+BEGIN = {"x": X, "method": SGD(lr=1e-2), "generator": 3, "epochs": 2, "batch_size": 8, "x_val": X[:9], "k": 2}
+DIFFERENT = {
+    "its shard": ({"x": X[::2]}, "another x .*all of the data; each takes its own rows"),
+    "shuffled rows": ({"x": X.flip(0)}, "another x "),
+    "x_val": ({"x_val": X[:8]}, "another x_val .*held-out"),
+    "no x_val": ({"x_val": None}, "another x_val "),
+    "seed": ({"generator": 4}, "another order of the data .*same seed"),
+    "step size": ({"method": SGD(lr=2e-2)}, "another method .*same arguments"),
+    "method": ({"method": PAMSGD(lr=1e-2)}, "another method "),
+    "k": ({"k": 3}, "another sae "),
+    "batch size": ({"batch_size": 4}, "another batch_size "),
+    "epochs": ({"epochs": 3}, "another number of steps "),
+}
+
+
+@pytest.mark.parametrize("name", [*DIFFERENT, "a checkpoint of one host"])
+def test_processes_that_begin_with_different_things_are_told_apart(name, tmp_path):
+    different, message = DIFFERENT.get(name, ({}, "another step to begin at .*same checkpoint"))
+    left: list[torch.Tensor] = []
+    for rank, own in enumerate(({}, different)):
+        begin = {**BEGIN, **own}
+        sae = SAE(4, 8, TopK(begin.pop("k")), generator=rank)
+        if name not in DIFFERENT:
+            begin |= {"checkpoint": tmp_path / f"{rank}.pt", "resume": True}
+            if rank == 0:
+                with pytest.raises(InterruptedError):
+                    fit(SAE(4, 8, TopK(2), generator=0), **begin, callback=_interrupt)
+        expected = pytest.raises(InterruptedError) if rank == 0 else pytest.raises(ValueError, match=f"process 1 has {message}")
+        with expected:
+            fit(sae, begin.pop("x"), begin.pop("method"), **begin, processes=Talking(rank, left))
+
+
+def _interrupt(row) -> None:
+    if row["epoch"] == 2:
+        raise InterruptedError
+
+
+@pytest.mark.slow
+def test_a_shard_for_each_process_is_refused_by_both(tmp_path):
+    for process in pair("pam", str(tmp_path / "sae"), "shards"):
+        assert process.returncode == 1
+        assert "process 1 has another x than process 0: pass every process all of the data" in process.stderr
+
+
+@pytest.mark.slow
+def test_an_order_that_is_drawn_is_the_first_processs(tmp_path):
+    assert [process.returncode for process in pair("pam", str(tmp_path / "sae"), "drawn")] == [0, 0]
+    first, second = (torch.load(tmp_path / f"sae.{rank}") for rank in (0, 1))
+    assert all(torch.equal(first[key], second[key]) for key in first)
 
 
 def test_what_looks_at_whole_batches_is_refused():

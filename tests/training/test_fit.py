@@ -157,7 +157,7 @@ def test_a_checkpoint_of_another_run_is_refused(tmp_path):
         fit(make_sae(), x, SGD(), generator=rng(8), **same)
     with pytest.raises(ValueError, match="belongs to another run"):
         fit(make_sae(), x, SGD(), keep_best=True, x_val=x, **same)
-    with pytest.raises(ValueError, match=r"belongs to another run.*autocast=torch.bfloat16"):
+    with pytest.raises(ValueError, match=r"belongs to another run, with another autocast.*this one .torch.bfloat16"):
         fit(make_sae(), x, SGD(), autocast=torch.bfloat16, **same)
 
 
