@@ -2,9 +2,11 @@
 
 from __future__ import annotations
 
+import math
 import operator
 import warnings
 from collections.abc import Iterable, Sequence
+from numbers import Integral
 
 import numpy as np
 import torch
@@ -27,6 +29,14 @@ def at_least(name: str, value: float, low: float, strict: bool = False) -> None:
     """Raise ValueError unless `value >= low` (`> low` if strict); a NaN always fails."""
     if not (value > low if strict else value >= low):
         raise ValueError(f"{name}={value} must be {'greater than' if strict else 'at least'} {low}")
+
+
+def whole(name: str, value: object, low: int) -> None:
+    """Raise TypeError unless `value` is an int (of Python or NumPy), ValueError unless it is at least `low`."""
+    if not isinstance(value, Integral) or isinstance(value, bool):
+        close = f", e.g. {round(value)}" if isinstance(value, float) and math.isfinite(value) else ""
+        raise TypeError(f"{name}={value!r} must be an int{close}")
+    at_least(name, int(value), low)
 
 
 def check_finite(x: Tensor, name: str = "x") -> None:
@@ -66,9 +76,7 @@ def as_samples(
     if not x.is_floating_point():
         raise TypeError(f"{name} has dtype {x.dtype}; convert it first, e.g. {name}.float() / 255 for images")
     if x.ndim != 2:
-        rows = x.shape[0] if x.ndim else 1
-        hint = f"reshape to ({rows}, {width})" if width is not None else "reshape to (n, d_in)"
-        raise ValueError(f"{name} has shape {tuple(x.shape)}; samples are rows: {hint}")
+        raise ValueError(f"{name} has shape {tuple(x.shape)}; samples are rows: {_rows_hint(name, tuple(x.shape), width)}")
     if width is not None and x.shape[1] != width:
         raise ValueError(f"{name} has {x.shape[1]} columns but {width} are expected: check d_in or reshape to (n, {width})")
     if device is not None and x.device != device:
@@ -81,6 +89,18 @@ def as_samples(
     if finite:
         check_finite(x, name)
     return x
+
+
+def _rows_hint(name: str, shape: tuple[int, ...], width: int | None) -> str:
+    """How an array that is not (n, width) becomes one, if it can."""
+    entries = math.prod(shape)
+    if width is None:
+        width = shape[-1] if shape else 1
+    if shape and shape[-1] == width:
+        return f"{name}.reshape({entries // max(1, width)}, {width}) gives ({entries // max(1, width)}, {width})"
+    if entries and entries % width == 0:
+        return f"reshape to ({entries // width}, {width}) if each {width} entries in a row are a sample"
+    return f"(n, {width}) is expected, and {entries} entries are no whole number of rows of {width}: check d_in"
 
 
 def as_positions(index: object, n: int, name: str = "index") -> Tensor:
@@ -126,6 +146,37 @@ def _listed(index: object, name: str) -> np.ndarray:
     if len({isinstance(e, bool | np.bool_) for e in entries}) > 1:
         raise TypeError(f"{name} holds booleans and others: pass a mask, or positions")
     return np.asarray(entries)
+
+
+def varies(parts: Iterable[Tensor]) -> bool:
+    """Whether two samples differ, in blocks (n, d) of them."""
+    first = None
+    for part in parts:
+        first = part[:1] if first is None else first
+        if bool((part != first).any()):
+            return True
+    return False
+
+
+USUAL_SCALE = 3e-3, 1e3
+"""Root mean squares of entries between which step sizes, start and Adam's eps mean what they are tuned for."""
+
+
+def check_scale(norms: Tensor, d_in: int, dtype: torch.dtype, name: str = "x") -> None:
+    """Raise ValueError if squares of typical entries leave the dtype's range, by the samples' norms (n,); warn if the data are in
+    units that the defaults of training are not meant for."""
+    rms = float(norms.median()) / math.sqrt(d_in)
+    range_of, advice = torch.finfo(dtype), "standardise them first (splinterp.data.Standardizer)"
+    if 0 < rms < math.sqrt(range_of.tiny) * 1e3 or rms > math.sqrt(range_of.max) * 1e-3:
+        kind = str(dtype).removeprefix("torch.")
+        raise ValueError(
+            f"entries of {name} are of the order of {rms:.2g}, and their squares leave the range of {kind}: {advice}"
+        )
+    if 0 < rms < USUAL_SCALE[0] or rms > USUAL_SCALE[1]:
+        warnings.warn(
+            f"entries of {name} are of the order of {rms:.2g}: step sizes, the start and Adam's eps are for data of order 1; {advice}",
+            stacklevel=3,
+        )
 
 
 def warn_outliers(norms: Tensor, name: str = "x") -> None:

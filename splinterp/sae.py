@@ -14,7 +14,7 @@ import torch
 from torch import nn
 
 from splinterp._atomic import current, locked
-from splinterp._checks import as_samples, at_least, one_of
+from splinterp._checks import as_samples, one_of, whole
 from splinterp._random import as_generator
 from splinterp._read_only import read_only
 from splinterp._registry import register
@@ -111,8 +111,8 @@ class SAE(SparseModel):
         generator: torch.Generator | int | None = None,
     ) -> None:
         super().__init__()
-        at_least("d_in", d_in, 1)
-        at_least("n_latents", n_latents, 1)
+        whole("d_in", d_in, 1)
+        whole("n_latents", n_latents, 1)
         one_of("decoder", decoder, DECODERS)
         one_of("init", init, ("unit", "mnist-paper"))
         one_of("init_dec", init_dec, ("transpose", "random"))

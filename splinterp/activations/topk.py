@@ -9,7 +9,7 @@ from typing import Any
 
 import torch
 
-from splinterp._checks import at_least
+from splinterp._checks import whole
 from splinterp._typing import Float, Int, Tensor
 from splinterp.activations.base import Activation, TopActs, _infeasible
 from splinterp.sparse_kernels import select_largest
@@ -20,10 +20,8 @@ class _FixedCount(Activation):
 
     def __init__(self, k: int) -> None:
         super().__init__()
-        if not isinstance(k, int) or isinstance(k, bool):
-            raise TypeError(f"k={k!r} must be an int")
-        at_least("k", k, 1)
-        self.k = k
+        whole("k", k, 1)
+        self.k = int(k)
 
     def bind(self, n_latents: int, dtype: torch.dtype, device: torch.device) -> Activation:
         if self.k > n_latents:

@@ -3,7 +3,6 @@
 from __future__ import annotations
 
 import warnings
-from numbers import Integral
 from typing import Any
 
 import numpy as np
@@ -13,7 +12,7 @@ from sklearn.cluster import KMeans
 from sklearn.exceptions import ConvergenceWarning
 from sklearn.utils.validation import _check_sample_weight, check_is_fitted, validate_data
 
-from splinterp._checks import at_least
+from splinterp._checks import whole
 from splinterp._typing import Array
 from splinterp.baselines._affine import Flats, lift, project
 from splinterp.geometry._local import Columns
@@ -105,12 +104,6 @@ class PiecewiseAffineAutoencoder(ClassNamePrefixFeaturesOutMixin, TransformerMix
         tags = super().__sklearn_tags__()
         tags.transformer_tags.preserves_dtype = ["float64", "float32"]
         return tags
-
-
-def whole(name: str, value: object, low: int) -> None:
-    if not isinstance(value, Integral) or isinstance(value, bool):
-        raise TypeError(f"{name}={value!r} must be an int")
-    at_least(name, int(value), low)
 
 
 def check_counts(n_regions: object, n_init: object, max_iter: object) -> None:

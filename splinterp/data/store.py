@@ -9,7 +9,7 @@ from typing import TYPE_CHECKING, Any
 import numpy as np
 import torch
 
-from splinterp._checks import as_positions, at_least, one_of
+from splinterp._checks import as_positions, at_least, one_of, whole
 from splinterp._content import content_hash
 from splinterp._files import entry, read_object, require_file, sha256_of, unsealed
 from splinterp._typing import Int, Tensor
@@ -208,7 +208,7 @@ class ActivationStore:
 
     def split(self, n: int) -> Iterator[Tensor]:
         """Rows in order, n at a time."""
-        at_least("n", n, 1)
+        whole("n", n, 1)
         self._verify_once()
         for start in range(0, self.n_rows, n):
             yield self._contiguous(start, min(start + n, self.n_rows))

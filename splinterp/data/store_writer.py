@@ -12,7 +12,7 @@ import numpy as np
 import torch
 
 from splinterp._atomic import locked, remove_if_dead, replace_file
-from splinterp._checks import at_least, one_of
+from splinterp._checks import one_of, whole
 from splinterp._files import sealed
 from splinterp._typing import Float, Int, Tensor
 from splinterp.data.store import DTYPES, FORMAT, MANIFEST, ActivationStore, check_sizes, in_dtype, read_manifest
@@ -36,7 +36,7 @@ class StoreWriter:
     """
 
     def __init__(self, folder: str | Path, d_in: int, dtype: str = "float32", about: dict[str, Any] | None = None) -> None:
-        at_least("d_in", d_in, 1)
+        whole("d_in", d_in, 1)
         one_of("dtype", dtype, DTYPES)
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)

@@ -8,7 +8,7 @@ from typing import NamedTuple
 
 import torch
 
-from splinterp._checks import at_least, one_of
+from splinterp._checks import at_least, one_of, whole
 from splinterp._typing import Float, Tensor
 
 FEATURES = ("gaussian", "orthogonal", "coherent")
@@ -64,7 +64,7 @@ class SparseFeatures:
         one_of("features", features, FEATURES)
         one_of("values", values, VALUES)
         for name, size in {"n_features": n_features, "d_in": d_in, "group_size": group_size}.items():
-            at_least(name, size, 1)
+            whole(name, size, 1)
         at_least("ratio", ratio, 1.0)
         at_least("noise", noise, 0.0)
         if not self.sparsities:
@@ -80,7 +80,7 @@ class SparseFeatures:
 
     def _check_groups(self) -> None:
         for name, count in [("n_features", self.n_features), *(("sparsity", s) for s in self.sparsities)]:
-            at_least(name, count, 1)
+            whole(name, count, 1)
             if count % self.group_size:
                 raise ValueError(f"{name}={count} is not a multiple of group_size={self.group_size}")
         if max(self.sparsities) > self.n_features:
@@ -96,7 +96,7 @@ class SparseFeatures:
 
     def sample(self, n: int, generator: torch.Generator) -> SyntheticSamples:
         """Draw n samples, float32, on the CPU. Raises ValueError for n below 1."""
-        at_least("n", n, 1)
+        whole("n", n, 1)
         which = torch.randint(len(self.sparsities), (n,), generator=generator)
         s = torch.tensor(self.sparsities)[which]
         active = self._active(s // self.group_size, generator).repeat_interleave(self.group_size, dim=1)

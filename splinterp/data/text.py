@@ -9,7 +9,7 @@ from itertools import pairwise
 from pathlib import Path
 from typing import Any
 
-from splinterp._checks import at_least
+from splinterp._checks import whole
 
 WIKITEXT_HEADING = r"^ = [^=].*[^=] = $"
 """The first line of each article of a WikiText file, for `text_from_files(..., heading=WIKITEXT_HEADING)`."""
@@ -137,7 +137,7 @@ def pack_tokens(tokenizer: Any, documents: Sequence[str], context: int = 128, ac
         if not isinstance(document, str):
             raise TypeError(f"documents[{i}] is a {type(document).__name__}: pass strings, and leave out what has no text")
     n_special = tokenizer.num_special_tokens_to_add()
-    at_least("context", context, n_special + 1)
+    whole("context", context, n_special + 1)
     rows = _tokenised(tokenizer, documents)
     before, after = _around(tokenizer, documents, rows) if n_special else ([], [])
     between = _between(tokenizer) if across_documents else None

@@ -9,7 +9,7 @@ from collections.abc import Callable, Iterator
 import numpy as np
 import torch
 
-from splinterp._checks import as_code, at_least
+from splinterp._checks import as_code, whole
 from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.activations import TopActs
 from splinterp.sparse_kernels import decode_rows
@@ -34,8 +34,8 @@ class MatrixFreeStats:
     """
 
     def __init__(self, n_latents: int, d_in: int, *, dtype: torch.dtype = torch.float32) -> None:
-        at_least("n_latents", n_latents, 1)
-        at_least("d_in", d_in, 1)
+        whole("n_latents", n_latents, 1)
+        whole("d_in", d_in, 1)
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype={dtype} must be torch.float32 or torch.float64")
         self.n_latents, self.d_in, self.dtype = n_latents, d_in, dtype

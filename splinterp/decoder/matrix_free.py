@@ -12,7 +12,7 @@ from typing import NamedTuple
 
 import torch
 
-from splinterp._checks import as_samples, at_least
+from splinterp._checks import as_samples, at_least, whole
 from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.decoder._matrix_free_stats import MatrixFreeStats
 from splinterp.decoder.ridge import GCVResult, least, level, rounding_floor
@@ -66,7 +66,7 @@ def solve_decoder_cg(
         if math.isinf(value):
             raise ValueError(f"{name}=inf needs no iteration: keep the prior or the previous decoder")
     at_least("tolerance", tolerance, 0.0, strict=True)
-    at_least("max_iterations", max_iterations, 1)
+    whole("max_iterations", max_iterations, 1)
     if prox > 0 and previous is None:
         raise ValueError(f"prox={prox} pulls to the previous decoder: pass previous=W_dec")
     Q, before, first = (
@@ -114,7 +114,7 @@ def gcv_ridge_cg(
     """
     if stats.n_samples < 2:
         raise ValueError("generalised cross-validation needs at least 2 samples")
-    at_least("n_probes", n_probes, 1)
+    whole("n_probes", n_probes, 1)
     Q = _as_rows(prior, "prior", stats)
     curve = _ProbedCurve(
         stats, Q, n_probes, tolerance, generator or torch.Generator().manual_seed(0), _as_rows(start, "start", stats)

@@ -9,7 +9,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
-from splinterp._checks import at_least
+from splinterp._checks import at_least, whole
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.decoder.statistics import DecoderStats, as_rows, require_samples
 
@@ -65,7 +65,7 @@ def gcv_ridge(
     require_samples(stats)
     at_least("prox", prox, 0.0)
     at_least("inflation", inflation, 1.0)
-    at_least("n_grid", n_grid, 3)
+    whole("n_grid", n_grid, 3)
     if stats.n_distinct < 2:
         raise ValueError("generalised cross-validation needs at least 2 samples")
     if prox > 0 and previous is None:
@@ -206,7 +206,7 @@ def held_out_ridge(
     """
     require_samples(stats)
     require_samples(held_out)
-    at_least("n_grid", n_grid, 3)
+    whole("n_grid", n_grid, 3)
     if (held_out.n_latents, held_out.d_in) != (stats.n_latents, stats.d_in):
         raise ValueError(
             f"the held-out statistics have (n_latents, d_in) = {(held_out.n_latents, held_out.d_in)}, those of the training samples "

@@ -8,7 +8,7 @@ from typing import NamedTuple
 import scipy.linalg
 import torch
 
-from splinterp._checks import as_code, as_samples, at_least
+from splinterp._checks import as_code, as_samples, whole
 from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.activations import TopActs
 from splinterp.sparse_kernels._sums import KSparse
@@ -52,8 +52,8 @@ class DecoderStats:
     def __init__(
         self, n_latents: int, d_in: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
     ) -> None:
-        at_least("n_latents", n_latents, 1)
-        at_least("d_in", d_in, 1)
+        whole("n_latents", n_latents, 1)
+        whole("d_in", d_in, 1)
         self.n_latents, self.d_in, self.dtype = n_latents, d_in, dtype
         self.device = torch.empty(0, device=device).device
         self.clear()

@@ -7,7 +7,7 @@ from typing import NamedTuple
 
 import numpy as np
 
-from splinterp._checks import at_least
+from splinterp._checks import whole
 from splinterp._typing import Array, ArrayLike, Float
 from splinterp.geometry._arrangement import Chords, chords, count_faces, faces
 from splinterp.geometry._arrays import as_float64, as_vector
@@ -108,7 +108,7 @@ def slice_cells(sae: SAE, plane: Plane, bounds: Bounds, max_cells: int = 100_000
     basis = orthonormal(plane.basis, len(origin))
     if len(basis) != 2:
         raise ValueError(f"plane.basis has {len(basis)} rows: a plane has 2")
-    at_least("max_cells", max_cells, 1)
+    whole("max_cells", max_cells, 1)
     if encoder.kind == "threshold":
         cells = _threshold_cells(encoder, Plane(origin, basis), bounds, max_cells)
     else:

@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from splinterp._checks import as_positions, as_samples, at_least, one_of
+from splinterp._checks import as_positions, as_samples, one_of, whole
 from splinterp._typing import ArrayLike, Float, Int, Tensor
 from splinterp.data.store import ActivationStore
 from splinterp.protocol import SAELike, as_model, dense, inference_mode_of
@@ -41,8 +41,8 @@ def top_activating(
         TypeError, ValueError: bad input, an unknown sign, a latent that is not there.
         IndexError: a mask of latents of another length.
     """
-    at_least("n", n, 1)
-    at_least("batch_size", batch_size, 1)
+    whole("n", n, 1)
+    whole("batch_size", batch_size, 1)
     one_of("sign", sign, SIGNS)
     model = as_model(sae)
     n_latents = model.shape[1]

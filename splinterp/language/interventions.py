@@ -12,7 +12,7 @@ from typing import Any, NamedTuple
 import torch
 from torch.nn import functional as F
 
-from splinterp._checks import at_least, one_of
+from splinterp._checks import one_of, whole
 from splinterp._typing import Float, Int, Tensor
 from splinterp.data.extract import fitting_batch, length_batches, padded
 from splinterp.data.language_model import LanguageModel
@@ -146,7 +146,7 @@ def _batches(
     if not len(sequences):
         raise ValueError("there are no sequences: pack some text first")
     batch_tokens = batch_tokens or fitting_batch(model, max(map(len, sequences.ids)))
-    at_least("batch_tokens", batch_tokens, 1)
+    whole("batch_tokens", batch_tokens, 1)
     for chosen in length_batches(sequences.ids, batch_tokens):
         ids, mask = padded([sequences.ids[i] for i in chosen])
         special, _ = padded([sequences.special[i] for i in chosen])

@@ -7,7 +7,7 @@ from typing import ClassVar
 
 import torch
 
-from splinterp._checks import at_least
+from splinterp._checks import whole
 from splinterp._typing import Tensor
 from splinterp.activations import TopActs
 from splinterp.losses.forward import Forward
@@ -40,9 +40,9 @@ class AuxK(Term):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("dead_after", self.dead_after, 1)
+        whole("dead_after", self.dead_after, 1)
         if self.k_aux is not None:
-            at_least("k_aux", self.k_aux, 1)
+            whole("k_aux", self.k_aux, 1)
 
     def check(self, model: SparseModel) -> None:
         if type(model).pre_acts is SparseModel.pre_acts:

@@ -8,7 +8,7 @@ from dataclasses import dataclass
 
 from torch.nn import functional as F
 
-from splinterp._checks import at_least
+from splinterp._checks import at_least, whole
 from splinterp._typing import Tensor
 from splinterp.losses.forward import Forward
 from splinterp.losses.terms import Reconstruction, State
@@ -19,7 +19,7 @@ def check_increasing(name: str, sizes: Sequence[int]) -> None:
     """Raise ValueError unless `sizes` has ints of at least 1 that increase."""
     if not sizes:
         raise ValueError(f"{name} is empty: pass at least one")
-    at_least(f"the first of {name}", sizes[0], 1)
+    whole(f"the first of {name}", sizes[0], 1)
     if any(later <= earlier for earlier, later in itertools.pairwise(sizes)):
         raise ValueError(f"{name}={tuple(sizes)} must increase")
 

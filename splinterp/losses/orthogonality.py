@@ -6,7 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
-from splinterp._checks import at_least
+from splinterp._checks import at_least, whole
 from splinterp._typing import Tensor
 from splinterp.losses.forward import Forward
 from splinterp.losses.terms import State, Term
@@ -34,7 +34,7 @@ class OrtSAE(Term):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        at_least("chunk", self.chunk, 2)
+        whole("chunk", self.chunk, 2)
 
     def check(self, model: SparseModel) -> None:
         at_least(f"{self.name} compares latents: n_latents", model.shape[1], 2)

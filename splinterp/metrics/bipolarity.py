@@ -10,7 +10,7 @@ from typing import NamedTuple
 
 import torch
 
-from splinterp._checks import as_samples, at_least
+from splinterp._checks import as_samples, at_least, whole
 from splinterp._typing import ArrayLike, Float, Int, Tensor
 from splinterp.metrics.features import BLOCK_ENTRIES, unit_rows
 from splinterp.protocol import SAELike, as_model, dense, inference_mode_of
@@ -35,7 +35,7 @@ class Bipolarity(NamedTuple):
 
         `weighted` takes magnitudes in place of counts. Raises ValueError for `min_firings` below 1.
         """
-        at_least("min_firings", min_firings, 1)
+        whole("min_firings", min_firings, 1)
         chosen = self.positive + self.negative >= min_firings
         one, other = (self.positive_mass, self.negative_mass) if weighted else (self.positive.double(), self.negative.double())
         one, other = one[chosen], other[chosen]
@@ -60,7 +60,7 @@ def bipolarity(sae: SAELike, x: ArrayLike, batch_size: int = 4096) -> Bipolarity
 
     The module's training mode is restored. Raises TypeError, ValueError: bad input, no samples.
     """
-    at_least("batch_size", batch_size, 1)
+    whole("batch_size", batch_size, 1)
     model = as_model(sae)
     x = as_samples(x, len(model.b_dec))
     at_least("number of samples", len(x), 1)

@@ -6,7 +6,7 @@ from typing import NamedTuple
 
 import torch
 
-from splinterp._checks import as_samples, at_least
+from splinterp._checks import as_samples, whole
 from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.data.store import ActivationStore
 from splinterp.protocol import SAELike, as_model, inference_mode_of, times_fired
@@ -85,7 +85,7 @@ def evaluate(sae: SAELike, x: ArrayLike | ActivationStore, batch_size: int = 409
     Raises:
         TypeError, ValueError: bad input, fewer than 2 samples, constant data.
     """
-    at_least("batch_size", batch_size, 1)
+    whole("batch_size", batch_size, 1)
     x = x.of_width(len(sae.b_dec)) if isinstance(x, ActivationStore) else as_samples(x, len(sae.b_dec), finite=False)
     if len(x) < 2:
         raise ValueError(f"evaluation needs at least 2 samples, got {len(x)}")

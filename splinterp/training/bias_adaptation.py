@@ -14,7 +14,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from splinterp._checks import at_least, one_of
+from splinterp._checks import at_least, one_of, whole
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.data.store import ActivationStore
 from splinterp.protocol import SAELike, SparseModel, as_model
@@ -160,7 +160,7 @@ class BiasAdaptation:
             object.__setattr__(self, "base", replace(self.base, lr=self.lr))
             object.__setattr__(self, "lr", None)
         one_of("rule", self.rule, RULES)
-        at_least("every", self.every, 1)
+        whole("every", self.every, 1)
         for name in ("gamma_up", "gamma_down", "eps"):
             at_least(name, getattr(self, name), 0.0)
         low, high = self.bounds
@@ -178,7 +178,7 @@ class BiasAdaptation:
         self._check_rule()
 
     def _check_targets(self) -> None:
-        at_least("groups", self.groups, 1)
+        whole("groups", self.groups, 1)
         given = self.target_frequencies
         if given is None:
             if self.groups == 1 and self.lowest != BiasAdaptation.__dataclass_fields__["lowest"].default:
@@ -203,7 +203,7 @@ class BiasAdaptation:
                 if getattr(self, name) != fields[name].default:
                     raise ValueError(f"{name}={getattr(self, name)} changes nothing with rule='quantile': leave it out")
             if self.quantile_samples is not None:
-                at_least("quantile_samples", self.quantile_samples, 1)
+                whole("quantile_samples", self.quantile_samples, 1)
         elif self.quantile_samples is not None:
             raise ValueError(f"quantile_samples={self.quantile_samples} changes nothing with rule='step': leave it out")
 

@@ -10,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from splinterp._atomic import check_writable
-from splinterp._checks import as_samples, at_least, check_finite, warn_outliers
+from splinterp._checks import as_samples, check_finite, check_scale, varies, warn_outliers, whole
 from splinterp._random import as_generator
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.data.store import ActivationStore
@@ -18,6 +18,7 @@ from splinterp.protocol import SAELike, as_model
 from splinterp.training.base import training_data
 from splinterp.training.batches import Batches
 from splinterp.training.distributed import ProcessGroup
+from splinterp.training.health import check_dtype, fvu_at_start, warn_silent
 from splinterp.training.method import STATE_NAMES, Method, State, check_method
 from splinterp.training.run import Run
 
@@ -88,7 +89,7 @@ def fit(
 
     Raises:
         TypeError, ValueError: data, options, method or module that do not fit, a checkpoint that is damaged or of another run.
-        DivergenceError: non-finite loss or reconstruction error.
+        DivergenceError: non-finite loss, reconstruction error or parameters; an fvu above 10 and above ten times that of the start.
         WorkerLostError: another process is gone.
 
     >>> from splinterp import PAMSGD, SAE, TopK
@@ -114,9 +115,13 @@ def fit(
     if resume and checkpoint is None:
         raise ValueError("resume=True needs checkpoint=PATH")
     model = as_model(sae)
+    check_dtype(model)
     data = training_data(model, x)
-    warn_outliers(_norms(data))
+    norms = _norms(data)
+    check_scale(norms, data.shape[1], model.b_dec.dtype)
+    warn_outliers(norms)
     x_val = None if x_val is None else _validation_data(x_val, data)
+    _check_varies(data[:train_eval_samples], x_val, len(data))
     batches = Batches(data, batch_size, model.b_dec.device, model.b_dec.dtype)
     total = steps if steps is not None else (20 if epochs is None else epochs) * len(batches)
     run = Run(sae, method, as_generator(generator), keep_best, autocast, total)
@@ -131,6 +136,8 @@ def fit(
         raise TypeError(f"the state of {type(method).__name__} lacks {', '.join(missing)}: see splinterp.training.State")
     if resume and Path(str(checkpoint)).exists():
         run.load(Path(str(checkpoint)), len(batches))
+    else:
+        run.start_fvu = fvu_at_start(sae, model, data[:train_eval_samples])
 
     if processes is not None:
         run.join(processes)
@@ -157,6 +164,7 @@ def fit(
         bar.close()
         sae.eval()
         run.state.set_training(False)
+    warn_silent(run.history[-1])
     if run.best is not None:
         sae.load_state_dict(run.best)
     return FitResult(sae, run.history, run.state)
@@ -165,10 +173,8 @@ def fit(
 def _check_counts(counts: dict[str, int | None], train_eval_samples: int) -> None:
     for name, value in counts.items():
         if value is not None:
-            at_least(name, value, 1)
-            if value != int(value):
-                raise ValueError(f"{name}={value} must be a whole number")
-    at_least("train_eval_samples", train_eval_samples, 2)
+            whole(name, value, 1)
+    whole("train_eval_samples", train_eval_samples, 2)
 
 
 def _validation_data(x_val: ArrayLike | ActivationStore, data: Tensor | ActivationStore) -> Tensor | ActivationStore:
@@ -179,13 +185,27 @@ def _validation_data(x_val: ArrayLike | ActivationStore, data: Tensor | Activati
     return found
 
 
+def _check_varies(looked_at: Tensor, x_val: Tensor | ActivationStore | None, n: int) -> None:
+    """fvu is over the variance of the samples looked at: found before training rather than after an epoch."""
+    if not varies([looked_at]):
+        few = len(looked_at) < n
+        advice = "shuffle the rows, or raise train_eval_samples" if few else "there is nothing to train on"
+        raise ValueError(
+            f"the {'first ' if few else ''}{len(looked_at)} rows of x are all equal, and fvu is over their variance: {advice}"
+        )
+    if x_val is not None and not varies(x_val.split(4096)):
+        raise ValueError(
+            f"the {len(x_val)} rows of x_val are all equal, and fvu is over their variance: pass samples that differ"
+        )
+
+
 def _norms(data: Tensor | ActivationStore) -> Tensor:
-    if isinstance(data, Tensor):
-        return data.norm(dim=1)
+    """Of the samples, float64 (n,): squares of small float32 numbers vanish."""
     norms = []
     for part in data.split(4096):
-        check_finite(part, f"the store in {data.folder}")
-        norms.append(part.norm(dim=1))
+        if isinstance(data, ActivationStore):
+            check_finite(part, f"the store in {data.folder}")
+        norms.append(torch.linalg.vector_norm(part, dim=1, dtype=torch.float64))
     return torch.cat(norms)
 
 

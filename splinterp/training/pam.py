@@ -14,7 +14,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from splinterp._checks import at_least, one_of
+from splinterp._checks import at_least, one_of, whole
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.data.store import ActivationStore
 from splinterp.decoder import DecoderStats
@@ -100,7 +100,7 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("gradient", self.gradient, ("both", "tied", "encoder"))
-        at_least("encoder_updates", self.encoder_updates, 1)
+        whole("encoder_updates", self.encoder_updates, 1)
         at_least("prox_enc", self.prox_enc, 0.0)
         at_least("hold", self.hold, 0.0)
         if self.hold > 1:

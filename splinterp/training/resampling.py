@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from splinterp._checks import at_least
+from splinterp._checks import at_least, whole
 from splinterp._typing import Float, Int, Tensor
 from splinterp.data.store import ActivationStore
 from splinterp.protocol import SparseModel, sharing
@@ -58,10 +58,7 @@ class Resampling:
 
     def __post_init__(self) -> None:
         for name in ("every", "dead_after", "samples", "seed"):
-            value = getattr(self, name)
-            if not isinstance(value, int) or isinstance(value, bool):
-                raise TypeError(f"resample: {name}={value!r} must be an int")
-            at_least(f"resample: {name}", value, 0 if name == "seed" else 1)
+            whole(f"resample: {name}", getattr(self, name), 0 if name == "seed" else 1)
         at_least("resample: until", self.until, 0.0, strict=True)
         if self.until > 1:
             raise ValueError(f"resample: until={self.until} is a share of the steps: at most 1")

@@ -25,6 +25,7 @@ from splinterp.training.base import DivergenceError
 from splinterp.training.batches import Batches
 from splinterp.training.checkpoints import check_like, read_checkpoint, save_summed
 from splinterp.training.distributed import ProcessGroup
+from splinterp.training.health import check_row
 from splinterp.training.method import Method
 
 JOINING = {
@@ -52,6 +53,7 @@ class Run:
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] | None = None
         self.resumed = ""
+        self.start_fvu = math.inf
 
     def describe(
         self,
@@ -154,6 +156,7 @@ class Run:
             "val_fvu": math.nan if x_val is None else held_out.fvu, "l0": held_out.l0, "frac_dead": held_out.frac_dead,
             "seconds": self.seconds, **own,
         }  # fmt: skip
+        check_row(self.sae, as_model(self.sae), row, self.start_fvu, self.state)
         if self.keep_best and not any(r["val_fvu"] <= row["val_fvu"] for r in self.history):
             self.best = copy.deepcopy(self.sae.state_dict())
         self.history.append(row)
@@ -163,7 +166,7 @@ class Run:
         content = {
             "plan": self.plan, "total": self.total, "sae": self.sae.state_dict(), "state": self.state.state_dict(), "epoch": self.epoch,
             "step": self.step, "seconds": self.seconds, "history": self.history, "best": self.best,
-            "generator": self.generator.get_state(), "threads": torch.get_num_threads(),
+            "generator": self.generator.get_state(), "threads": torch.get_num_threads(), "start_fvu": self.start_fvu,
         }  # fmt: skip
         replace_file(path, lambda temporary: save_summed(content, temporary))
 
@@ -208,6 +211,7 @@ class Run:
                 "another order, so the result will not be that of an undisturbed run bit for bit (torch.set_num_threads sets them)",
                 stacklevel=3,
             )
+        self.start_fvu = saved.get("start_fvu", math.inf)
         self.epoch, self.step, self.seconds, self.history, self.best = (
             saved[k] for k in ("epoch", "step", "seconds", "history", "best")
         )

@@ -78,19 +78,22 @@ def lay_out_moments(optimizer: torch.optim.Optimizer) -> None:
 
 
 class DivergenceError(RuntimeError):
-    """The loss became non-finite. `step` is the failing step (from 0); `state` is the method's state.
+    """The loss became non-finite, or (found where a history row is made) a parameter did or fvu grew far beyond the start's.
+
+    `step` is the failing step (from 0), or the number of steps so far; `state` is the method's state.
 
     On the CPU the parameters are those before the failing update. On a GPU the loss is looked at every 50 steps and
     at each epoch's end, so they may be non-finite too.
     """
 
     def __reduce__(self) -> tuple[Any, ...]:  # so that it survives a process pool
-        return type(self), (self.step, self.state)
+        return type(self), (self.step, self.state, self.found)
 
-    def __init__(self, step: int, state: Any) -> None:
-        super().__init__(f"the loss is not finite at step {step}: lower lr, set clip, or look for outliers in the data")
+    def __init__(self, step: int, state: Any, found: str = "the loss is not finite") -> None:
+        super().__init__(f"{found} at step {step}: lower lr, set clip, standardise x, or look for outliers in it")
         self.step = step
         self.state = state
+        self.found = found
 
 
 @dataclass

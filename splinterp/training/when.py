@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass
 from typing import Any
 
-from splinterp._checks import at_least
+from splinterp._checks import at_least, whole
 from splinterp._typing import Tensor
 from splinterp.decoder import DecoderStats
 from splinterp.training.pam_state import PAMState
@@ -69,7 +69,7 @@ class EveryEpoch(When):
     """Solve at the start of each epoch instead: the decoder is then evaluated stale (as published for LLMs)."""
 
     def __post_init__(self) -> None:
-        at_least("solve_gap", self.gap, 1)
+        whole("solve_gap", self.gap, 1)
         if self.first and self.gap != GAP:
             raise ValueError(
                 f"solve_gap={self.gap} changes nothing with solve_first=True, which solves at every epoch's start: leave it out"
@@ -94,7 +94,7 @@ class EverySteps(When):
     n: int
 
     def __post_init__(self) -> None:
-        at_least("decoder_every", self.n, 1)
+        whole("decoder_every", self.n, 1)
 
     def after_step(self, state: PAMState, x: Tensor) -> bool:
         return state.step % self.n == 0
@@ -131,7 +131,7 @@ class Refresh(When):
     """Weight of what was gathered before a refresh, in [0, 1): 0 forgets all of it. Earlier codes are of an earlier encoder."""
 
     def __post_init__(self) -> None:
-        at_least("refresh_every", self.every, 1)
+        whole("refresh_every", self.every, 1)
         at_least("keep", self.keep, 0.0)
         if self.keep >= 1:
             raise ValueError(f"keep={self.keep} must be below 1: codes of an old encoder have to fade")

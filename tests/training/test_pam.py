@@ -253,7 +253,8 @@ def test_dead_latents_and_few_samples(decoder):
     silent = SAE(8, 40, ReLU(), decoder=decoder, generator=rng())
     with torch.no_grad():
         silent.b_enc.fill_(-1e4)
-    fit(silent, x, PAMSGD(), epochs=2)
+    with pytest.warns(UserWarning, match="no latent fires"):
+        fit(silent, x, PAMSGD(), epochs=2)
     torch.testing.assert_close(silent(x).x_hat, x.mean(0).expand_as(x))
 
 

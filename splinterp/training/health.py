@@ -1,0 +1,59 @@
+"""What shows that a run has come to nothing although its loss is finite."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from typing import Any
+
+import torch
+
+from splinterp._typing import Tensor
+from splinterp.metrics import evaluate
+from splinterp.protocol import SparseModel
+from splinterp.training.train_state import DivergenceError
+
+GROWTH = 10.0
+"""An fvu above this, and above so many times that of the start, is divergence: the mean alone has 1, and a start that overshoots some
+hundreds."""
+START_SAMPLES = 2048
+
+
+def check_dtype(model: SparseModel) -> None:
+    """Raise ValueError for a dtype that cannot be trained in."""
+    dtype = model.b_dec.dtype
+    if dtype not in (torch.float32, torch.float64, torch.bfloat16):
+        raise ValueError(
+            f"the SAE is in {str(dtype).removeprefix('torch.')}, where squares and Adam's moments leave the range: train it in float32 "
+            "(sae.float(), with autocast=torch.bfloat16 for speed), and convert it afterwards"
+        )
+
+
+def fvu_at_start(sae: Any, model: SparseModel, x: Tensor) -> float:
+    """What `check_row` compares with: the fvu of the first training samples; infinite where it has none."""
+    x = x[:START_SAMPLES]
+    model.calibrate(x)
+    found = evaluate(sae, x).fvu
+    return found if math.isfinite(found) else math.inf
+
+
+def check_row(sae: Any, model: SparseModel, row: dict[str, float], start: float, state: Any) -> None:
+    """Raise DivergenceError where an fvu or a parameter shows that training has diverged."""
+    for name, value in sae.state_dict().items():
+        known = isinstance(value, torch.Tensor) and value.is_floating_point() and name in dict(sae.named_parameters())
+        if known and not bool(torch.isfinite(value).all()):
+            raise DivergenceError(int(row["step"]), state, f"{name} is not finite")
+    threshold = getattr(model.nonlinearity, "threshold", None)  # exp of a parameter, for a JumpReLU
+    if isinstance(threshold, torch.Tensor) and bool(torch.isinf(threshold).any()):
+        raise DivergenceError(int(row["step"]), state, f"{int(torch.isinf(threshold).sum())} thresholds are infinite")
+    for name in ("train_fvu", "val_fvu"):
+        if row[name] > GROWTH * max(1.0, start):
+            raise DivergenceError(int(row["step"]), state, f"{name} is {row[name]:.3g}, from {start:.3g} at the start")
+
+
+def warn_silent(row: dict[str, float]) -> None:
+    """Warn where no latent of a trained SAE fires."""
+    if row["frac_dead"] == 1:
+        warnings.warn(
+            "no latent fires on any sample looked at: lower the penalties or the step size, or standardise x", stacklevel=3
+        )
