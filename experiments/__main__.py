@@ -8,6 +8,7 @@ import sys
 from experiments.errors import guarded
 
 EXPERIMENTS = {
+    "adaptation": "where bias adaptation at its defaults recovers features: ten synthetic models",
     "atoms": "dictionary atoms and reconstructions of SAEs trained on MNIST",
     "abstopk": "one latent for two poles: signs of the codes on a language model's activations",
     "baselines": "SAEs beside k-means, local PCA, PCA, ICA, NMF; the price of interpretability: --data digits | mnist",

@@ -93,7 +93,7 @@ class Run:
         if self.activation != "JumpReLU":
             return base
         target = self.config.k / self.config.n_latents
-        return BiasAdaptation(base=base, target_frequencies=target, rule="quantile", quantile_samples=8_192)
+        return BiasAdaptation(base=base, target_frequencies=target, rule="quantile", quantile_samples=8_192, every=50, gain=1.0)
 
     def start(self, seed: int, d_in: int, device: str) -> SAE:
         """The untrained SAE of a seed."""

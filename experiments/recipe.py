@@ -36,6 +36,7 @@ NEUTRAL: dict[type, dict[str, Any]] = {
     BiasAdaptation: {
         "base": SGD(), "lr": None, "target_frequencies": None, "groups": 10, "highest": 0.5, "lowest": 0.001, "gamma_up": 0.01,
         "gamma_down": 0.01, "every": 50, "eps": 1e-6, "bounds": (-1.0, 0.0), "rule": "step", "quantile_samples": None,
+        "gain": 1.0,
     },
     SAE: {"decoder": "free", "init": "unit", "init_dec": "transpose", "tie_scale": False, "b_pre": False},
 }  # fmt: skip
@@ -76,7 +77,10 @@ def essence(value: Any) -> Any:
         timed = {} if isinstance(value.when, EveryEpoch | EverySteps | AtEnd) else {"when": value.when}
         return options_of(type(value), {**fields, **{name: getattr(value, name) for name in shorthands}, **timed})
     if dataclasses.is_dataclass(value):
-        return options_of(type(value), {f.name: getattr(value, f.name) for f in dataclasses.fields(value)})
+        silent = _silent(value) if isinstance(value, BiasAdaptation) else set()
+        return options_of(
+            type(value), {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name not in silent}
+        )
     if hasattr(value, "get_params"):  # scikit-learn's way to say what an estimator was made with
         return options_of(type(value), value.get_params(deep=False))
     raise TypeError(f"{type(value).__name__} cannot name a record: pass plain values, dataclasses, activations or estimators")
@@ -91,6 +95,14 @@ def options_of(made: type, options: dict[str, Any]) -> dict[str, Any]:
         "made": made.__name__,
         **{name: e for name, e in kept.items() if name not in neutral or e != essence(neutral[name])},
     }
+
+
+def _silent(method: BiasAdaptation) -> set[str]:
+    """Options that change nothing beside the others, whatever their default is."""
+    unused = {"gamma_up", "gamma_down", "eps"} if method.rule == "quantile" else set()
+    if method.target_frequencies is not None:
+        return unused | {"groups", "highest", "lowest"}
+    return unused | ({"lowest"} if method.groups == 1 else set())
 
 
 def _defaults(made: type) -> dict[str, Any]:

@@ -22,6 +22,7 @@ GAIN = 0.05
 THRESHOLDS = (0.8, 0.9, 0.95)
 N_HELD_OUT = 5_000
 GAMMAS: dict[str, Any] = {"gamma_up": 0.1, "gamma_down": 0.1}
+PUBLISHED_GAMMAS: dict[str, Any] = {"gamma_up": 0.01, "gamma_down": 0.01}
 TARGETS: dict[str, Any] = {"highest": 0.02, "lowest": 1e-3}
 
 
@@ -51,7 +52,7 @@ def _adapted(
     """Bias adaptation of a tied SAE with output scales, or of a tied-residual one."""
 
     def method(lr: float) -> BiasAdaptation:
-        return BiasAdaptation(base=base(lr=lr), **options)
+        return BiasAdaptation(base=base(lr=lr), every=50, gain=1.0, **options)  # every row starts at an output gain of GAIN
 
     return Row(activation, decoder, method)
 
@@ -75,7 +76,7 @@ ROWS: dict[str, Row] = {
     "GBA, quantile rule": _adapted(**TARGETS, rule="quantile", quantile_samples=4096),
     "GBA, tied-residual": _adapted(decoder="tied_residual", **TARGETS, **GAMMAS),
     "GBA, PAM": _adapted(base=PAM, decoder="tied_residual", **TARGETS, **GAMMAS),
-    "GBA, published gamma": _adapted(**TARGETS),
+    "GBA, published gamma": _adapted(**TARGETS, **PUBLISHED_GAMMAS),
     "GBA, 10 % to 0.1 %": _adapted(highest=0.1, lowest=1e-3, **GAMMAS),
     "GBA, too frequent: 50 % to 10 %": _adapted(highest=0.5, lowest=0.1, **GAMMAS),
     "GBA, too rare: 0.1 % to 0.01 %": _adapted(highest=1e-3, lowest=1e-4, **GAMMAS),
@@ -149,7 +150,8 @@ def trained(task: Recovery, x: torch.Tensor, init_seed: int, device: str) -> tup
     sae = start(task, init_seed, device)
     method = ROWS[task.row].method(lr=task.lr)
     if task.target is not None:
-        options = {"rule": method.rule, "gamma_up": method.gamma_up, "gamma_down": method.gamma_down}
+        names = ("rule", "gamma_up", "gamma_down", "every", "gain")
+        options = {name: getattr(method, name) for name in names}
         method = BiasAdaptation(base=method.base, target_frequencies=task.target, **options)
     epochs = max(1, round(task.steps / math.ceil(len(x) / task.batch_size)))
     result = fit(

@@ -57,7 +57,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def _adapted(base: type[SGD | PAMSGD]) -> Callable[..., BiasAdaptation]:
     def method(lr: float, share: float) -> BiasAdaptation:
-        return BiasAdaptation(base=base(lr=lr), target_frequencies=share, gamma_up=0.1, gamma_down=0.1)
+        return BiasAdaptation(base=base(lr=lr), target_frequencies=share, gamma_up=0.1, gamma_down=0.1, every=50, gain=1.0)
 
     return method
 

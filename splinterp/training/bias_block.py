@@ -11,7 +11,7 @@ from torch import nn
 
 from splinterp._typing import Tensor
 from splinterp.data.store import ActivationStore
-from splinterp.protocol import SparseModel
+from splinterp.protocol import SparseModel, inference_mode_of
 
 SCORE_BYTES = 2**26
 """Of scores held at a time by the quantile rule."""
@@ -84,6 +84,36 @@ def _levels(scores: Tensor, above: Tensor) -> Tensor:
 def _between(low: Tensor, high: Tensor) -> Tensor:
     middle = (low + high) / 2
     return torch.where(middle < high, middle, low)  # neighbouring floats have nothing between them
+
+
+GAIN_SAMPLES = 4096
+
+
+@torch.no_grad()
+def fitting_gain(model: SparseModel, data: Tensor | ActivationStore) -> float:
+    """The number that x_hat - b_dec times it is nearest to x - b_dec, in least squares over training samples, evenly spaced; 1 where
+    none above 0 is."""
+    n = min(len(data), GAIN_SAMPLES)
+    x = data[torch.arange(n) * len(data) // n].to(model.b_dec)
+    with inference_mode_of(model, training=model.couples_samples):  # what selects from batches may have no other way yet
+        out = (model.decode(model.code(x)) - model.b_dec).double()
+    squares = float(out.square().sum())
+    gain = float((out * (x - model.b_dec)).sum()) / squares if squares > 0 else 1.0
+    return gain if gain > 0 else 1.0
+
+
+def multiply_output(model: SparseModel, gain: float) -> None:
+    """Multiply the decoder's rows where their scale is a parameter of its own. Raises ValueError where it is not."""
+    block = model.decoder_block()
+    own = [*block.weights, *(() if block.scales is None else (block.scales,))]
+    if not own or (block.prior is not None and block.scales is None):
+        raise ValueError(
+            "bias adaptation starts from output scales, and this decoder has the encoder's: build the SAE with tie_scale=True, or pass "
+            "gain=1 to start from what it has (with many latents features are then hardly found)"
+        )
+    with torch.no_grad():
+        for parameter in own:
+            parameter.mul_(gain)
 
 
 def rms_norm(model: SparseModel, data: Tensor | ActivationStore) -> float:

@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from experiments import abstopk, baselines, recovery_runs, runs
+from experiments import abstopk, adaptation, baselines, recovery_runs, runs
 from experiments.baseline_fits import Fit
 from experiments.files import COMMITTED, finite, restored
 from experiments.recipe import NEUTRAL, digest, essence, options_of
@@ -21,7 +21,12 @@ from splinterp.training import Refresh, Resampling
 from splinterp.training.shorthands import SOLVER_SHORTHANDS, WHEN_SHORTHANDS
 
 RUN = Run(data="digits", method="PAM", activation="TopK", k=3, n_latents=16, n_train=60, epochs=2, lr=1e-2, seed=1)
-PARSERS = {"abstopk": abstopk.run_from_record, "baselines": baselines.parse, "recovery": recovery_runs.task_from_record}
+PARSERS = {
+    "abstopk": abstopk.run_from_record,
+    "adaptation": adaptation.run_from_record,
+    "baselines": baselines.parse,
+    "recovery": recovery_runs.task_from_record,
+}
 
 
 class Told:

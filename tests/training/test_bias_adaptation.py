@@ -14,9 +14,10 @@ from torch import nn
 from splinterp import PAMSGD, SAE, SGD, AbsTopK, BiasAdaptation, DivergenceError, JumpReLU, ReLU, TopK, fit
 from splinterp.data import SparseFeatures
 from splinterp.metrics import evaluate, match_features
+from splinterp.protocol import inference_mode_of
 from splinterp.training import BiasState, FiringCounter
 from splinterp.training.bias_block import _levels
-from tests.helpers import make_sae, rng, samples
+from tests.helpers import DECODERS, make_sae, rng, samples
 
 
 def tied(activation=None, m=12, **options):
@@ -115,8 +116,8 @@ def test_targets_are_cut_into_groups_of_neighbours():
 
 
 OPTIONS = {
-    "base": SGD(lr=1e-2), "lr": 1e-2, "target_frequencies": (0.1, 0.3), "groups": 3, "highest": 0.1, "lowest": 0.1, "gamma_up": 0.5,
-    "gamma_down": 0.5, "every": 3, "eps": 0.2, "bounds": (-0.5, -0.2), "rule": "quantile",
+    "base": SGD(lr=1e-2), "lr": 1e-2, "target_frequencies": (0.1, 0.3), "groups": 3, "highest": 0.3, "lowest": 0.1, "gamma_up": 0.5,
+    "gamma_down": 0.5, "every": 3, "eps": 0.2, "bounds": (-0.5, -0.2), "rule": "quantile", "gain": 0.5,
 }  # fmt: skip
 
 
@@ -126,6 +127,54 @@ def test_every_option_changes_the_result(name):
     if name in ("gamma_up", "eps"):  # with latents that fall silent
         method = BiasAdaptation(every=4, gamma_down=1.0, target_frequencies=1e-3)
     assert not same(trained(replace(method, **{name: OPTIONS[name]})).sae, trained(method).sae)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("activation", ["ReLU", "JumpReLU", "TopK", "BatchTopK"])
+def test_output_starts_where_it_fits_best(activation, decoder):
+    x, found = samples(300), {}
+    for gain in (None, 1.0, 0.25):
+        sae = make_sae(activation, decoder, m=40, tie_scale=decoder != "free")
+        with torch.no_grad():
+            sae.b_dec.copy_(x.mean(0))
+        BiasAdaptation(gain=gain).init(sae, x)
+        with torch.no_grad(), inference_mode_of(sae, training=True):
+            found[gain] = sae.decode(sae.encode(x)) - x.mean(0)
+    y = (x - x.mean(0)).double()
+    plain = found[1.0].double()
+    best = float((plain * y).sum() / plain.square().sum())
+    assert 0 < best < 0.9  # 40 unit rows overshoot
+    torch.testing.assert_close(found[None].double(), best * plain, rtol=1e-4, atol=1e-5)
+    torch.testing.assert_close(found[0.25], 0.25 * found[1.0])
+
+
+def test_output_scales_are_asked_for():
+    for decoder in ("tied", "tied_residual"):
+        with pytest.raises(ValueError, match="tie_scale=True, or pass gain=1"):
+            BiasAdaptation().init(make_sae("ReLU", decoder), samples())
+        BiasAdaptation(gain=1).init(make_sae("ReLU", decoder), samples())
+    with pytest.raises(ValueError, match="gain=0.0 must be greater"):
+        BiasAdaptation(gain=0.0)
+    silent = make_sae("JumpReLU", "free")
+    with torch.no_grad():
+        silent.W_enc.zero_()
+    before = silent.W_dec.detach().clone()
+    BiasAdaptation().init(silent, samples())  # nothing to fit: left as it is
+    assert torch.equal(silent.W_dec, before)
+
+
+@pytest.mark.slow
+def test_defaults_find_features_of_a_model_that_they_were_not_chosen_on():
+    """100 features in 40 dimensions, sums of 3 or 12: none is found from output scales of 1."""
+    g = rng(5)
+    model = SparseFeatures(100, 40, [3, 12], generator=g)
+    x, shares = model.sample(12_000, g).x, {}
+    for name, method in {"defaults": BiasAdaptation(), "from 1": BiasAdaptation(gain=1.0)}.items():
+        sae = SAE(40, 512, JumpReLU(), "tied", tie_scale=True, generator=rng(6))
+        fit(sae, x, method, epochs=60, batch_size=512, generator=7, log_every=60)
+        shares[name] = match_features(sae.W_dec.detach(), model.features).recovery(0.8)
+    assert shares["defaults"] > 0.9
+    assert shares["defaults"] > shares["from 1"] + 0.05
 
 
 def test_quantile_samples_change_the_result():
@@ -200,7 +249,7 @@ def test_a_resumed_run_equals_an_undisturbed_one(tmp_path, base, activation):
 
 def test_state_passes_for_the_bases_and_can_be_copied():
     method = BiasAdaptation(base=PAMSGD())
-    sae = SAE(8, 12, JumpReLU(0.1), "tied_residual", generator=rng(1))
+    sae = SAE(8, 12, JumpReLU(0.1), "tied_residual", tie_scale=True, generator=rng(1))
     state = fit(sae, samples(), method, epochs=4, batch_size=25, generator=rng(3)).state
     assert state.step == 32
     assert state.ridge == state.base.ridge
