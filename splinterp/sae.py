@@ -191,7 +191,9 @@ class SAE(SparseModel):
         """The sparse form of `encode(x)`, without an array of n x n_latents. Raises TypeError for activations without a fixed k."""
         if self._makes_codes and isinstance(self.activation, RowTop) and self.activation.selects:
             lower = autocast_dtype(self.W_enc.device)
-            kept = kept_scores(self._centred(x), self.W_enc, self.b_enc, self.activation.select, self.activation.k, lower)
+            training = self.training and torch.is_grad_enabled()  # where it does not matter which of equal scores is kept
+            select = self.activation.select if training else self.activation.select_settled
+            kept = kept_scores(self._centred(x), self.W_enc, self.b_enc, select, self.activation.k, lower)
             return GroupedActs.of(self.activation.keep(kept.values), kept.top_indices, kept.by_latent)
         if self._makes_codes or not isinstance(self.activation, RowTop):
             return self.activation.top(self.pre_acts(x))

@@ -12,7 +12,7 @@ import torch
 from splinterp._checks import whole
 from splinterp._typing import Float, Int, Tensor
 from splinterp.activations.base import Activation, TopActs, _infeasible
-from splinterp.sparse_kernels import select_largest
+from splinterp.sparse_kernels import select_largest, settle_ties
 
 
 class _FixedCount(Activation):
@@ -70,6 +70,10 @@ class RowTop(_FixedCount):
         """Indices of the kept latents."""
         raise NotImplementedError
 
+    def select_settled(self, pre_acts: Float[Tensor, "n n_latents"]) -> Int[Tensor, "n k"]:
+        """The same, of equal scores those of the lowest indices: what does not depend on how `select` searches."""
+        return settle_ties(pre_acts, self.select(pre_acts), self.signed)
+
     def keep(self, scores: Tensor) -> Tensor:
         """The codes of kept scores."""
         raise NotImplementedError
@@ -84,7 +88,7 @@ class RowTop(_FixedCount):
         return self._selected(pre_acts)
 
     def _selected(self, pre_acts: Tensor) -> TopActs:
-        indices = self.select(pre_acts.detach())
+        indices = self.select_settled(pre_acts.detach())
         return TopActs(self.keep(pre_acts.gather(1, indices)), indices)
 
     def forward(self, pre_acts: Float[Tensor, "n n_latents"]) -> Float[Tensor, "n n_latents"]:

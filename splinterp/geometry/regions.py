@@ -73,8 +73,9 @@ def region_of(sae: SAE, x: ArrayLike) -> Region:
     c = b[S] W_dec[S] + b_dec, b = b_enc or b_enc - b_pre W_enc (claim 8). The margin is the least distance to a facet:
     TopK, score differences over |w_i - w_j|, and |score| / |w_i| where scores are cut at 0; AbsTopK, the same over
     signed sites (claim 4); ReLU and JumpReLU, |score - threshold| / |w_i|. Computed in float64: within rounding of a
-    facet a float32 forward pass may choose otherwise. Exactly equal scores go to the lowest index, and equal columns of
-    W_enc, for AbsTopK also opposite ones, have equal scores to the last bit; a forward pass takes any of equal scores.
+    facet a float32 forward pass may choose otherwise. Exactly equal scores go to the lowest index, as in the SAE's own
+    codes, and equal columns of W_enc, for AbsTopK also opposite ones, have equal scores to the last bit (in a forward pass
+    as far as the matrix product rounds them alike).
 
     Raises:
         TypeError, ValueError: input that does not fit, or an SAE that is not on the CPU.

@@ -1,7 +1,7 @@
 """Products with k-sparse codes and their gradients, on CPUs and (Triton) on GPUs."""
 
 from splinterp.sparse_kernels._nested import decode_nested
-from splinterp.sparse_kernels._select import select_largest
+from splinterp.sparse_kernels._select import select_largest, settle_ties
 from splinterp.sparse_kernels.products import (
     KeptScores,
     Transposed,
@@ -25,6 +25,7 @@ __all__ = [
     "kept_products",
     "kept_scores",
     "select_largest",
+    "settle_ties",
     "sum_by_latent",
     "takes_triton",
     "transpose_code",

@@ -62,6 +62,20 @@ def select_largest(scores: Float[Tensor, "n n_latents"], k: int, magnitude: bool
     return torch.where(found < size * k, grouped, found + (size * groups - size * k)) if rest else grouped
 
 
+def settle_ties(scores: Float[Tensor, "n n_latents"], found: Int[Tensor, "n k"], magnitude: bool = False) -> Int[Tensor, "n k"]:
+    """`select_largest` with equal scores given to the lowest indices; those of 0 or below (of 0, by magnitude) stay as they are."""
+    values = scores.detach().abs() if magnitude else scores.detach()
+    least = values.gather(1, found).amin(1, keepdim=True)
+    rows = (((values >= least).sum(1) > found.shape[1]) & (least[:, 0] > 0)).nonzero()[:, 0]
+    if not len(rows):
+        return found
+    values, least = values[rows], least[rows]
+    above, tied = values > least, values == least
+    room = found.shape[1] - above.sum(1, keepdim=True)
+    kept = above | (tied & (tied.cumsum(1) <= room))
+    return found.index_copy(0, rows, kept.nonzero()[:, 1].view(len(rows), found.shape[1]))
+
+
 def _partition(values: Tensor, k: int) -> Tensor:
     """Indices of the k largest of each row, by NumPy's partition, in threads."""
     n, m = values.shape

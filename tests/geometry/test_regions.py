@@ -152,6 +152,31 @@ def test_growth_counts_first_appearances():
     assert growth(np.array([4])).tolist() == [[1, 1]]
 
 
+@pytest.mark.parametrize("dtype", [torch.float32, torch.float64])
+@pytest.mark.parametrize(("m", "k"), [(24, 3), (24, 10), (300, 5), (300, 41)])
+@pytest.mark.parametrize("kind", ["TopK", "AbsTopK"])
+def test_of_twins_region_and_code_have_the_same(kind, m, k, dtype):
+    """Every column stands four times, and k cuts through the copies; weights and samples are small integers, so ties are exact."""
+    sae = SAE(6, m, TopK(k) if kind == "TopK" else AbsTopK(k), "free", dtype=dtype, generator=1)
+    g = rng(3)
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.randint(-3, 4, (6, m // 4), generator=g).repeat(1, 4))
+        if kind == "AbsTopK":
+            sae.W_enc[:, m // 2 :] *= -1
+        sae.b_enc.copy_(torch.randint(-1, 2, (m // 4,), generator=g).repeat(4) if kind == "TopK" else torch.zeros(m))
+    x = torch.randint(-4, 5, (40, 6), generator=g).to(dtype)
+    regions = regions_of(sae, x)
+    for sae_mode in (sae.train(), sae.eval()):
+        acts = sae_mode.encode(x).detach()
+        sparse = sae_mode.encode_top(x) if not sae_mode.training else None
+        for row in range(len(x)):
+            np.testing.assert_array_equal(regions.support(row), acts[row].nonzero().flatten().numpy())
+            if sparse is not None:
+                kept = sparse.top_indices[row][sparse.top_acts[row] != 0]
+                np.testing.assert_array_equal(regions.support(row), kept.sort().values.numpy())
+    assert (regions.margins == 0).any()  # k does cut through copies
+
+
 def test_chebyshev_centres_of_known_regions():
     square = PowerDiagram(np.array([[0.0, 0.0], [2.0, 0.0], [-2.0, 0.0], [0.0, 2.0], [0.0, -2.0]]))
     ball = chebyshev_centre(square, np.array([0]))
