@@ -159,7 +159,7 @@ def build(run: Run, d_in: int, device: str = "cpu") -> tuple[SAE, SGD | PAMSGD]:
     activation = getattr(splinterp, run.activation)
     activation = activation(run.k) if "TopK" in run.activation else activation()
     generator = torch.Generator().manual_seed(10_000 + run.seed)
-    sae = SAE(d_in, run.n_latents, activation, generator=generator, device=device, **sae_options)
+    sae = SAE(d_in, run.n_latents, activation, generator=generator, device=device, **{"b_pre": False, **sae_options})
     return sae, make(lr=run.lr, **options)
 
 

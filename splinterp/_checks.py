@@ -162,19 +162,19 @@ USUAL_SCALE = 3e-3, 1e3
 """Root mean squares of entries between which step sizes, start and Adam's eps mean what they are tuned for."""
 
 
-def check_scale(norms: Tensor, d_in: int, dtype: torch.dtype, name: str = "x") -> None:
-    """Raise ValueError if squares of typical entries leave the dtype's range, by the samples' norms (n,); warn if the data are in
-    units that the defaults of training are not meant for."""
-    rms = float(norms.median()) / math.sqrt(d_in)
+def check_scale(deviations: Tensor, d_in: int, dtype: torch.dtype, name: str = "x") -> None:
+    """Raise ValueError if squares of typical deviations from the mean, of these norms (n,), leave the dtype's range; warn if the data
+    are in units that the defaults of training are not meant for."""
+    rms = float(deviations.median()) / math.sqrt(d_in)
     range_of, advice = torch.finfo(dtype), "standardise them first (splinterp.data.Standardizer)"
     if 0 < rms < math.sqrt(range_of.tiny) * 1e3 or rms > math.sqrt(range_of.max) * 1e-3:
         kind = str(dtype).removeprefix("torch.")
         raise ValueError(
-            f"entries of {name} are of the order of {rms:.2g}, and their squares leave the range of {kind}: {advice}"
+            f"entries of {name} vary by the order of {rms:.2g}, and their squares leave the range of {kind}: {advice}"
         )
     if 0 < rms < USUAL_SCALE[0] or rms > USUAL_SCALE[1]:
         warnings.warn(
-            f"entries of {name} are of the order of {rms:.2g}: step sizes, the start and Adam's eps are for data of order 1; {advice}",
+            f"entries of {name} vary by the order of {rms:.2g}: step sizes, the start and Adam's eps are for data of order 1; {advice}",
             stacklevel=3,
         )
 

@@ -69,7 +69,9 @@ class SAE(SparseModel):
         init: "unit": W_enc ~ N(0, 1 / d_in); "mnist-paper": W_enc ~ 0.1 N(0, 1) (arXiv 2505.11836).
         init_dec: start of a free W_dec: "transpose" (W_enc.T) or "random" (0.01 N(0, 1)).
         tie_scale: trained output scale of each latent, for the tied kinds.
-        b_pre: give the encoder an input centre (it starts at 0; `fit` moves it to the training mean).
+        b_pre: the encoder's input centre, which starts at 0 and which `fit` sets to the training mean, so that a shift of the data
+            changes nothing. "fixed" keeps it there; True trains it from there; False has none: data whose mean is large beside
+            their deviations then kill latents.
         dtype, device: of the parameters.
         encoder: how scores and codes are made (`splinterp.encoders`); None: `Linear()`.
         generator: CPU generator, or an int that seeds one; W_enc is drawn first, in float32 on the CPU, so that every decoder kind
@@ -90,7 +92,7 @@ class SAE(SparseModel):
     b_enc: nn.Parameter
     b_dec: nn.Parameter
     W_dec: Tensor
-    b_pre: nn.Parameter | None
+    b_pre: Tensor | None
     scale: nn.Parameter | None
     residual: nn.Parameter | None
 
@@ -104,7 +106,7 @@ class SAE(SparseModel):
         init: str = "unit",
         init_dec: str = "transpose",
         tie_scale: bool = False,
-        b_pre: bool = False,
+        b_pre: bool | str = "fixed",
         dtype: torch.dtype = torch.float32,
         device: torch.device | str = "cpu",
         encoder: Encoder | None = None,
@@ -116,6 +118,7 @@ class SAE(SparseModel):
         one_of("decoder", decoder, DECODERS)
         one_of("init", init, ("unit", "mnist-paper"))
         one_of("init_dec", init_dec, ("transpose", "random"))
+        one_of("b_pre", b_pre, (False, True, "fixed"))
         if decoder == "free" and tie_scale:
             raise ValueError("tie_scale=True needs decoder='tied' or 'tied_residual': a free decoder has its own scale")
         if decoder != "free" and init_dec != "transpose":
@@ -132,7 +135,10 @@ class SAE(SparseModel):
         self.W_enc = nn.Parameter(parameter(W_enc.T.contiguous()).T)  # kept by latents, for sparse products
         self.b_enc = parameter(torch.zeros(n_latents))
         self.b_dec = parameter(torch.zeros(d_in))
-        self.register_parameter("b_pre", parameter(torch.zeros(d_in)) if b_pre else None)
+        if b_pre == "fixed":
+            self.register_buffer("b_pre", parameter(torch.zeros(d_in)).detach())
+        else:
+            self.register_parameter("b_pre", parameter(torch.zeros(d_in)) if b_pre else None)
         self.register_parameter("scale", parameter(torch.ones(n_latents)) if tie_scale else None)
         self.register_parameter("residual", None)
         if decoder == "free":
@@ -339,7 +345,7 @@ class SAE(SparseModel):
     def bias(self) -> BiasBlock:
         activation: Any = self.activation
         by_own_score = activation.fires_by_own_score and self._makes_codes
-        center = () if self.b_pre is None else (self.b_pre,)
+        center = (self.b_pre,) if isinstance(self.b_pre, nn.Parameter) else ()
 
         def write_bias(bias: Tensor) -> None:
             self.b_enc.copy_(bias)

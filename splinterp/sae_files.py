@@ -63,8 +63,10 @@ def read_sae(path: Path, weights: Path, device: torch.device | str, kinds: dict[
     config = {name: value for name, value in content.items() if name not in ("format", "sha256", CHECKSUM)}
     for name in ("d_in", "n_latents"):
         at_least(f"{path} has {name}", entry(path, config, name, int), 1)
-    for name in ("tie_scale", "b_pre"):
-        entry(path, {name: False, **config}, name, bool)
+    config = {"tie_scale": False, "b_pre": False, **config}  # as before there were such options
+    entry(path, config, "tie_scale", bool)
+    if entry(path, config, "b_pre", (bool, str)) not in (False, True, "fixed"):
+        raise ValueError(f"{path} has b_pre={config['b_pre']!r}, which must be false, true or 'fixed'")
     for name in ("dtype", "decoder"):
         entry(path, config, name, str)
     one_of(f"{path} has dtype", config["dtype"], DTYPES)

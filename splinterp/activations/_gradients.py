@@ -37,7 +37,7 @@ def sparse_gradients(sae: Any, x: Float[Tensor, "n d_in"], moved: Collection[int
     d_b_enc = error.new_zeros(sae.n_latents).index_add_(0, top_indices.flatten(), d_scores.flatten())
     _set(sae.b_dec, error.sum(0), moved)
     _set(sae.b_enc, d_b_enc, moved)
-    if sae.b_pre is not None:
+    if sae.b_pre is not None and id(sae.b_pre) in moved:
         with torch.autocast(x.device.type, enabled=False):
             _set(sae.b_pre, -(sae.W_enc @ d_b_enc), moved)
 

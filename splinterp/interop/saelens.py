@@ -232,7 +232,7 @@ def to_nonnegative(sae: SAE) -> SAE:
     if not isinstance(sae.activation, AbsTopK):
         raise ValueError(f"only AbsTopK has negative codes, not {type(sae.activation).__name__}")
     found = SAE(
-        sae.d_in, 2 * sae.n_latents, TopK(sae.activation.k), b_pre=sae.b_pre is not None, dtype=sae.W_enc.dtype,
+        sae.d_in, 2 * sae.n_latents, TopK(sae.activation.k), b_pre=sae.config()["b_pre"], dtype=sae.W_enc.dtype,
         device=sae.W_enc.device, generator=0,
     )  # fmt: skip
     found.W_enc.copy_(torch.cat([sae.W_enc, -sae.W_enc], dim=1))

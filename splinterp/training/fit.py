@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -57,7 +58,8 @@ def fit(
 
     x may be an `ActivationStore`: it is read by memory map and shuffled within its memory budget, so it may be larger than memory.
 
-    b_dec (and b_pre, where there is one) starts at the training mean, for every method. Batches are moved to the SAE's
+    b_dec (and b_pre, where there is one) starts at the training mean (`start_at_mean`), for every method, so that an SAE of this
+    package is trained alike on x and on x + c. Batches are moved to the SAE's
     device and dtype. The same generator seed gives the same weights, bit for bit, on the CPU. The threshold of a BatchTopK is set
     from training samples before each evaluation.
 
@@ -117,8 +119,9 @@ def fit(
     model = as_model(sae)
     check_dtype(model)
     data = training_data(model, x)
-    norms = _norms(data)
-    check_scale(norms, data.shape[1], model.b_dec.dtype)
+    mean = _mean(data)
+    norms, deviations = _norms(data, mean)
+    check_scale(deviations, data.shape[1], model.b_dec.dtype)
     warn_outliers(norms)
     x_val = None if x_val is None else _validation_data(x_val, data)
     _check_varies(data[:train_eval_samples], x_val, len(data))
@@ -127,7 +130,9 @@ def fit(
     run = Run(sae, method, as_generator(generator), keep_best, autocast, total)
     kept = checkpoint is not None
     run.describe(data, x_val, batches.batch_size, generator is None, kept, compared=kept or processes is not None)
-    _start_at_mean(sae, data)
+    _start_at(sae, mean)
+    if model.center is None:
+        _warn_offset(mean, deviations)
     if checkpoint is not None and (processes is None or processes.first):
         check_writable(Path(checkpoint))
     run.state = method.init(sae, data, total_steps=total, x_val=x_val)
@@ -185,6 +190,21 @@ def _validation_data(x_val: ArrayLike | ActivationStore, data: Tensor | Activati
     return found
 
 
+OFFSET = 2.0
+"""Norm of the mean over the median distance from it, above which an encoder that does not centre is warned of."""
+
+
+def _warn_offset(mean: Tensor, deviations: Tensor) -> None:
+    typical = float(deviations.median())
+    ratio = float(mean.norm()) / typical if typical > 0 else 0.0
+    if ratio > OFFSET:
+        warnings.warn(
+            f"the mean of x is {ratio:.1f} times as long as its deviations, and the encoder sees x uncentred: latents die of it; "
+            'take SAE(b_pre="fixed"), or subtract the mean first',
+            stacklevel=3,
+        )
+
+
 def _check_varies(looked_at: Tensor, x_val: Tensor | ActivationStore | None, n: int) -> None:
     """fvu is over the variance of the samples looked at: found before training rather than after an epoch."""
     if not varies([looked_at]):
@@ -199,19 +219,36 @@ def _check_varies(looked_at: Tensor, x_val: Tensor | ActivationStore | None, n: 
         )
 
 
-def _norms(data: Tensor | ActivationStore) -> Tensor:
-    """Of the samples, float64 (n,): squares of small float32 numbers vanish."""
-    norms = []
+def _norms(data: Tensor | ActivationStore, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the samples, and of their deviations from the mean, float64 (n,): squares of small float32 numbers vanish."""
+    norms, deviations = [], []
     for part in data.split(4096):
         if isinstance(data, ActivationStore):
             check_finite(part, f"the store in {data.folder}")
         norms.append(torch.linalg.vector_norm(part, dim=1, dtype=torch.float64))
-    return torch.cat(norms)
+        deviations.append(torch.linalg.vector_norm(part.double() - mean.to(part.device), dim=1))
+    return torch.cat(norms), torch.cat(deviations)
+
+
+def _mean(data: Tensor | ActivationStore) -> Tensor:
+    return data.mean(0, dtype=torch.float64) if isinstance(data, Tensor) else data.statistics()["mean"]
+
+
+def start_at_mean(sae: SAELike, x: ArrayLike | ActivationStore) -> None:
+    """Set b_dec, and the input centre b_pre where there is one, to the mean of training samples x (N, d_in); frozen parameters stay.
+
+    `fit` begins with it; a loop of one's own should too: without it a mean that is large beside the deviations kills latents.
+
+    Raises:
+        TypeError, ValueError: samples that do not fit.
+    """
+    _start_at(sae, _mean(training_data(as_model(sae), x)))
 
 
 @torch.no_grad()
-def _start_at_mean(sae: SAELike, data: Tensor | ActivationStore) -> None:
-    mean = data.mean(0, dtype=torch.float64) if isinstance(data, Tensor) else data.statistics()["mean"]
+def _start_at(sae: SAELike, mean: Tensor) -> None:
     for center in (sae.b_dec, as_model(sae).center):
-        if center is not None and center.requires_grad:  # a frozen one stays
+        if center is not None and (
+            center.requires_grad or not isinstance(center, torch.nn.Parameter)
+        ):  # a frozen parameter stays
             center.copy_(mean)

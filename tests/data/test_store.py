@@ -294,7 +294,7 @@ def test_what_does_not_fit_is_refused(tmp_path):
 
 METHODS = {
     "SGD": SGD(lr=0.01), "PAM": PAMSGD(lr=0.01, solve_gap=1),
-    "GBA": BiasAdaptation(base=PAMSGD(lr=0.01), groups=2, every=7, rule="quantile", quantile_samples=200),
+    "GBA": BiasAdaptation(base=PAMSGD(lr=0.01), groups=2, every=7, rule="quantile", quantile_samples=200, gain=1.0),
 }  # fmt: skip
 
 

@@ -44,7 +44,7 @@ def settled(method, sae, seed, n=10_000, updates=120):
 def test_step_rule_meets_every_target_with_frozen_weights(kind, groups):
     n, gamma, sae = 10_000, 0.02, normal_sae(ADAPTED[kind])
     frequencies = (0.2, 0.05, 0.01)[-groups:]
-    method = BiasAdaptation(target_frequencies=frequencies, gamma_down=gamma, gamma_up=gamma)
+    method = BiasAdaptation(gain=1.0, target_frequencies=frequencies, gamma_down=gamma, gamma_up=gamma)
     state = settled(method, sae, seed=3, n=n)
     bias, target = sae.bias.value, state.targets
     error = (target * (1 - target) / n).sqrt()
@@ -64,7 +64,7 @@ def test_quantile_rule_meets_every_reachable_target_exactly(m, n, kind, seed, ce
             sae.b_pre.copy_(offset)
     x = normal(n, 5, seed + 1)
     target = float(torch.rand((), generator=rng(seed)))
-    method = BiasAdaptation(target_frequencies=max(target, 1e-3), rule="quantile", bounds=(-100.0, 0.0))
+    method = BiasAdaptation(gain=1.0, target_frequencies=max(target, 1e-3), rule="quantile", bounds=(-100.0, 0.0))
     method.init(sae, x)
     wanted = min(max(round(max(target, 1e-3) * n), 1), n)
     positive = ((x - offset) @ sae.W_enc > 0).sum(0)
@@ -81,7 +81,7 @@ def test_quantile_rule_with_ties_takes_the_nearest_count_that_is_not_zero(seed, 
     n = len(x)
     wanted = min(wanted, n)
     sae = normal_sae(ReLU(), 4, 5, seed)
-    BiasAdaptation(target_frequencies=wanted / n, rule="quantile", bounds=(-100.0, 0.0)).init(sae, x)
+    BiasAdaptation(gain=1.0, target_frequencies=wanted / n, rule="quantile", bounds=(-100.0, 0.0)).init(sae, x)
     counted = (sae.encode(x) != 0).sum(0)
     scores = x @ sae.W_enc.detach()
     for latent in range(5):
@@ -96,7 +96,7 @@ def test_quantile_rule_with_ties_takes_the_nearest_count_that_is_not_zero(seed, 
 
 def test_quantile_frequencies_hold_on_new_samples():
     sae, n = normal_sae(ReLU()), 20_000
-    method = BiasAdaptation(groups=3, highest=0.3, lowest=0.01, rule="quantile")
+    method = BiasAdaptation(gain=1.0, groups=3, highest=0.3, lowest=0.01, rule="quantile")
     state = method.init(sae, normal(n, seed=1))
     error = (state.targets * (1 - state.targets) / n).sqrt()
     assert ((share_above(-sae.bias.value) - state.targets).abs() < 4 * error).all()
@@ -109,7 +109,9 @@ def test_biases_stay_in_their_bounds(seed, kind, up, down, size):
     sae = SAE(d, m, ADAPTED[kind], "tied", b_pre=True, generator=g)
     x = size * torch.randn(40, d, generator=g)
     bounds = (-0.3, -0.01) if seed % 2 else (-1.0, 0.0)
-    method = BiasAdaptation(base=SGD(lr=0.1), groups=1, highest=0.2, gamma_up=up, gamma_down=down, every=1, bounds=bounds)
+    method = BiasAdaptation(
+        gain=1.0, base=SGD(lr=0.1), groups=1, highest=0.2, gamma_up=up, gamma_down=down, every=1, bounds=bounds
+    )
     state = method.init(sae, x)
     for part in x.split(10) * 3:
         method.step(sae, state, part)
@@ -146,7 +148,7 @@ def test_gradients_never_move_the_bias(base, activation):
         assert all(p.requires_grad for p in sae.parameters())
         return {name for name, p in bias.items() if not torch.equal(before[name], p)}
 
-    assert moved(BiasAdaptation(base=BASES[base], every=1_000, groups=2)) == set()
+    assert moved(BiasAdaptation(gain=1.0, base=BASES[base], every=1_000, groups=2)) == set()
     alone = moved(BASES[base])
     assert alone >= {"b_enc", "b_pre"}  # the base alone moves them
     assert ("threshold" in alone) == isinstance(activation, JumpReLU)
@@ -156,7 +158,7 @@ def test_gradients_never_move_the_bias(base, activation):
 def test_groups_and_order_do_not_matter(seed, m, groups):
     """Latents changing places inside their group carry their biases along; the order of samples changes nothing."""
     groups = min(groups, m)
-    method = BiasAdaptation(target_frequencies=(0.3, 0.2, 0.1, 0.05)[:groups], gamma_up=0.1, gamma_down=0.1)
+    method = BiasAdaptation(gain=1.0, target_frequencies=(0.3, 0.2, 0.1, 0.05)[:groups], gamma_up=0.1, gamma_down=0.1)
     g = rng(seed)
     x = torch.randn(200, 6, generator=g, dtype=torch.float64)
     sae, other = normal_sae(ReLU(), 6, m, seed), normal_sae(ReLU(), 6, m, seed)
@@ -183,7 +185,7 @@ def test_any_assignment_of_latents_to_groups_meets_the_targets(seed):
     order = torch.randperm(6, generator=rng(seed)).tolist()
     per_latent = tuple(targets[i % 2] for i in order)
     sae = normal_sae(ReLU())
-    settled(BiasAdaptation(target_frequencies=per_latent, gamma_down=0.02), sae, seed=50 * seed, n=n)
+    settled(BiasAdaptation(gain=1.0, target_frequencies=per_latent, gamma_down=0.02), sae, seed=50 * seed, n=n)
     wanted = torch.tensor(per_latent, dtype=torch.float64)
     found = share_above(-sae.bias.value)
     assert (found < wanted + 4 * (wanted / n).sqrt()).all()

@@ -157,6 +157,6 @@ def test_what_looks_at_whole_batches_is_refused():
     with pytest.raises(ValueError, match="BatchTopK selects from whole batches"):
         fit(SAE(4, 8, BatchTopK(2)), x, SGD(), processes=OneOfTwo())
     with pytest.raises(ValueError, match="BiasAdaptation looks at whole batches"):
-        fit(SAE(4, 8, ReLU(), "tied"), x, BiasAdaptation(base=SGD(), groups=2), processes=OneOfTwo())
+        fit(SAE(4, 8, ReLU(), "tied"), x, BiasAdaptation(base=SGD(), groups=2, gain=1), processes=OneOfTwo())
     with pytest.raises(RuntimeError, match="init_process_group"):
         ProcessGroup()

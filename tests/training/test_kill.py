@@ -20,7 +20,7 @@ import sys, time, torch
 torch.set_num_threads(1)
 from splinterp import PAMSGD, SAE, BiasAdaptation, JumpReLU, fit
 from splinterp.data import ActivationStore
-method = BiasAdaptation(base=PAMSGD(lr=0.01, solve_gap=5), groups=2, every=7, gamma_down=0.1)
+method = BiasAdaptation(base=PAMSGD(lr=0.01, solve_gap=5), groups=2, every=7, gamma_down=0.1, gain=1.0)
 sae = SAE(8, 16, JumpReLU(0.1), "tied_residual", b_pre=True, generator=0)
 folder, checkpoint, out, pause = sys.argv[1:]
 fit(sae, ActivationStore(folder), method, epochs=30, batch_size=32, generator=0, checkpoint=checkpoint, resume=True,

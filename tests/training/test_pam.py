@@ -13,6 +13,7 @@ from torch.nn import functional as F
 
 from splinterp import PAMSGD, SAE, SGD, BiasAdaptation, ReLU, TopK, fit
 from splinterp.decoder import DecoderStats, gcv_ridge, held_out_ridge, solve_decoder
+from splinterp.training import start_at_mean
 from tests.helpers import DECODERS, make_sae, rng, samples, stats_of
 
 
@@ -331,7 +332,7 @@ def test_foreign_module_equals_ours():
     state = torch.random.get_rng_state()
     foreign = ForeignSAE(8, 12).double()
     torch.random.set_rng_state(state)
-    ours = make_sae("ReLU", dtype=torch.float64)
+    ours = make_sae("ReLU", dtype=torch.float64, b_pre=False)
     with torch.no_grad():
         for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
             getattr(ours, name).copy_(getattr(foreign, name))
@@ -347,8 +348,7 @@ def test_hand_driven_loop_equals_fit():
     driven, fitted = make_sae(decoder="tied_residual"), make_sae(decoder="tied_residual")
     method = PAMSGD(lr=1e-2, solve_gap=1)
     fit(fitted, x, method, epochs=3, batch_size=32, generator=rng(7))
-    with torch.no_grad():
-        driven.b_dec.copy_(x.mean(0, dtype=torch.float64))
+    start_at_mean(driven, x)
     g = rng(7)
     state = method.init(driven, x, total_steps=9)
     for _ in range(3):

@@ -12,7 +12,7 @@ from tests.helpers import make_sae, rng, samples
 METHODS = {
     "SGD": SGD(),
     "PAM": PAMSGD(lr=0.01, solve_gap=1),
-    "GBA": BiasAdaptation(base=PAMSGD(lr=0.01), groups=2, every=3),
+    "GBA": BiasAdaptation(base=PAMSGD(lr=0.01), groups=2, every=3, gain=1.0),
 }
 
 
