@@ -14,6 +14,7 @@ EXPERIMENTS = {
     "baselines": "SAEs beside k-means, local PCA, PCA, ICA, NMF; the price of interpretability: --data digits | mnist",
     "bench": "speed and memory, as ratios within one run: bench train, solve, scale, ...",
     "bridge": "from k-means through SAEs to local PCA, in the plane",
+    "centring": "whether the encoder should see samples less their mean: --data mnist | minilm",
     "dead": "latents that die, and remedies: --data mnist | minilm",
     "llm": "sample efficiency on a language model's activations: --preset quick | controlled | paper | paper-gemma",
     "digits": "sample efficiency on scikit-learn's digits, under a minute, no download",
