@@ -22,7 +22,7 @@ from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.activations import Activation, GroupedActs, RowTop, TopActs
 from splinterp.activations._gradients import sparse_gradients
 from splinterp.encoders import Encoder, Linear
-from splinterp.protocol import BiasBlock, Block, Code, SparseModel, alike, inference_mode_of
+from splinterp.protocol import BiasBlock, Block, Code, SparseModel, alike, dense, inference_mode_of
 from splinterp.sae_files import CONFIG, TENSORS, read_sae, write_sae
 from splinterp.sparse_kernels import autocast_dtype, decode_nested, decode_sparse, kept_scores, takes_triton
 
@@ -288,6 +288,9 @@ class SAE(SparseModel):
     def forward(self, x: ArrayLike) -> SAEOutput:
         """Encode and decode x (n, d_in)."""
         pre_acts = self.pre_acts(x)
+        if self.trains_sparse and not overrides(self, "decode_top"):
+            top = self.activation.top(pre_acts)
+            return SAEOutput(self.decode_top(top), dense(top, self.n_latents), pre_acts)
         acts = self.encode(x) if overrides(self, "encode") else self.encoder.acts(self, pre_acts)
         return SAEOutput(self.decode(acts), acts, pre_acts)
 

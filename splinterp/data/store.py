@@ -202,6 +202,7 @@ class ActivationStore:
 
     def tokens(self, start: int, stop: int) -> Int[Tensor, "n 3"]:
         """(token id, document, index of the sequence) of the rows `start` to `stop`, which are bounds as a slice has them."""
+        self._verify_once("tokens")
         start, stop, _ = slice(start, stop).indices(self.n_rows)
         parts = [torch.from_numpy(np.array(self._map(shard, "tokens")[a:b])) for shard, a, b in self._pieces(start, stop)]
         return torch.cat(parts).long() if parts else torch.empty(0, 3, dtype=torch.int64)
@@ -276,23 +277,23 @@ class ActivationStore:
     def verify(self) -> None:
         """Compare every shard with its checksum. Raises CorruptStoreError naming the first that differs.
 
-        A pass over the rows (`split`, `shuffled`, `statistics`) does so for the files it reads, unless this process has seen them
-        with these bytes and they were not written to since; rows that are asked for by index are not looked at.
+        A pass over the rows (`split`, `shuffled`, `statistics`), and `tokens`, do so for the files they read, unless this process has seen
+        them with these bytes and they were not written to since; rows that are asked for by index are not looked at.
         """
         for shard in self.manifest["shards"]:
             for key in ("activations", "tokens"):
                 check_bytes(self.folder, shard[key])
 
-    def _verify_once(self) -> None:
+    def _verify_once(self, key: str = "activations") -> None:
         for shard in self.manifest["shards"]:
-            path = self.folder / shard["activations"]["file"]
+            path = self.folder / shard[key]["file"]
             try:
                 about = path.stat()
             except OSError as error:
                 raise CorruptStoreError(f"{path} is missing: the manifest names it; restore it") from error
-            seen = (str(path.resolve()), about.st_ino, about.st_size, about.st_mtime_ns, shard["activations"]["sha256"])
+            seen = (str(path.resolve()), about.st_ino, about.st_size, about.st_mtime_ns, shard[key]["sha256"])
             if seen not in _VERIFIED:
-                check_bytes(self.folder, shard["activations"])
+                check_bytes(self.folder, shard[key])
                 _VERIFIED.add(seen)
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:

@@ -28,7 +28,7 @@ from splinterp.training.schedules import K_SHARE, SCHEDULES, annealed, check_sch
 from splinterp.training.train_state import DivergenceError as DivergenceError
 from splinterp.training.train_state import TrainState as TrainState
 
-COLUMNS = ("epoch", "step", "loss", "train_fvu", "val_fvu", "l0", "frac_dead", "seconds", "ridge", "revived")
+COLUMNS = ("epoch", "step", "loss", "train_fvu", "val_fvu", "l0", "frac_dead", "seconds", "ridge", "revived", "solve_seconds")
 """Of the history: no term may take their names."""
 
 

@@ -66,7 +66,7 @@ def fit(
     A history row is a dict: `epoch` and `step` (both from 1; the epoch is the one the row lies in), `train_fvu`, `val_fvu` (NaN
     without x_val), `l0` and `frac_dead` (on x_val, else on the training samples looked at), `seconds` (training so far, evaluation
     excluded), and what the method logs: `loss` (last batch, published scale), the values of its loss terms by name where there are
-    several, and for PAMSGD `ridge`.
+    several, and for PAMSGD `ridge` and `solve_seconds`, the part of `seconds` that went into solves.
 
     Args:
         epochs, batch_size: passes over x (None: 20), and samples a step; the last partial batch is used.

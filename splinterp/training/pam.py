@@ -7,6 +7,7 @@ on both blocks are this package's own.
 from __future__ import annotations
 
 import math
+import time
 from collections.abc import Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
@@ -225,8 +226,12 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
 
     def _solve_due(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
         """A solve that is due: of a stream on what it has gathered, else on `batches`; none while the residual is held."""
-        with torch.autocast(state.model.b_dec.device.type, enabled=False):
+        start, device = time.perf_counter(), state.model.b_dec.device
+        with torch.autocast(device.type, enabled=False):
             self._solve(sae, state, batches)
+        if device.type == "cuda":
+            torch.cuda.synchronize(device)
+        state.solve_seconds += time.perf_counter() - start
 
     def _solve(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
         if self.when.streams:

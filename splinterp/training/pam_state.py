@@ -12,7 +12,7 @@ from splinterp.decoder import DecoderStats
 from splinterp.training.train_state import TrainState, copy_whole
 
 SUMS = ("mean_acts", "mean_x", "gram", "cross", "total")
-SAVED = ("ridge", "residual", "anchor", "since_solve", "in_epoch", "held")
+SAVED = ("ridge", "residual", "anchor", "since_solve", "in_epoch", "held", "solve_seconds")
 
 
 @dataclass
@@ -32,6 +32,8 @@ class PAMState(TrainState):
     since_solve: int = 0
     in_epoch: bool = False
     held: bool = False
+    solve_seconds: float = 0.0
+    """Of solves so far, codes and statistics included."""
     totals: dict[str, Tensor] = field(default_factory=dict)
     """Each latent's sums for penalties on the decoder's rows, by the term's name, of the samples of the statistics."""
 
@@ -41,7 +43,7 @@ class PAMState(TrainState):
     """Its batches since the last refresh."""
 
     def log(self) -> dict[str, float]:
-        return {**super().log(), "ridge": math.nan if self.ridge is None else self.ridge}
+        return {**super().log(), "ridge": math.nan if self.ridge is None else self.ridge, "solve_seconds": self.solve_seconds}
 
     def state_dict(self) -> dict[str, Any]:
         saved = {**super().state_dict(), **{name: getattr(self, name) for name in SAVED}}

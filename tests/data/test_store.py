@@ -202,6 +202,11 @@ def test_a_shard_of_other_bytes_is_not_trained_on(tmp_path, method):
     ):
         with pytest.raises(CorruptStoreError, match="shard-00002.activations does not have the bytes"):
             run()
+    assert len(store.tokens(0, 9)) == 9
+    path = tmp_path / "shard-00000.tokens"
+    path.write_bytes(path.read_bytes()[::-1])
+    with pytest.raises(CorruptStoreError, match="shard-00000.tokens does not have the bytes"):
+        store.tokens(0, 9)
 
 
 def test_fingerprints_tell_what_gives_other_rows(tmp_path):
