@@ -31,12 +31,13 @@ def at_least(name: str, value: float, low: float, strict: bool = False) -> None:
         raise ValueError(f"{name}={value} must be {'greater than' if strict else 'at least'} {low}")
 
 
-def whole(name: str, value: object, low: int) -> None:
-    """Raise TypeError unless `value` is an int (of Python or NumPy), ValueError unless it is at least `low`."""
+def whole(name: str, value: object, low: int) -> int:
+    """`value` as an int. Raises TypeError unless it is one (of Python or NumPy), ValueError unless it is at least `low`."""
     if not isinstance(value, Integral) or isinstance(value, bool):
         close = f", e.g. {round(value)}" if isinstance(value, float) and math.isfinite(value) else ""
         raise TypeError(f"{name}={value!r} must be an int{close}")
     at_least(name, int(value), low)
+    return int(value)
 
 
 def check_finite(x: Tensor, name: str = "x") -> None:
@@ -94,8 +95,9 @@ def as_samples(
 def _rows_hint(name: str, shape: tuple[int, ...], width: int | None) -> str:
     """How an array that is not (n, width) becomes one, if it can."""
     entries = math.prod(shape)
-    if width is None:
-        width = shape[-1] if shape else 1
+    if width is None and len(shape) < 2:
+        return "reshape to (n, d_in)"
+    width = shape[-1] if width is None else width
     if shape and shape[-1] == width:
         return f"{name}.reshape({entries // max(1, width)}, {width}) gives ({entries // max(1, width)}, {width})"
     if entries and entries % width == 0:

@@ -281,7 +281,8 @@ class ForeignModel(SparseModel):
 
     @property
     def center(self) -> Tensor | None:
-        found = self.module.b_pre if "b_pre" in dict(self.module.named_parameters(recurse=False)) else None
+        named = {**dict(self.module.named_parameters(recurse=False)), **dict(self.module.named_buffers(recurse=False))}
+        found = self.module.b_pre if "b_pre" in named else None
         return found if isinstance(found, torch.Tensor) else None
 
 

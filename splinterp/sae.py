@@ -119,6 +119,7 @@ class SAE(SparseModel):
         one_of("init", init, ("unit", "mnist-paper"))
         one_of("init_dec", init_dec, ("transpose", "random"))
         one_of("b_pre", b_pre, (False, True, "fixed"))
+        b_pre = "fixed" if b_pre == "fixed" else bool(b_pre)  # 1 is equal to True
         if decoder == "free" and tie_scale:
             raise ValueError("tie_scale=True needs decoder='tied' or 'tied_residual': a free decoder has its own scale")
         if decoder != "free" and init_dec != "transpose":
@@ -389,7 +390,8 @@ class SAE(SparseModel):
 
     def extra_repr(self) -> str:
         encoder = "" if self.encoder == Linear() else f", encoder={self.encoder}"
-        return f"d_in={self.d_in}, n_latents={self.n_latents}, decoder={self.decoder!r}{encoder}"
+        centre = "" if self._config["b_pre"] == "fixed" else f", b_pre={self._config['b_pre']}"
+        return f"d_in={self.d_in}, n_latents={self.n_latents}, decoder={self.decoder!r}{centre}{encoder}"
 
     def config(self) -> dict[str, Any]:
         """The constructor's arguments that `save` writes, as JSON has them; activation, encoder and dtype are written beside them.

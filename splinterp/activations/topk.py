@@ -71,8 +71,11 @@ class RowTop(_FixedCount):
         raise NotImplementedError
 
     def select_settled(self, pre_acts: Float[Tensor, "n n_latents"]) -> Int[Tensor, "n k"]:
-        """The same, of equal scores those of the lowest indices: what does not depend on how `select` searches."""
-        return settle_ties(pre_acts, self.select(pre_acts), self.signed)
+        """The same; where `select` is TopK's or AbsTopK's, of equal scores those of the lowest indices, however it searches."""
+        found = self.select(pre_acts)
+        kind: Any = type(self)
+        known = "select" not in self.__dict__ and any(_owner(kind, "select") is home for home in (TopK, AbsTopK))
+        return settle_ties(pre_acts, found, self.signed) if known else found
 
     def keep(self, scores: Tensor) -> Tensor:
         """The codes of kept scores."""

@@ -68,8 +68,7 @@ class PCAAutoencoder(PiecewiseAffineAutoencoder):
     def to_sae(self) -> SAE:
         """The same map as an SAE whose latents are all active: AbsTopK with k = n_components, in this dtype.
 
-        W_enc = V.T, b_enc = -V mean, W_dec = V, b_dec = mean, V (n_components, d) the components. Raises ValueError for no
-        components.
+        W_enc = V.T, b_pre = b_dec = mean, W_dec = V, V (n_components, d) the components. Raises ValueError for no components.
         """
         check_is_fitted(self)
         rank, d = self.components_[0].shape
@@ -79,9 +78,10 @@ class PCAAutoencoder(PiecewiseAffineAutoencoder):
         sae = SAE(d, rank, AbsTopK(rank), dtype=V.dtype, generator=0)
         with torch.no_grad():
             sae.W_enc.copy_(V.T)
-            sae.b_enc.copy_(-V @ mean)
             sae.W_dec.copy_(V)
-            sae.b_dec.copy_(mean)
+            for centre in (sae.b_pre, sae.b_dec):
+                assert centre is not None
+                centre.copy_(mean)
         return sae
 
     def _regions(self, X: Array) -> Array:

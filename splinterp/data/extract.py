@@ -72,7 +72,7 @@ def extract_activations(
     one_of("tokens", tokens, ("all", "last"))
     one_of("dtype", dtype, DTYPES.values())
     if max_tokens is not None:
-        whole("max_tokens", max_tokens, 1)
+        max_tokens = whole("max_tokens", max_tokens, 1)
     if not isinstance(model, LanguageModel):
         model = LanguageModel.load(model)
     model.module(layer, site)
@@ -81,7 +81,7 @@ def extract_activations(
         raise ValueError("the text has no tokens: pass documents that are not empty")
     if batch_tokens is None:
         batch_tokens = fitting_batch(model, max(map(len, sequences.ids)))
-    whole("batch_tokens", batch_tokens, 1)
+    batch_tokens = whole("batch_tokens", batch_tokens, 1)
     plan = _Plan(model, sequences, layer, site, tokens, keep_special, batch_tokens, dtype, max_tokens)
     total = min(sequences.n_tokens, max_tokens or sequences.n_tokens) if tokens == "all" and not keep_special else max_tokens
     with tqdm(total=total, unit="token", unit_scale=True, disable=not progress) as bar:

@@ -179,6 +179,8 @@ class ActivationStore:
             if step < 0:
                 raise ValueError(f"step={step} must be positive: take the rows forwards, and flip them: store[a:b].flip(0)")
             if step == 1:
+                if (start, stop) == (0, self.n_rows):
+                    self._verify_once()
                 return self._contiguous(start, max(start, stop))
             return self._rows(np.arange(start, stop, step, dtype=np.int64))
         if isinstance(rows, tuple) or rows is None or rows is ...:

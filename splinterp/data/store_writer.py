@@ -36,7 +36,7 @@ class StoreWriter:
     """
 
     def __init__(self, folder: str | Path, d_in: int, dtype: str = "float32", about: dict[str, Any] | None = None) -> None:
-        whole("d_in", d_in, 1)
+        d_in = whole("d_in", d_in, 1)
         one_of("dtype", dtype, DTYPES)
         self.folder = Path(folder)
         self.folder.mkdir(parents=True, exist_ok=True)
@@ -51,7 +51,7 @@ class StoreWriter:
         expected = json.loads(json.dumps(fresh))
         for theirs, ours in ((self.manifest, expected), (self.manifest["about"], expected["about"])):
             for key in sorted({*theirs, *ours} - {"about", "complete", "shards"}):
-                if theirs.get(key) != ours.get(key):
+                if json.dumps(theirs.get(key)) != json.dumps(ours.get(key)):  # NaN is not equal to itself
                     found = f"its {key} is {theirs.get(key)!r}, not {ours.get(key)!r}"
                     raise ValueError(f"{folder} holds other activations: {found}: write to another folder")
         for shard in self.manifest["shards"]:

@@ -72,6 +72,8 @@ class Nested(Reconstruction):
             yield share, masked(out.code, depth <= part)
 
     def __call__(self, out: Forward, state: State) -> Tensor:
+        if type(self).codes is not Nested.codes:  # what the solve goes by
+            return super().__call__(out, state)
         shares = self.shares(out.model)
         parts = out.model.decode_nested(out.code, self.depth(out), len(shares))
         total = out.target.new_zeros(())

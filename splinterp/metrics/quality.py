@@ -85,7 +85,7 @@ def evaluate(sae: SAELike, x: ArrayLike | ActivationStore, batch_size: int = 409
     Raises:
         TypeError, ValueError: bad input, fewer than 2 samples, constant data.
     """
-    whole("batch_size", batch_size, 1)
+    batch_size = whole("batch_size", batch_size, 1)
     x = x.of_width(len(sae.b_dec)) if isinstance(x, ActivationStore) else as_samples(x, len(sae.b_dec), finite=False)
     if len(x) < 2:
         raise ValueError(f"evaluation needs at least 2 samples, got {len(x)}")

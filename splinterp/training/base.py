@@ -60,7 +60,7 @@ class GradientOptions:
     weight_decay: float = 0.0
     """The optimizer's weight decay (L2 for Adam, decoupled for AdamW), on weights."""
     decay_biases: bool = False
-    """Apply `weight_decay` to all other parameters too, save b_dec."""
+    """Apply `weight_decay` to all other parameters too, save b_dec and b_pre."""
     terms: tuple[Term, ...] = (SquaredError(),)
     """What is minimised: a sum of `splinterp.losses` terms, at least one of them a `Reconstruction`."""
     l1: float = 0.0
@@ -188,8 +188,9 @@ class GradientOptions:
         """
         still = {id(p) for p in fixed}
         moved = [p for p in sae.parameters() if id(p) not in still]
-        b_dec = {id(p) for p in as_model(sae).decoder_block().bias}
-        decayed = [p for p in moved if p.ndim >= 2 or (self.decay_biases and id(p) not in b_dec)]
+        model = as_model(sae)
+        centres = {id(p) for p in (*model.decoder_block().bias, model.center)}  # where the data lie is no weight
+        decayed = [p for p in moved if p.ndim >= 2 or (self.decay_biases and id(p) not in centres)]
         kept = {id(p) for p in decayed}
         others = [p for p in moved if id(p) not in kept]
         return build(self.optimizer, decayed, others, {"lr": self.lr, "betas": self.betas, "weight_decay": self.weight_decay})

@@ -256,8 +256,6 @@ class BiasAdaptation:
         with torch.no_grad():
             self._normalise(model)
             self._set_bias(model, scale, model.bias.value)
-        if self.gain != 1:
-            multiply_output(model, fitting_gain(model, data) if self.gain is None else self.gain)
         device = model.b_dec.device
         group = torch.arange(n_latents, device=device) * len(frequencies) // n_latents
         targets = torch.tensor(frequencies, dtype=torch.float64, device=device)[group]
@@ -266,6 +264,8 @@ class BiasAdaptation:
         state.base.observer = counter.update
         if self.rule == "quantile":
             self.adapt(sae, state)
+        if self.gain != 1:  # of the codes that training begins with
+            multiply_output(model, fitting_gain(model, data) if self.gain is None else self.gain)
         return state
 
     def _check_model(self, model: SparseModel) -> None:

@@ -111,6 +111,8 @@ def multiply_output(model: SparseModel, gain: float) -> None:
             "bias adaptation starts from output scales, and this decoder has the encoder's: build the SAE with tie_scale=True, or pass "
             "gain=1 to start from what it has (with many latents features are then hardly found)"
         )
+    if not all(parameter.requires_grad for parameter in own):
+        raise ValueError("bias adaptation sets the start of the decoder, which is frozen (requires_grad=False): pass gain=1")
     with torch.no_grad():
         for parameter in own:
             parameter.mul_(gain)

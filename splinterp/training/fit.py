@@ -102,9 +102,13 @@ def fit(
     """
     if epochs is not None and steps is not None:
         raise ValueError(f"epochs={epochs} and steps={steps} are two budgets: pass one of them")
-    counts = {"epochs": epochs, "steps": steps, "batch_size": batch_size, "log_every": log_every, "checkpoint_every": checkpoint_every,
-              "log_every_steps": log_every_steps}  # fmt: skip
-    _check_counts(counts, train_eval_samples)
+    epochs, steps, log_every_steps = (
+        None if value is None else whole(name, value, 1)
+        for name, value in (("epochs", epochs), ("steps", steps), ("log_every_steps", log_every_steps))
+    )
+    batch_size, log_every = whole("batch_size", batch_size, 1), whole("log_every", log_every, 1)
+    checkpoint_every = whole("checkpoint_every", checkpoint_every, 1)
+    train_eval_samples = whole("train_eval_samples", train_eval_samples, 2)
     if log_every_steps is not None and log_every != 1:
         raise ValueError(f"log_every={log_every} changes nothing beside log_every_steps={log_every_steps}: drop one of them")
     check_method(method)
@@ -173,13 +177,6 @@ def fit(
     if run.best is not None:
         sae.load_state_dict(run.best)
     return FitResult(sae, run.history, run.state)
-
-
-def _check_counts(counts: dict[str, int | None], train_eval_samples: int) -> None:
-    for name, value in counts.items():
-        if value is not None:
-            whole(name, value, 1)
-    whole("train_eval_samples", train_eval_samples, 2)
 
 
 def _validation_data(x_val: ArrayLike | ActivationStore, data: Tensor | ActivationStore) -> Tensor | ActivationStore:

@@ -58,7 +58,7 @@ class Resampling:
 
     def __post_init__(self) -> None:
         for name in ("every", "dead_after", "samples", "seed"):
-            whole(f"resample: {name}", getattr(self, name), 0 if name == "seed" else 1)
+            object.__setattr__(self, name, whole(f"resample: {name}", getattr(self, name), 0 if name == "seed" else 1))
         at_least("resample: until", self.until, 0.0, strict=True)
         if self.until > 1:
             raise ValueError(f"resample: until={self.until} is a share of the steps: at most 1")

@@ -98,8 +98,10 @@ class Run:
             state = self.generator.get_state().to(device)
             processes.broadcast_([state])
             self.generator.set_state(state.cpu())
-        processes.broadcast_(p.detach() for p in self.sae.parameters())
-        self.processes = processes
+        start = torch.tensor([self.start_fvu], dtype=torch.float64, device=device)
+        buffers = [b for b in _buffers(self.sae).values() if b.is_floating_point()]
+        processes.broadcast_([*(p.detach() for p in self.sae.parameters()), *buffers, start])
+        self.start_fvu, self.processes = float(start), processes
         self.state.join(processes)
 
     @property
@@ -223,5 +225,5 @@ def _content(data: Tensor | ActivationStore) -> str:
     return f"{str(data.dtype).removeprefix('torch.')} {tuple(data.shape)} of content {content_hash([data])}"
 
 
-def _buffers(sae: Any) -> set[str]:
-    return {name for name, _ in sae.named_buffers()} if isinstance(sae, torch.nn.Module) else set()
+def _buffers(sae: Any) -> dict[str, Tensor]:
+    return dict(sae.named_buffers()) if isinstance(sae, torch.nn.Module) else {}

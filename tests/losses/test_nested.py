@@ -7,7 +7,7 @@ import torch
 
 from splinterp import SAE, ReLU, TopK
 from splinterp.activations import GroupedActs, TopActs
-from splinterp.losses import Forward, HierarchicalTopK, Matryoshka
+from splinterp.losses import Forward, HierarchicalTopK, Matryoshka, SquaredError
 from splinterp.protocol import SparseModel
 from splinterp.sparse_kernels import decode_nested
 from tests.helpers import DECODERS, rng, samples
@@ -86,3 +86,12 @@ def test_no_sample_and_no_latent():
     torch.testing.assert_close(only, b_dec.expand(2, 1, 3))
     with pytest.raises(ValueError, match="has the index 5"):
         decode_nested(torch.ones(1, 2), torch.tensor([[0, 5]]), torch.tensor([[0, 1]]), 2, W_dec, b_dec)
+
+
+def test_codes_of_ones_own_are_what_gradients_see():
+    class Whole(Matryoshka):
+        def codes(self, out):
+            yield 1.0, out.code
+
+    sae = make("TopK")
+    torch.testing.assert_close(Whole(widths=(4,))(Forward(sae, X), {}), SquaredError()(Forward(sae, X), {}))

@@ -11,15 +11,17 @@ from hypothesis import given
 from hypothesis import strategies as st
 
 from splinterp import PAMSGD, SAE, SGD, BiasAdaptation, ReLU, TopK, fit
+from splinterp.baselines import PCAAutoencoder
 from splinterp.geometry import region_of
 from splinterp.interop import load_saelens, save_saelens
 from splinterp.losses import AuxK, Matryoshka, SquaredError
-from splinterp.training import Refresh
+from splinterp.training import Refresh, start_at_mean
 from tests.helpers import ACTIVATIONS, DECODERS, rng
 
 METHODS = {
     "SGD": SGD(lr=1e-2),
     "AdamW": SGD(lr=1e-2, optimizer="adamw", weight_decay=0.1),
+    "AdamW on biases": SGD(lr=1e-2, optimizer="adamw", weight_decay=0.1, decay_biases=True),
     "PAM-SGD": PAMSGD(lr=1e-2, solve_gap=1),
     "held": PAMSGD(lr=1e-2, hold=0.5, solve_gap=1),
     "a stream": PAMSGD(lr=1e-2, when=Refresh(every=3)),
@@ -108,6 +110,34 @@ def test_the_centre_is_saved_loaded_exported_and_read_by_geometry(b_pre, tmp_pat
     np.testing.assert_allclose(x[0].numpy() @ region.matrix + region.offset, sae(x[:1]).x_hat[0].detach(), rtol=1e-4, atol=1e-4)
 
 
+def test_a_pca_as_an_sae_is_not_centred_twice():
+    x = torch.randn(600, 16, generator=rng()) + 3
+    sae = PCAAutoencoder(8).fit(x.numpy()).to_sae()
+    before = sae(x).x_hat
+    start_at_mean(sae, x)
+    torch.testing.assert_close(sae(x).x_hat, before, rtol=1e-4, atol=1e-4)
+
+
+def test_a_foreign_centre_may_be_a_buffer():
+    class Foreign(torch.nn.Module):
+        def __init__(self):
+            super().__init__()
+            self.W_enc = torch.nn.Parameter(torch.randn(6, 12, generator=rng()))
+            self.W_dec = torch.nn.Parameter(torch.randn(12, 6, generator=rng(1)))
+            self.b_enc, self.b_dec = (torch.nn.Parameter(torch.zeros(n)) for n in (12, 6))
+            self.register_buffer("b_pre", torch.zeros(6))
+
+        def encode(self, x):
+            return torch.relu((x - self.b_pre) @ self.W_enc + self.b_enc)
+
+    x = 30 + torch.randn(100, 6, generator=rng(2))
+    sae = Foreign()
+    fit(sae, x, SGD(), epochs=1)
+    torch.testing.assert_close(sae.b_pre, x.mean(0))
+
+
 def test_unknown_centres_are_refused():
+    assert "b_pre" not in repr(SAE(4, 8, ReLU()))
+    assert "b_pre=False" in repr(SAE(4, 8, ReLU(), b_pre=False))
     with pytest.raises(ValueError, match="b_pre='mean' is unknown"):
         SAE(4, 8, ReLU(), b_pre="mean")

@@ -16,7 +16,7 @@ from splinterp.data import SparseFeatures
 from splinterp.metrics import evaluate, match_features
 from splinterp.protocol import inference_mode_of
 from splinterp.training import BiasState, FiringCounter
-from splinterp.training.bias_block import _levels
+from splinterp.training.bias_block import _levels, fitting_gain
 from tests.helpers import DECODERS, make_sae, rng, samples
 
 
@@ -146,6 +146,25 @@ def test_output_starts_where_it_fits_best(activation, decoder):
     assert 0 < best < 0.9  # 40 unit rows overshoot
     torch.testing.assert_close(found[None].double(), best * plain, rtol=1e-4, atol=1e-5)
     torch.testing.assert_close(found[0.25], 0.25 * found[1.0])
+
+
+@pytest.mark.parametrize("activation", ["ReLU", "JumpReLU"])
+def test_output_starts_by_the_codes_that_the_quantile_rule_makes(activation):
+    sae, x = make_sae(activation, "tied", m=64, tie_scale=True), samples(600)
+    with torch.no_grad():
+        sae.b_dec.copy_(x.mean(0))
+    BiasAdaptation(rule="quantile").init(sae, x)
+    assert fitting_gain(sae, x) == pytest.approx(1.0, abs=1e-4)
+
+
+def test_a_frozen_decoder_is_not_rescaled():
+    sae = make_sae("ReLU", "free")
+    sae.W_dec.requires_grad_(False)
+    before = sae.W_dec.clone()
+    with pytest.raises(ValueError, match="frozen .*pass gain=1"):
+        BiasAdaptation().init(sae, samples())
+    BiasAdaptation(gain=1).init(sae, samples())
+    assert torch.equal(sae.W_dec, before)
 
 
 def test_output_scales_are_asked_for():

@@ -112,6 +112,23 @@ def test_divergence_that_stays_finite_is_an_error(method):
         fit(make_sae("ReLU"), X, method, epochs=4, batch_size=20, log_every_steps=3, generator=0)
 
 
+def test_held_out_samples_of_another_law_are_no_divergence():
+    x = torch.randn(600, 8, generator=rng())
+    row = fit(make_sae("ReLU"), x, SGD(), epochs=2, x_val=x[:50] * 0.01 + 3).history[-1]
+    assert row["val_fvu"] > 1e3
+    assert row["train_fvu"] < 2
+
+
+def test_rows_that_begin_equal_train():
+    x = torch.randn(3_000, 8, generator=rng())
+    x[:2_500] = x[0]
+    assert fit(make_sae("BatchTopK"), x, SGD(), epochs=1).history[-1]["train_fvu"] < 2
+
+
+def test_counts_of_numpy_are_ints():
+    assert type(whole("epochs", np.int64(3), 1)) is int  # a checkpoint that held NumPy's could not be read
+
+
 def test_a_start_that_overshoots_is_not_divergence():
     x = torch.randn(200, 8, generator=rng())
     sae = make_sae("ReLU", "tied", m=600)
@@ -182,6 +199,7 @@ def test_counts_are_whole_numbers(value):
         ((5, 7, 3), 8, "105 entries are no whole number of rows of 8"),
         ((), 8, "1 entries are no whole number"),
         ((2, 3, 4), None, "x.reshape(6, 4) gives (6, 4)"),
+        ((500,), None, "reshape to (n, d_in)"),
         ((0, 3, 8), 8, "x.reshape(0, 8) gives (0, 8)"),
     ],
 )

@@ -408,3 +408,20 @@ def test_what_makes_an_sae_from_given_weights_leaves_the_global_random_state(tmp
     load_saelens(tmp_path / "theirs")
     PCAAutoencoder(3).fit(samples().numpy()).to_sae()
     assert torch.equal(torch.random.get_rng_state(), before)
+
+
+@pytest.mark.parametrize("m", [24, 64])
+def test_a_selection_of_ones_own_is_kept(m):
+    class Halves(TopK):
+        """Two of each half."""
+
+        def select(self, scores):
+            half = scores.shape[1] // 2
+            return torch.cat([scores[:, :half].topk(2, 1).indices, half + scores[:, half:].topk(2, 1).indices], 1)
+
+    x = samples(300)
+    sae = SAE(8, m, Halves(4), generator=0)
+    kept = sae.activation.top(sae.pre_acts(x)).top_indices
+    assert ((kept < m // 2).sum(1) == 2).all()
+    fit(sae, x, SGD(), epochs=1, generator=0)
+    sae.encode(x)
