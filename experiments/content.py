@@ -7,8 +7,6 @@ from typing import Any
 from splinterp._content import content_hash
 from splinterp.data import LanguageModel
 
-__all__ = ["content_hash", "model_hash", "tokenizer_hash"]
-
 
 def model_hash(model: LanguageModel) -> str:
     """Of the weights, whatever the layers are called."""

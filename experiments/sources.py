@@ -6,9 +6,10 @@ import functools
 from dataclasses import dataclass
 
 from experiments import small_gpt2, texts
-from experiments.content import content_hash, model_hash, tokenizer_hash
+from experiments.content import model_hash, tokenizer_hash
 from experiments.errors import UsageError
 from experiments.recipe import digest
+from splinterp._content import content_hash
 from splinterp.data import load_digits, load_mnist
 
 IMAGES = {"mnist": "MNIST", "digits": "scikit-learn's digits"}

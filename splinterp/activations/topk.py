@@ -20,8 +20,7 @@ class _FixedCount(Activation):
 
     def __init__(self, k: int) -> None:
         super().__init__()
-        whole("k", k, 1)
-        self.k = int(k)
+        self.k = whole("k", k, 1)
 
     def bind(self, n_latents: int, dtype: torch.dtype, device: torch.device) -> Activation:
         if self.k > n_latents:

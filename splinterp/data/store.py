@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
 
@@ -67,7 +67,7 @@ def check_bytes(folder: Path, file: dict[str, Any]) -> None:
 
 
 _VERIFIED: set[tuple[Any, ...]] = set()
-"""Files whose bytes this process has compared: path, inode, size, time of change, checksum."""
+"""Files whose bytes this process has compared: device, inode, size, time of change, checksum."""
 
 
 def read_manifest(path: Path) -> dict[str, Any]:
@@ -204,9 +204,10 @@ class ActivationStore:
 
     def tokens(self, start: int, stop: int) -> Int[Tensor, "n 3"]:
         """(token id, document, index of the sequence) of the rows `start` to `stop`, which are bounds as a slice has them."""
-        self._verify_once("tokens")
         start, stop, _ = slice(start, stop).indices(self.n_rows)
-        parts = [torch.from_numpy(np.array(self._map(shard, "tokens")[a:b])) for shard, a, b in self._pieces(start, stop)]
+        pieces = list(self._pieces(start, stop))
+        self._verify_once("tokens", (shard for shard, _, _ in pieces))
+        parts = [torch.from_numpy(np.array(self._map(shard, "tokens")[a:b])) for shard, a, b in pieces]
         return torch.cat(parts).long() if parts else torch.empty(0, 3, dtype=torch.int64)
 
     def split(self, n: int) -> Iterator[Tensor]:
@@ -286,16 +287,18 @@ class ActivationStore:
             for key in ("activations", "tokens"):
                 check_bytes(self.folder, shard[key])
 
-    def _verify_once(self, key: str = "activations") -> None:
-        for shard in self.manifest["shards"]:
-            path = self.folder / shard[key]["file"]
+    def _verify_once(self, key: str = "activations", shards: Iterable[int] | None = None) -> None:
+        """`verify` for one kind of file, of all shards or some, but for those that this process has seen with these bytes."""
+        for i in range(len(self.manifest["shards"])) if shards is None else shards:
+            file = self.manifest["shards"][i][key]
+            path = self.folder / file["file"]
             try:
                 about = path.stat()
             except OSError as error:
                 raise CorruptStoreError(f"{path} is missing: the manifest names it; restore it") from error
-            seen = (str(path.resolve()), about.st_ino, about.st_size, about.st_mtime_ns, shard[key]["sha256"])
+            seen = (about.st_dev, about.st_ino, about.st_size, about.st_mtime_ns, file["sha256"])
             if seen not in _VERIFIED:
-                check_bytes(self.folder, shard[key])
+                check_bytes(self.folder, file)
                 _VERIFIED.add(seen)
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:

@@ -11,6 +11,13 @@ from splinterp._typing import Tensor
 from splinterp.data.store import ActivationStore
 
 
+def evenly_spaced(x: Tensor | ActivationStore, most: int) -> Tensor | ActivationStore:
+    """`most` of the samples, evenly spaced, as a tensor; x itself where it has no more."""
+    if most >= len(x):
+        return x
+    return x[torch.arange(most, device=x.device if isinstance(x, Tensor) else "cpu") * len(x) // most]
+
+
 class Batches:
     """Batches of the rows of `x`, moved to a device and dtype; iterable any number of times.
 

@@ -12,6 +12,7 @@ from torch import nn
 from splinterp._typing import Tensor
 from splinterp.data.store import ActivationStore
 from splinterp.protocol import SparseModel, inference_mode_of
+from splinterp.training.batches import evenly_spaced
 
 SCORE_BYTES = 2**26
 """Of scores held at a time by the quantile rule."""
@@ -42,9 +43,7 @@ def quantile_bias(model: SparseModel, data: Tensor | ActivationStore, targets: T
     """Minus a level that exactly c = round(target N) >= 1 scores of the latent exceed; with ties, nearly so."""
     W = model.encoder_weights()
     assert W is not None
-    if most is not None and most < len(data):
-        where = data.device if isinstance(data, Tensor) else "cpu"
-        data = data[torch.arange(most, device=where) * len(data) // most]
+    data = data if most is None else evenly_spaced(data, most)
     n, bias = len(data), torch.empty(W.shape[1], dtype=W.dtype, device=W.device)
     above = (targets * n).round().long().clamp(1, n)
     width = max(1, SCORE_BYTES // (n * W.element_size()))
@@ -93,8 +92,7 @@ GAIN_SAMPLES = 4096
 def fitting_gain(model: SparseModel, data: Tensor | ActivationStore) -> float:
     """The number that x_hat - b_dec times it is nearest to x - b_dec, in least squares over training samples, evenly spaced; 1 where
     none above 0 is."""
-    n = min(len(data), GAIN_SAMPLES)
-    x = data[torch.arange(n) * len(data) // n].to(model.b_dec)
+    x = evenly_spaced(data, GAIN_SAMPLES)[:].to(model.b_dec)
     with inference_mode_of(model, training=model.couples_samples):  # what selects from batches may have no other way yet
         out = (model.decode(model.code(x)) - model.b_dec).double()
     squares = float(out.square().sum())

@@ -7,13 +7,13 @@ Start it with `torchrun`, call `torch.distributed.init_process_group` and pass `
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Callable, Iterable, Iterator
 from typing import Any
 
 import torch
 from torch import distributed as dist
 
+from splinterp._content import content_hash
 from splinterp._typing import Tensor
 from splinterp.decoder._matrix_free_stats import MatrixFreeStats
 from splinterp.decoder.statistics import DecoderStats
@@ -62,7 +62,7 @@ class ProcessGroup:
 
     def first_difference(self, values: list[str], device: torch.device) -> tuple[int, int] | None:
         """(process, place) of the first value that is not what process 0 has there; None where all are. Raises WorkerLostError."""
-        numbers = [int(hashlib.sha256(value.encode()).hexdigest()[:15], 16) for value in values]
+        numbers = [int(content_hash([value.encode()])[:15], 16) for value in values]  # of 60 bits
         table = torch.zeros(self.size, len(values), dtype=torch.int64, device=device)
         table[self.rank] = torch.tensor(numbers, device=device)
         self.sum_([table])

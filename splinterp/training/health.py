@@ -12,6 +12,7 @@ from splinterp._checks import varies
 from splinterp._typing import Tensor
 from splinterp.metrics import evaluate
 from splinterp.protocol import SparseModel
+from splinterp.training.batches import evenly_spaced
 from splinterp.training.train_state import DivergenceError
 
 GROWTH = 10.0
@@ -32,8 +33,7 @@ def check_dtype(model: SparseModel) -> None:
 
 def fvu_at_start(sae: Any, model: SparseModel, x: Tensor) -> float:
     """What `check_row` compares with: the fvu of some of the training samples; infinite where there is none yet."""
-    n = min(len(x), START_SAMPLES)
-    x = x[torch.arange(n, device=x.device) * len(x) // n]
+    x = evenly_spaced(x, START_SAMPLES)[:]
     if not varies([x]):
         return math.inf
     model.calibrate(x)
@@ -46,9 +46,8 @@ def fvu_at_start(sae: Any, model: SparseModel, x: Tensor) -> float:
 
 def check_row(sae: Any, model: SparseModel, row: dict[str, float], start: float, state: Any) -> None:
     """Raise DivergenceError where an fvu or a parameter shows that training has diverged."""
-    for name, value in sae.state_dict().items():
-        known = isinstance(value, torch.Tensor) and value.is_floating_point() and name in dict(sae.named_parameters())
-        if known and not bool(torch.isfinite(value).all()):
+    for name, value in sae.named_parameters():
+        if not bool(torch.isfinite(value).all()):
             raise DivergenceError(int(row["step"]), state, f"{name} is not finite")
     threshold = getattr(model.nonlinearity, "threshold", None)  # exp of a parameter, for a JumpReLU
     if isinstance(threshold, torch.Tensor) and bool(torch.isinf(threshold).any()):

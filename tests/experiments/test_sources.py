@@ -12,11 +12,11 @@ import pytest
 import torch
 
 from experiments import runs, sources, texts
-from experiments.content import content_hash
 from experiments.errors import UsageError
 from experiments.runs import Run
 from experiments.sources import Source, source_of
 from experiments.store import RecordStore
+from splinterp._content import content_hash
 from splinterp.data.images import MNIST_FILES
 
 RUN = Run(data="digits", method="PAM", activation="TopK", k=3, n_latents=16, n_train=60, epochs=2, lr=1e-2, seed=1)
