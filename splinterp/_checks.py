@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import math
 import operator
-import warnings
 from collections.abc import Iterable, Sequence
 from numbers import Integral
 
@@ -13,7 +12,6 @@ import torch
 
 from splinterp._typing import ArrayLike, Tensor
 
-OUTLIER_RATIO = 100.0
 INTEGERS = (torch.int64, torch.int32, torch.int16, torch.int8, torch.uint8)
 """Dtypes of indices."""
 
@@ -148,49 +146,6 @@ def _listed(index: object, name: str) -> np.ndarray:
     if len({isinstance(e, bool | np.bool_) for e in entries}) > 1:
         raise TypeError(f"{name} holds booleans and others: pass a mask, or positions")
     return np.asarray(entries)
-
-
-def varies(parts: Iterable[Tensor]) -> bool:
-    """Whether two samples differ, in blocks (n, d) of them."""
-    first = None
-    for part in parts:
-        first = part[:1] if first is None else first
-        if bool((part != first).any()):
-            return True
-    return False
-
-
-USUAL_SCALE = 3e-3, 1e3
-"""Root mean squares of entries between which step sizes, start and Adam's eps mean what they are tuned for."""
-
-
-def check_scale(deviations: Tensor, d_in: int, dtype: torch.dtype, name: str = "x") -> None:
-    """Raise ValueError if squares of typical deviations from the mean, of these norms (n,), leave the dtype's range; warn if the data
-    are in units that the defaults of training are not meant for."""
-    rms = float(deviations.median()) / math.sqrt(d_in)
-    range_of, advice = torch.finfo(dtype), "standardise them first (splinterp.data.Standardizer)"
-    if 0 < rms < math.sqrt(range_of.tiny) * 1e3 or rms > math.sqrt(range_of.max) * 1e-3:
-        kind = str(dtype).removeprefix("torch.")
-        raise ValueError(
-            f"entries of {name} vary by the order of {rms:.2g}, and their squares leave the range of {kind}: {advice}"
-        )
-    if 0 < rms < USUAL_SCALE[0] or rms > USUAL_SCALE[1]:
-        warnings.warn(
-            f"entries of {name} vary by the order of {rms:.2g}: step sizes, the start and Adam's eps are for data of order 1; {advice}",
-            stacklevel=3,
-        )
-
-
-def warn_outliers(norms: Tensor, name: str = "x") -> None:
-    """Warn if a sample's norm, of the norms (n,), is over 100 times their median: it would dominate every squared error."""
-    median = float(norms.median())
-    worst = int(norms.argmax())
-    if median > 0 and float(norms[worst]) > OUTLIER_RATIO * median:
-        warnings.warn(
-            f"{name}[{worst}] has norm {float(norms[worst]):.3g}, over {OUTLIER_RATIO:.0f} times the median {median:.3g}: "
-            "it dominates the loss; standardise the data or drop the sample",
-            stacklevel=3,
-        )
 
 
 def as_code(

@@ -5,7 +5,8 @@ from splinterp.training.base import GradientOptions
 from splinterp.training.bias_adaptation import BiasAdaptation, BiasState
 from splinterp.training.distributed import ProcessGroup, WorkerLostError
 from splinterp.training.firing import FiringCounter
-from splinterp.training.fit import FitResult, fit, start_at_mean
+from splinterp.training.fit import FitResult, fit
+from splinterp.training.inspection import start_at_mean
 from splinterp.training.method import Method, State
 from splinterp.training.pam import PAMSGD
 from splinterp.training.pam_state import PAMState

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import warnings
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any, NamedTuple
@@ -11,7 +10,7 @@ import torch
 from tqdm.auto import tqdm
 
 from splinterp._atomic import check_writable
-from splinterp._checks import as_samples, check_finite, check_scale, varies, warn_outliers, whole
+from splinterp._checks import as_samples, whole
 from splinterp._random import as_generator
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.data.store import ActivationStore
@@ -20,6 +19,7 @@ from splinterp.training.base import training_data
 from splinterp.training.batches import Batches
 from splinterp.training.distributed import ProcessGroup
 from splinterp.training.health import check_dtype, fvu_at_start, warn_silent
+from splinterp.training.inspection import inspect, start_at
 from splinterp.training.method import STATE_NAMES, Method, State, check_method
 from splinterp.training.run import Run
 
@@ -123,20 +123,14 @@ def fit(
     model = as_model(sae)
     check_dtype(model)
     data = training_data(model, x)
-    mean = _mean(data)
-    norms, deviations = _norms(data, mean)
-    check_scale(deviations, data.shape[1], model.b_dec.dtype)
-    warn_outliers(norms)
     x_val = None if x_val is None else _validation_data(x_val, data)
-    _check_varies(data[:train_eval_samples], x_val, len(data))
+    mean = inspect(model, data, x_val, train_eval_samples)
     batches = Batches(data, batch_size, model.b_dec.device, model.b_dec.dtype)
     total = steps if steps is not None else (20 if epochs is None else epochs) * len(batches)
     run = Run(sae, method, as_generator(generator), keep_best, autocast, total)
     kept = checkpoint is not None
     run.describe(data, x_val, batches.batch_size, generator is None, kept, compared=kept or processes is not None)
-    _start_at(sae, mean)
-    if model.center is None:
-        _warn_offset(mean, deviations)
+    start_at(sae, mean)
     if checkpoint is not None and (processes is None or processes.first):
         check_writable(Path(checkpoint))
     run.state = method.init(sae, data, total_steps=total, x_val=x_val)
@@ -185,67 +179,3 @@ def _validation_data(x_val: ArrayLike | ActivationStore, data: Tensor | Activati
     if len(found) < 2:
         raise ValueError(f"x_val has {len(found)} samples, and fvu needs at least 2")
     return found
-
-
-OFFSET = 2.0
-"""Norm of the mean over the median distance from it, above which an encoder that does not centre is warned of."""
-
-
-def _warn_offset(mean: Tensor, deviations: Tensor) -> None:
-    typical = float(deviations.median())
-    ratio = float(mean.norm()) / typical if typical > 0 else 0.0
-    if ratio > OFFSET:
-        warnings.warn(
-            f"the mean of x is {ratio:.1f} times as long as its deviations, and the encoder sees x uncentred: latents die of it; "
-            'take SAE(b_pre="fixed"), or subtract the mean first',
-            stacklevel=3,
-        )
-
-
-def _check_varies(looked_at: Tensor, x_val: Tensor | ActivationStore | None, n: int) -> None:
-    """fvu is over the variance of the samples looked at: found before training rather than after an epoch."""
-    if not varies([looked_at]):
-        few = len(looked_at) < n
-        advice = "shuffle the rows, or raise train_eval_samples" if few else "there is nothing to train on"
-        raise ValueError(
-            f"the {'first ' if few else ''}{len(looked_at)} rows of x are all equal, and fvu is over their variance: {advice}"
-        )
-    if x_val is not None and not varies(x_val.split(4096)):
-        raise ValueError(
-            f"the {len(x_val)} rows of x_val are all equal, and fvu is over their variance: pass samples that differ"
-        )
-
-
-def _norms(data: Tensor | ActivationStore, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the samples, and of their deviations from the mean, float64 (n,): squares of small float32 numbers vanish."""
-    norms, deviations = [], []
-    for part in data.split(4096):
-        if isinstance(data, ActivationStore):
-            check_finite(part, f"the store in {data.folder}")
-        norms.append(torch.linalg.vector_norm(part, dim=1, dtype=torch.float64))
-        deviations.append(torch.linalg.vector_norm(part.double() - mean.to(part.device), dim=1))
-    return torch.cat(norms), torch.cat(deviations)
-
-
-def _mean(data: Tensor | ActivationStore) -> Tensor:
-    return data.mean(0, dtype=torch.float64) if isinstance(data, Tensor) else data.statistics()["mean"]
-
-
-def start_at_mean(sae: SAELike, x: ArrayLike | ActivationStore) -> None:
-    """Set b_dec, and the input centre b_pre where there is one, to the mean of training samples x (N, d_in); frozen parameters stay.
-
-    `fit` begins with it; a loop of one's own should too: without it a mean that is large beside the deviations kills latents.
-
-    Raises:
-        TypeError, ValueError: samples that do not fit.
-    """
-    _start_at(sae, _mean(training_data(as_model(sae), x)))
-
-
-@torch.no_grad()
-def _start_at(sae: SAELike, mean: Tensor) -> None:
-    for center in (sae.b_dec, as_model(sae).center):
-        if center is not None and (
-            center.requires_grad or not isinstance(center, torch.nn.Parameter)
-        ):  # a frozen parameter stays
-            center.copy_(mean)

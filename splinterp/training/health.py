@@ -8,11 +8,11 @@ from typing import Any
 
 import torch
 
-from splinterp._checks import varies
 from splinterp._typing import Tensor
 from splinterp.metrics import evaluate
 from splinterp.protocol import SparseModel
 from splinterp.training.batches import evenly_spaced
+from splinterp.training.inspection import varies
 from splinterp.training.train_state import DivergenceError
 
 GROWTH = 10.0

@@ -1,0 +1,143 @@
+"""What is looked at in the data before the first step, and the mean that training starts from."""
+
+from __future__ import annotations
+
+import math
+import warnings
+from collections.abc import Iterable
+
+import torch
+
+from splinterp._checks import check_finite
+from splinterp._typing import ArrayLike, Tensor
+from splinterp.data.store import ActivationStore
+from splinterp.protocol import SAELike, SparseModel, as_model
+from splinterp.training.base import training_data
+
+OUTLIER_RATIO = 100.0
+CALLER = 4
+"""Frames from a warning here to the call of `fit`."""
+
+
+def inspect(
+    model: SparseModel, data: Tensor | ActivationStore, x_val: Tensor | ActivationStore | None, looked_at: int
+) -> Tensor:
+    """The mean (d_in,) of training samples, float64. Warns of units, outliers and offsets; `looked_at` of them are evaluated.
+
+    Raises ValueError for entries that are not finite, squares beyond the dtype's range, and rows that are all equal.
+    """
+    mean = mean_of(data)
+    norms, deviations = _norms(data, mean)
+    check_scale(deviations, data.shape[1], model.b_dec.dtype)
+    warn_outliers(norms)
+    _check_varies(data[:looked_at], x_val, len(data))
+    if model.center is None:
+        _warn_offset(mean, deviations)
+    return mean
+
+
+def varies(parts: Iterable[Tensor]) -> bool:
+    """Whether two samples differ, in blocks (n, d) of them."""
+    first = None
+    for part in parts:
+        first = part[:1] if first is None else first
+        if bool((part != first).any()):
+            return True
+    return False
+
+
+USUAL_SCALE = 3e-3, 1e3
+"""Root mean squares of entries between which step sizes, start and Adam's eps mean what they are tuned for."""
+
+
+def check_scale(deviations: Tensor, d_in: int, dtype: torch.dtype) -> None:
+    """Raise ValueError if squares of typical deviations from the mean, of these norms (n,), leave the dtype's range; warn if the data
+    are in units that the defaults of training are not meant for."""
+    rms = float(deviations.median()) / math.sqrt(d_in)
+    range_of, advice = torch.finfo(dtype), "standardise them first (splinterp.data.Standardizer)"
+    if 0 < rms < math.sqrt(range_of.tiny) * 1e3 or rms > math.sqrt(range_of.max) * 1e-3:
+        kind = str(dtype).removeprefix("torch.")
+        raise ValueError(f"entries of x vary by the order of {rms:.2g}, and their squares leave the range of {kind}: {advice}")
+    if 0 < rms < USUAL_SCALE[0] or rms > USUAL_SCALE[1]:
+        warnings.warn(
+            f"entries of x vary by the order of {rms:.2g}: step sizes, the start and Adam's eps are for data of order 1; {advice}",
+            stacklevel=CALLER,
+        )
+
+
+def warn_outliers(norms: Tensor) -> None:
+    """Warn if a sample's norm, of the norms (n,), is over 100 times their median: it would dominate every squared error."""
+    median = float(norms.median())
+    worst = int(norms.argmax())
+    if median > 0 and float(norms[worst]) > OUTLIER_RATIO * median:
+        warnings.warn(
+            f"x[{worst}] has norm {float(norms[worst]):.3g}, over {OUTLIER_RATIO:.0f} times the median {median:.3g}: "
+            "it dominates the loss; standardise the data or drop the sample",
+            stacklevel=CALLER,
+        )
+
+
+OFFSET = 2.0
+"""Norm of the mean over the median distance from it, above which an encoder that does not centre is warned of."""
+
+
+def _warn_offset(mean: Tensor, deviations: Tensor) -> None:
+    typical = float(deviations.median())
+    ratio = float(mean.norm()) / typical if typical > 0 else 0.0
+    if ratio > OFFSET:
+        warnings.warn(
+            f"the mean of x is {ratio:.1f} times as long as its deviations, and the encoder sees x uncentred: latents die of it; "
+            'take SAE(b_pre="fixed"), or subtract the mean first',
+            stacklevel=CALLER,
+        )
+
+
+def _check_varies(looked_at: Tensor, x_val: Tensor | ActivationStore | None, n: int) -> None:
+    """fvu is over the variance of the samples looked at: found before training rather than after an epoch."""
+    if not varies([looked_at]):
+        few = len(looked_at) < n
+        advice = "shuffle the rows, or raise train_eval_samples" if few else "there is nothing to train on"
+        raise ValueError(
+            f"the {'first ' if few else ''}{len(looked_at)} rows of x are all equal, and fvu is over their variance: {advice}"
+        )
+    if x_val is not None and not varies(x_val.split(4096)):
+        raise ValueError(
+            f"the {len(x_val)} rows of x_val are all equal, and fvu is over their variance: pass samples that differ"
+        )
+
+
+def _norms(data: Tensor | ActivationStore, mean: Tensor) -> tuple[Tensor, Tensor]:
+    """Of the samples, and of their deviations from the mean, float64 (n,): squares of small float32 numbers vanish."""
+    norms, deviations = [], []
+    for part in data.split(4096):
+        if isinstance(data, ActivationStore):
+            check_finite(part, f"the store in {data.folder}")
+        norms.append(torch.linalg.vector_norm(part, dim=1, dtype=torch.float64))
+        deviations.append(torch.linalg.vector_norm(part.double() - mean.to(part.device), dim=1))
+    return torch.cat(norms), torch.cat(deviations)
+
+
+def mean_of(data: Tensor | ActivationStore) -> Tensor:
+    """Of samples (N, d_in), float64."""
+    return data.mean(0, dtype=torch.float64) if isinstance(data, Tensor) else data.statistics()["mean"]
+
+
+def start_at_mean(sae: SAELike, x: ArrayLike | ActivationStore) -> None:
+    """Set b_dec, and the input centre b_pre where there is one, to the mean of training samples x (N, d_in); frozen parameters stay.
+
+    `fit` begins with it; a loop of one's own should too: without it a mean that is large beside the deviations kills latents.
+
+    Raises:
+        TypeError, ValueError: samples that do not fit.
+    """
+    start_at(sae, mean_of(training_data(as_model(sae), x)))
+
+
+@torch.no_grad()
+def start_at(sae: SAELike, mean: Tensor) -> None:
+    """`start_at_mean` for a mean that is known."""
+    for center in (sae.b_dec, as_model(sae).center):
+        if center is not None and (
+            center.requires_grad or not isinstance(center, torch.nn.Parameter)
+        ):  # a frozen parameter stays
+            center.copy_(mean)
