@@ -68,7 +68,7 @@ ROWS: dict[str, Row] = {
     "quantile rule": Row(lambda: BiasAdaptation(rule="quantile", quantile_samples=4096)),
     "ReLU": Row(BiasAdaptation, activation=ReLU),
     "tied-residual": Row(BiasAdaptation, "tied_residual"),
-    "tied-residual, PAM-SGD": Row(lambda: BiasAdaptation(base=PAMSGD(lr=LR)), "tied_residual"),
+    "tied-residual, PAM-SGD": Row(lambda: BiasAdaptation(base=PAMSGD(lr=LR, solve_gap=50)), "tied_residual"),
     "free": Row(BiasAdaptation, "free"),
     TOPK: Row(lambda: SGD(lr=LR), "tied_residual", TopK),
 }

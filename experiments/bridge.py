@@ -103,7 +103,7 @@ def published(
 def trained_sae(x: torch.Tensor, n_latents: int, k: int, config: Config, seed: int) -> SAE:
     """A TopK SAE with a tied-residual decoder, trained by PAM-SGD."""
     sae = SAE(2, n_latents, TopK(k), decoder="tied_residual", b_pre=True, generator=torch.Generator().manual_seed(seed))
-    method = PAMSGD(lr=config.lr)
+    method = PAMSGD(lr=config.lr, solve_gap=50)
     fit(
         sae,
         x,

@@ -70,7 +70,7 @@ def offset(config: Config, size: float, centre: str, seed: int) -> dict[str, flo
     n = len(x) * 7 // 8
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is measured here
-        row = fit(sae, x[:n], PAMSGD(), epochs=15, x_val=x[n:], generator=seed).history[-1]
+        row = fit(sae, x[:n], PAMSGD(solve_gap=50), epochs=15, x_val=x[n:], generator=seed).history[-1]
     return {"val_fvu": row["val_fvu"], "frac_dead": row["frac_dead"]}
 
 

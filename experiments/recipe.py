@@ -74,7 +74,8 @@ def essence(value: Any) -> Any:
     if isinstance(value, PAMSGD):  # by its shorthands, under which its first records were made
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name not in ("solver", "when")}
         shorthands = ("ridge", "gcv_inflation", *SOLVER_SHORTHANDS, *WHEN_SHORTHANDS)
-        timed = {} if isinstance(value.when, EveryEpoch | EverySteps | AtEnd) else {"when": value.when}
+        named = isinstance(value.when, EverySteps | AtEnd) or (isinstance(value.when, EveryEpoch) and value.when.parts is None)
+        timed = {} if named else {"when": value.when}
         return options_of(type(value), {**fields, **{name: getattr(value, name) for name in shorthands}, **timed})
     if dataclasses.is_dataclass(value):
         silent = _silent(value) if isinstance(value, BiasAdaptation) else set()

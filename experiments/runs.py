@@ -30,34 +30,56 @@ TEXT_POOL = 9_000
 SPLIT_SEED = 2025
 LOGGED_ROWS = 20
 
+SOLVE_GAP = 50
+"""Least number of steps between solves of all samples, in the comparisons; by default their cost decides since (`solves`)."""
+
 METHODS: dict[str, dict[str, Any]] = {
     # the rows of the comparison: one PAM entry, four controls with the same optimizer, schedule, W_enc and data order
     "SGD tied": {"method": SGD, "decoder": "tied"},
     "SGD untied": {"method": SGD, "decoder": "free", "init_dec": "random"},
     "SGD untied from W_enc^T": {"method": SGD, "decoder": "free", "init_dec": "transpose"},
     "SGD tied-residual": {"method": SGD, "decoder": "tied_residual"},
-    "PAM": {"method": PAMSGD, "decoder": "tied_residual"},
+    "PAM": {"method": PAMSGD, "decoder": "tied_residual", "solve_gap": SOLVE_GAP},
     # other variants of PAM, reported apart
     "PAM, one solve at the end": {"method": PAMSGD.final_solve, "decoder": "tied_residual"},
-    "PAM, held": {"method": PAMSGD, "decoder": "tied_residual", "hold": 0.1},
-    "PAM published": {"method": PAMSGD.published, "decoder": "free", "init_dec": "random", "schedule": "cosine"},
+    "PAM, held": {"method": PAMSGD, "decoder": "tied_residual", "hold": 0.1, "solve_gap": SOLVE_GAP},
+    "PAM published": {
+        "method": PAMSGD.published,
+        "decoder": "free",
+        "init_dec": "random",
+        "schedule": "cosine",
+        "solve_gap": SOLVE_GAP,
+    },
     "PAM joint bias": {
         "method": PAMSGD.published,
         "decoder": "free",
         "init_dec": "random",
         "schedule": "cosine",
         "bias": "joint",
+        "solve_gap": SOLVE_GAP,
     },
-    "PAM encoder-only, GCV": {"method": PAMSGD, "decoder": "free", "init_dec": "random", "gradient": "encoder"},
-    "PAM untied, GCV": {"method": PAMSGD, "decoder": "free", "init_dec": "random"},
-    "PAM encoder-only tied-residual": {"method": PAMSGD, "decoder": "tied_residual", "gradient": "encoder"},
+    "PAM encoder-only, GCV": {
+        "method": PAMSGD,
+        "decoder": "free",
+        "init_dec": "random",
+        "gradient": "encoder",
+        "solve_gap": SOLVE_GAP,
+    },
+    "PAM untied, GCV": {"method": PAMSGD, "decoder": "free", "init_dec": "random", "solve_gap": SOLVE_GAP},
+    "PAM encoder-only tied-residual": {
+        "method": PAMSGD,
+        "decoder": "tied_residual",
+        "gradient": "encoder",
+        "solve_gap": SOLVE_GAP,
+    },
 }
 """What makes a row: the method, the decoder it trains, and the options that differ from the defaults."""
 
 
 def _adapted(base: type[SGD | PAMSGD]) -> Callable[..., BiasAdaptation]:
     def method(lr: float, share: float) -> BiasAdaptation:
-        return BiasAdaptation(base=base(lr=lr), target_frequencies=share, gamma_up=0.1, gamma_down=0.1, every=50, gain=1.0)
+        own = PAMSGD(lr=lr, solve_gap=SOLVE_GAP) if base is PAMSGD else base(lr=lr)
+        return BiasAdaptation(base=own, target_frequencies=share, gamma_up=0.1, gamma_down=0.1, every=50, gain=1.0)
 
     return method
 
@@ -65,9 +87,10 @@ def _adapted(base: type[SGD | PAMSGD]) -> Callable[..., BiasAdaptation]:
 REMEDIES = ("none", "AuxK", "resampling", "bias adaptation")
 """Against latents that die, by SGD and PAM-SGD; `share` is k / n_latents."""
 for _name, _base in {"SGD": SGD, "PAM": PAMSGD}.items():
-    METHODS[f"{_name}, none"] = {"method": _base}
-    METHODS[f"{_name}, AuxK"] = {"method": _base, "terms": (SquaredError(), AuxK())}
-    METHODS[f"{_name}, resampling"] = {"method": _base, "resample": Resampling(every=100, dead_after=10_000)}
+    _timed = {"solve_gap": SOLVE_GAP} if _base is PAMSGD else {}
+    METHODS[f"{_name}, none"] = {"method": _base, **_timed}
+    METHODS[f"{_name}, AuxK"] = {"method": _base, **_timed, "terms": (SquaredError(), AuxK())}
+    METHODS[f"{_name}, resampling"] = {"method": _base, **_timed, "resample": Resampling(every=100, dead_after=10_000)}
     METHODS[f"{_name}, bias adaptation"] = {"method": _adapted(_base), "share": None}
 
 SAE_OPTIONS = ("decoder", "init_dec", "init", "tie_scale", "b_pre")
@@ -167,6 +190,8 @@ def _split(run: Run, d_in: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """The method's constructor, its options and those of the SAE."""
     options = {**METHODS[run.method], **dict(run.options)}
     make = options.pop("method")
+    if options.get("solve_first"):
+        options.pop("solve_gap", None)
     sae_options = {name: options.pop(name) for name in SAE_OPTIONS if name in options}
     if "share" in options:
         options["share"] = run.k / run.n_latents

@@ -4,7 +4,7 @@ For dictionaries whose Gram matrix does not fit there is `splinterp.decoder.matr
 """
 
 from splinterp.decoder.exact import DecoderSolution, optimality_residual, solve_decoder, solve_scales, tied_scale
-from splinterp.decoder.ridge import GCVResult, HeldOutResult, gcv_ridge, held_out_ridge
+from splinterp.decoder.ridge import GCVResult, HeldOutResult, gcv_ridge, held_out_ridge, solve_by_gcv, solve_by_held_out
 from splinterp.decoder.statistics import DecoderStats, Spectrum
 
 __all__ = [
@@ -16,6 +16,8 @@ __all__ = [
     "gcv_ridge",
     "held_out_ridge",
     "optimality_residual",
+    "solve_by_gcv",
+    "solve_by_held_out",
     "solve_decoder",
     "solve_scales",
     "tied_scale",

@@ -1,6 +1,9 @@
-"""A positive definite system solved where it stands, and left as it was where it is not safely definite."""
+"""Positive definite systems: one factored apart, for several uses, and one solved where it stands and left as it was where it is
+not safely definite."""
 
 from __future__ import annotations
+
+from typing import NamedTuple
 
 import scipy.linalg
 import torch
@@ -11,6 +14,41 @@ SAFE = {torch.float64: 1e-9, torch.float32: 1e-5}
 """Smallest reciprocal condition number, estimated, at which a factor without a ridge is used; below it the rank is in doubt."""
 
 
+class Factor(NamedTuple):
+    """gram + strength I = L L^T."""
+
+    strength: float
+    lower: Float[Tensor, "m m"]
+    """L; above its diagonal lies what is not to be read."""
+
+    def forward(self, right: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
+        """L^{-1} right."""
+        return torch.linalg.solve_triangular(self.lower, right, upper=False)
+
+    def backward(self, right: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
+        """L^{-T} right."""
+        return torch.linalg.solve_triangular(self.lower.T, right, upper=True)
+
+    def solve(self, right: Float[Tensor, "m d"]) -> Float[Tensor, "m d"]:
+        """(gram + strength I)^{-1} right."""
+        return self.backward(self.forward(right))
+
+
+def factored(gram: Float[Tensor, "m m"], strength: float, room: Float[Tensor, "m m"] | None = None) -> Factor | None:
+    """The factor of gram + strength I, in `room` where it is given (CPU); None where that is not positive definite."""
+    if gram.device.type != "cpu":
+        shifted = gram.clone()
+        shifted.diagonal().add_(strength)
+        lower, failed = torch.linalg.cholesky_ex(shifted)
+        return None if failed else Factor(strength, lower)
+    matrix = gram.clone() if room is None else room.copy_(gram)
+    matrix.diagonal().add_(strength)
+    a = matrix.numpy().T  # in Fortran's order, and symmetric
+    (potrf,) = scipy.linalg.get_lapack_funcs(("potrf",), (a,))
+    _, info = potrf(a, lower=1, clean=0, overwrite_a=1)
+    return Factor(strength, matrix.T) if info == 0 else None
+
+
 def cholesky_in_place(gram: Float[Tensor, "m m"], strength: float, right: Float[Tensor, "m d"]) -> bool:
     """Overwrite `right` by (gram + strength I)^{-1} right, and `gram` by its factor; both contiguous.
 
@@ -18,7 +56,10 @@ def cholesky_in_place(gram: Float[Tensor, "m m"], strength: float, right: Float[
     that. Dead latents (rows of zeros) make it so. On a GPU strength 0 always returns False, and there is a second copy.
     """
     if gram.device.type != "cpu":
-        return strength > 0 and _on_device(gram, strength, right)
+        factor = factored(gram, strength) if strength > 0 else None
+        if factor is not None:
+            right.copy_(factor.solve(right))
+        return factor is not None
     diagonal = gram.diagonal().clone()
     if strength == 0 and not bool((diagonal > 0).all()):
         return False
@@ -39,14 +80,4 @@ def cholesky_in_place(gram: Float[Tensor, "m m"], strength: float, right: Float[
     # Fortran's lower factor L is the upper triangle here; nothing else of `gram` is read
     torch.linalg.solve_triangular(gram.T, right, upper=False, out=right)
     torch.linalg.solve_triangular(gram, right, upper=True, out=right)
-    return True
-
-
-def _on_device(gram: Tensor, strength: float, right: Tensor) -> bool:
-    shifted = gram.clone()
-    shifted.diagonal().add_(strength)
-    factor, failed = torch.linalg.cholesky_ex(shifted)
-    if failed:
-        return False
-    right.copy_(torch.cholesky_solve(right, factor))
     return True

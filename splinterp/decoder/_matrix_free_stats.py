@@ -12,6 +12,7 @@ import torch
 from splinterp._checks import as_code, whole
 from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.activations import TopActs
+from splinterp.decoder.statistics import squared_norm
 from splinterp.sparse_kernels import decode_rows
 from splinterp.sparse_kernels._sums import KSparse
 
@@ -75,7 +76,7 @@ class MatrixFreeStats:
         step_acts, step_x = mean_acts - self.mean_acts, mean_x - self.mean_x
         self.cross += code.product(centred)
         self.cross.addr_(step_acts.to(self.dtype), step_x.to(self.dtype), alpha=old * n / new)
-        self.total += float(centred.square().sum(dtype=torch.float64) + old * n / new * step_x.square().sum())
+        self.total += float(squared_norm(centred) + old * n / new * step_x.square().sum())
         self.mean_acts += step_acts * (n / new)
         self.mean_x += step_x * (n / new)
         self.squares += torch.bincount(

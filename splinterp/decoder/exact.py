@@ -16,7 +16,7 @@ from typing import NamedTuple
 
 import torch
 
-from splinterp._checks import as_samples, at_least
+from splinterp._checks import as_samples, at_least, whole
 from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.decoder._cholesky import cholesky_in_place
 from splinterp.decoder.statistics import DecoderStats, Spectrum, as_rows, eigh, require_samples
@@ -142,6 +142,9 @@ def _solve_weights(
     strength = ridge + prox
     if share == 1 and rows is None and zeroed is None and stats._spectrum is not None:
         return _by_spectrum(stats.spectrum(), strength, right)
+    known = stats._factor
+    if share == 1 and rows is None and zeroed is None and known is not None and known.strength == strength:
+        return known.solve(right)
     gram = stats.gram if overwrite else stats.gram.clone()
     if share < 1:
         gram.addr_(stats.mean_acts, stats.mean_acts, alpha=stats.n_samples * (1 - share))
@@ -186,24 +189,35 @@ def optimality_residual(
     previous: ArrayLike | None = None,
     prior: ArrayLike | None = None,
     row_ridge: ArrayLike | None = None,
+    columns: int | None = None,
 ) -> float:
     """Half the objective's gradient in W at `solution`, relative: its norm over the norm of sum (z - z̄)^T (x - x̄).
 
     0 at the minimiser up to rounding, for finite ridge; at ridge = inf the prior is the minimiser and 0 is returned.
-    Arguments as in `solve_decoder`, with `previous` the weights alone.
+    Arguments as in `solve_decoder`, with `previous` the weights alone. With `columns`, norms are those of so many random combinations of
+    the decoder's columns (the same in every call), which cost n_latents^2 each.
     """
     if isinstance(ridge, int | float) and math.isinf(ridge):
         return 0.0
     strength = ridge if isinstance(ridge, int | float) else _row_strengths(ridge, stats)[:, None]
-    W, b = solution
-    misfit = stats.mean_acts @ W + b - stats.mean_x
-    gradient = torch.addr(stats.gram @ W - stats.cross, stats.mean_acts, misfit, alpha=stats.n_samples)
-    gradient += strength * (W if prior is None else W - as_rows(prior, "prior", stats))
+    mixing = None
+    if columns is not None:
+        whole("columns", columns, 1)
+        drawn = torch.randn(stats.d_in, columns, generator=torch.Generator().manual_seed(0))
+        mixing = None if columns >= stats.d_in else drawn.to(stats.cross)
+
+    def few(x: Tensor) -> Tensor:
+        return x if mixing is None else x @ mixing
+
+    W, cross = few(solution.W_dec), few(stats.cross)
+    misfit = stats.mean_acts @ W + few(solution.b_dec - stats.mean_x)
+    gradient = torch.addr(stats.gram @ W - cross, stats.mean_acts, misfit, alpha=stats.n_samples)
+    gradient += strength * (W if prior is None else W - few(as_rows(prior, "prior", stats)))
     if row_ridge is not None:
         gradient += _row_strengths(row_ridge, stats)[:, None] * W
     if prox > 0 and previous is not None:
-        gradient += prox * (W - as_rows(previous, "previous", stats))
-    return float(gradient.norm() / stats.cross.norm().clamp_min(torch.finfo(stats.dtype).tiny))
+        gradient += prox * (W - few(as_rows(previous, "previous", stats)))
+    return float(gradient.norm() / cross.norm().clamp_min(torch.finfo(stats.dtype).tiny))
 
 
 @torch.no_grad()

@@ -15,7 +15,8 @@ import torch
 from splinterp._checks import as_samples, at_least, whole
 from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.decoder._matrix_free_stats import MatrixFreeStats
-from splinterp.decoder.ridge import GCVResult, least, level, rounding_floor
+from splinterp.decoder._search import least, level, rounding_floor
+from splinterp.decoder.ridge import GCVResult
 from splinterp.decoder.statistics import eigh
 
 __all__ = ["CGSolution", "MatrixFreeStats", "gcv_ridge_cg", "solve_decoder_cg"]

@@ -11,6 +11,7 @@ import torch
 from splinterp._checks import as_code, as_samples, whole
 from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.activations import TopActs
+from splinterp.decoder._cholesky import Factor, factored
 from splinterp.sparse_kernels._sums import KSparse
 
 SPARSE_GAIN = 16
@@ -42,19 +43,28 @@ class DecoderStats:
 
     Args:
         n_latents, d_in: widths of codes and samples.
-        dtype: of products and sums; float64 keeps GCV reliable for N below n_latents, float32 is about twice as fast.
+        dtype: of the sums; float64 keeps GCV reliable for N below n_latents, float32 is about twice as fast.
         device: where the sums live; batches must be there.
+        products: of the products within a batch, which are then added to the sums. torch.float32 with float64 sums costs
+            little more than float32 alone, and is as good where N is at least twice n_latents (`bench ridge`). None: as the sums.
 
     Raises:
         ValueError: sizes below 1.
     """
 
     def __init__(
-        self, n_latents: int, d_in: int, *, dtype: torch.dtype = torch.float64, device: torch.device | str = "cpu"
+        self,
+        n_latents: int,
+        d_in: int,
+        *,
+        dtype: torch.dtype = torch.float64,
+        device: torch.device | str = "cpu",
+        products: torch.dtype | None = None,
     ) -> None:
         whole("n_latents", n_latents, 1)
         whole("d_in", d_in, 1)
         self.n_latents, self.d_in, self.dtype = n_latents, d_in, dtype
+        self.products = dtype if products is None else products
         self.device = torch.empty(0, device=device).device
         self.clear()
 
@@ -69,6 +79,7 @@ class DecoderStats:
             torch.zeros(shape, dtype=self.dtype, device=self.device) for shape in ((m,), (d,), (m, m), (m, d), ())
         )
         self._spectrum: Spectrum | None = None
+        self._factor: Factor | None = None
 
     @torch.no_grad()
     def update(
@@ -93,8 +104,8 @@ class DecoderStats:
     def _update(self, acts: ArrayLike | TopActs, x: ArrayLike, roots: Tensor | None) -> DecoderStats:
         if isinstance(acts, TopActs):
             return self._update_top(acts, x, roots)
-        z = as_samples(acts, self.n_latents, dtype=self.dtype, device=self.device, name="acts")
-        x = as_samples(x, self.d_in, dtype=self.dtype, device=self.device)
+        z = as_samples(acts, self.n_latents, dtype=self.products, device=self.device, name="acts")
+        x = as_samples(x, self.d_in, dtype=self.products, device=self.device)
         if len(z) != len(x):
             raise ValueError(f"acts has {len(z)} rows and x has {len(x)}: pass the codes of the same samples")
         if len(x) == 0:
@@ -104,7 +115,7 @@ class DecoderStats:
 
     def _roots(self, weights: ArrayLike | float, n: int) -> Tensor:
         """Square roots (n,) of weights. Raises ValueError: another number of them, one below 0 or not finite."""
-        found = torch.as_tensor(weights, dtype=self.dtype, device=self.device)
+        found = torch.as_tensor(weights, dtype=self.products, device=self.device)
         found = found.expand(n) if found.ndim == 0 else found
         if found.shape != (n,):
             raise ValueError(f"weights has shape {tuple(found.shape)}: pass one for each of the {n} samples, or one number")
@@ -128,21 +139,32 @@ class DecoderStats:
                 z, part = z * own, part * own
             start += len(z)
             for first in range(0, self.n_latents, strip):
-                self.gram[first : first + strip, first:].addmm_(z[:, first : first + strip].T, z[:, first:])
-            self.cross.addmm_(z.T, part)
-            self.total += part.square().sum()
+                self._add_product(self.gram[first : first + strip, first:], z[:, first : first + strip], z[:, first:])
+            self._add_product(self.cross, z, part)
+            self.total += squared_norm(part)
         for first in range(strip, self.n_latents, strip):
             self.gram[first : first + strip, :first] = self.gram[:first, first : first + strip].T
         return self
 
+    def _add_product(self, total: Tensor, left: Tensor, right: Tensor) -> None:
+        """Add left.T @ right, taken in the dtype of products, to sums."""
+        if self.products == self.dtype:
+            total.addmm_(left.T, right)
+        else:
+            total += left.T @ right
+
     def _update_top(self, top: TopActs, x: ArrayLike, roots: Tensor | None = None) -> DecoderStats:
-        values, x = as_code(*top, x, self.n_latents, self.d_in, self.dtype, self.device)
+        values, x = as_code(*top, x, self.n_latents, self.d_in, self.products, self.device)
         n, k = values.shape
         if n == 0:
             return self
         gain = SPARSE_GAIN * k <= self.n_latents and self.device.type == "cpu"
         code = KSparse.of(values, top.top_indices, self.n_latents) if gain else None
-        if code is None or code.centring_loses(CENTRING_LOSS * torch.finfo(self.dtype).eps):
+        if code is not None and self._loses(code) and self.products != self.dtype:  # more digits may do
+            values, x = values.to(self.dtype), x.to(self.dtype)
+            roots = None if roots is None else roots.to(self.dtype)
+            code = KSparse.of(values, top.top_indices, self.n_latents)
+        if code is None or self._loses(code):
             return self._add_scattered(values, top.top_indices, x, roots)
         size, mean_acts, mean_x = float(n), code.mean(), x.mean(0)
         if roots is not None:  # sums of w z z' and w z x' are those of sqrt(w) z
@@ -154,13 +176,18 @@ class DecoderStats:
             code = KSparse.of(values * roots[:, None], top.top_indices, self.n_latents)
         self._absorb(size, mean_acts, mean_x)
         code.add_gram(self.gram)
+        mean_acts = mean_acts.to(self.dtype)
         self.gram.addr_(mean_acts, mean_acts, alpha=-size)
         x = x - mean_x
         if roots is not None:
-            x = x * roots[:, None]
+            x.mul_(roots[:, None])
         self.cross += code.product(x)
-        self.total += x.square().sum()
+        self.total += squared_norm(x)
         return self
+
+    def _loses(self, code: KSparse) -> bool:
+        """Whether centring this code's sums afterwards would lose digits."""
+        return code.centring_loses(CENTRING_LOSS * torch.finfo(code.values.dtype).eps)
 
     def _add_scattered(self, values: Tensor, indices: Tensor, x: Tensor, roots: Tensor | None) -> DecoderStats:
         rows = max(1, DENSE_ENTRIES // self.n_latents)
@@ -193,7 +220,7 @@ class DecoderStats:
         """Give all samples so far the weight `keep`, in [0, 1]: sums and number of samples shrink, means stay. Returns self."""
         if not 0 <= keep <= 1:
             raise ValueError(f"keep={keep} must be in [0, 1]")
-        self._spectrum = None
+        self._spectrum = self._factor = None
         self.n_samples *= keep
         self.n_distinct *= keep
         for total in (self.gram, self.cross, self.total):
@@ -202,9 +229,9 @@ class DecoderStats:
 
     def _absorb(self, n: float, mean_acts: Tensor, mean_x: Tensor) -> None:
         """Move the means to those of the union with n samples of other means; add the between-group products."""
-        self._spectrum = None
+        self._spectrum = self._factor = None
         old, new = self.n_samples, self.n_samples + n
-        step_acts, step_x = mean_acts - self.mean_acts, mean_x - self.mean_x
+        step_acts, step_x = mean_acts.to(self.dtype) - self.mean_acts, mean_x.to(self.dtype) - self.mean_x
         if old:
             weight = old * n / new
             self.gram.addr_(step_acts, step_acts, alpha=weight)
@@ -219,6 +246,19 @@ class DecoderStats:
         if self._spectrum is None:
             self._spectrum = eigh(self.gram)
         return self._spectrum
+
+    def factor(self, strength: float) -> Factor | None:
+        """The Cholesky factor of `gram` + strength I, kept until the next update or another strength, whose factor takes its place;
+        None where that is not positive definite."""
+        if self._factor is None or self._factor.strength != strength:
+            room = None if self._factor is None or self.device.type != "cpu" else self._factor.lower.T
+            self._factor = factored(self.gram, strength, room)
+        return self._factor
+
+
+def squared_norm(x: Float[Tensor, "n d"]) -> Tensor:
+    """The sum of squares, of rows in their own dtype and over rows in float64: no copy of x."""
+    return torch.linalg.vector_norm(x, dim=1).double().square().sum()
 
 
 def _weighted_mean(x: Tensor, roots: Tensor) -> Tensor:

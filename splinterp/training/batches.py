@@ -35,6 +35,11 @@ class Batches:
         for part in self.x.split(self.batch_size):
             yield part.to(device=self.device, dtype=self.dtype)
 
+    def part(self, index: int, of: int) -> Iterator[Tensor]:
+        """Every `of`-th batch of those in order, from the one of this index on; no others are read."""
+        for start in range(index * self.batch_size, len(self.x), of * self.batch_size):
+            yield self.x[start : start + self.batch_size].to(device=self.device, dtype=self.dtype)
+
     def shuffled(self, generator: torch.Generator) -> Iterator[Tensor]:
         """In an order drawn from a CPU generator, the same for every device."""
         if isinstance(self.x, ActivationStore):

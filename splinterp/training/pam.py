@@ -38,9 +38,9 @@ MATRIX_FREE_FROM = GRAM_LATENTS
 class PAMSGD(GradientOptions, metaclass=Shorthands):
     """Alternate a gradient phase with an exact decoder solve.
 
-    The defaults are the variant we recommend, best with `SAE(decoder="tied_residual")`: gradients on every block, an
-    exact solve after every epoch (but at least 50 steps apart), its ridge by GCV; on a language model's activations
-    `hold=0.1` is better (see experiments/RESULTS.md). `PAMSGD.published()` is the paper's
+    The defaults are the variant we recommend, best with `SAE(decoder="tied_residual")`: gradients on every block, exact
+    solves at ends of epochs, as often as a tenth of the gradient steps' time allows, their ridge by GCV; on a language model's
+    activations `hold=0.1` is better (see experiments/RESULTS.md). `PAMSGD.published()` is the paper's
     algorithm. To drive it by hand: `encoder_step` (which `fit` calls as `step`) on batches, `decoder_step` when you
     want the solve; `end_epoch` is `decoder_step` where one is due.
 
@@ -82,7 +82,7 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
         bias_prox: float = 0.0
         scale: str = "one"
         stats_dtype: torch.dtype = torch.float64
-        solve_gap: int = 50
+        solve_gap: int | None = None
         decoder_every: int | None = None
         solve_first: bool = False
     else:
@@ -219,10 +219,15 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
     encoder_step = step
 
     def end_epoch(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
-        """The exact solve on all `batches`, if one is due: see `when` and `hold`."""
+        """The exact solve on `batches`, or some of them, if one is due: see `when` and `hold`."""
         state.in_epoch = False
-        if self.when.after_epoch(state, rests=self.gradient != "encoder" and not state.held):
+        state.epochs_since_solve += 1
+        if self.when.after_epoch(state, self._rests(state)):
             self._solve_due(sae, state, batches)
+
+    def _rests(self, state: PAMState) -> bool:
+        """Whether the decoder moves by gradients between solves, and nothing holds it."""
+        return self.gradient != "encoder" and not state.held
 
     def _solve_due(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
         """A solve that is due: of a stream on what it has gathered, else on `batches`; none while the residual is held."""
@@ -240,7 +245,7 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
             if not self.waits(state):
                 self.solve(sae, state, stats)
         elif not self.waits(state):
-            self.decoder_step(sae, state, batches)
+            self.decoder_step(sae, state, self.when.rows(state, batches, self._rests(state)))
 
     def waits(self, state: PAMState) -> bool:
         """Whether the residual is held and its share of the steps is not over."""
@@ -262,7 +267,7 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
         if self._matrix_free(state.model):
             stats = MatrixFreeStats(n_latents, d_in, dtype=b_dec.dtype)
         else:
-            stats = DecoderStats(n_latents, d_in, dtype=self.solver.dtype, device=b_dec.device)
+            stats = self.solver.statistics(state.model, len(state.data))
         own = batches if state.processes is None else state.processes.deal(batches)
         state.totals = self.no_totals(state.model)
         self.gather(sae, state, stats, (x.to(device=b_dec.device, dtype=b_dec.dtype) for x in own), state.totals)
@@ -336,7 +341,8 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
             return total
 
         self.solver.solve(state, stats, lambda found, batches: self.gather(sae, state, found, batches), row_ridge)
-        state.since_solve, state.in_epoch, state.held = 0, False, False
+        state.since_solve, state.epochs_since_solve, state.in_epoch, state.held = 0, 0, False, False
+        state.solves += 1
         self._set_anchor(state)
 
     def _set_anchor(self, state: PAMState) -> None:

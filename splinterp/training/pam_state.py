@@ -12,7 +12,7 @@ from splinterp.decoder import DecoderStats
 from splinterp.training.train_state import TrainState, copy_whole
 
 SUMS = ("mean_acts", "mean_x", "gram", "cross", "total")
-SAVED = ("ridge", "residual", "anchor", "since_solve", "in_epoch", "held", "solve_seconds")
+SAVED = ("ridge", "residual", "anchor", "since_solve", "epochs_since_solve", "solves", "in_epoch", "held", "solve_seconds")
 
 
 @dataclass
@@ -21,7 +21,8 @@ class PAMState(TrainState):
 
     `ridge` is the strength at the last solve (None before the first one with ridge="gcv"); `residual` is the optimality
     residual of that solve (`splinterp.decoder.optimality_residual`); `anchor` holds the encoder's parameters that
-    `prox_enc` pulls to; `since_solve` counts the steps since the last solve; `held` says that no gradient moves the residual
+    `prox_enc` pulls to; `since_solve` and `epochs_since_solve` count the steps and the ends of epochs since the last solve, `solves` the
+    solves; `held` says that no gradient moves the residual
     until the first solve; `held_out` (n, d_in) are the samples that ridge="held_out" chooses by.
     """
 
@@ -30,6 +31,8 @@ class PAMState(TrainState):
     held_out: Tensor | ActivationStore | None = None
     anchor: list[Tensor] | None = None
     since_solve: int = 0
+    epochs_since_solve: int = 0
+    solves: int = 0
     in_epoch: bool = False
     held: bool = False
     solve_seconds: float = 0.0

@@ -7,7 +7,7 @@ from typing import Any
 
 from splinterp._checks import one_of
 from splinterp.training.solver import GCV, DecoderSolver, HeldOut
-from splinterp.training.when import NEVER, AtEnd, EveryEpoch, EverySteps, When
+from splinterp.training.when import GAP, NEVER, AtEnd, EveryEpoch, EverySteps, When
 
 SOLVER_SHORTHANDS = {"bias": "bias", "bias_ridge": "bias_ridge", "prox_dec": "prox", "bias_prox": "bias_prox", "scale": "scale",
                      "stats_dtype": "dtype"}  # fmt: skip
@@ -61,7 +61,7 @@ def _timed(when: When, timed: dict[str, Any]) -> When:
             raise ValueError(f"solve_gap={timed['solve_gap']} changes nothing beside decoder_every={every}: drop one")
         return EverySteps(n=every)
     epoch = when if isinstance(when, EveryEpoch) else EveryEpoch()
-    return EveryEpoch(gap=timed.get("solve_gap", epoch.gap), first=timed.get("solve_first", epoch.first))
+    return replace(epoch, gap=timed.get("solve_gap", epoch.gap), first=timed.get("solve_first", epoch.first))
 
 
 def named(ridge: Any) -> Any:
@@ -69,8 +69,8 @@ def named(ridge: Any) -> Any:
     return "gcv" if isinstance(ridge, GCV) else "held_out" if isinstance(ridge, HeldOut) else ridge
 
 
-def gap_of(when: When) -> int:
+def gap_of(when: When) -> int | None:
     """`when` as the shorthand solve_gap."""
     if isinstance(when, AtEnd):
         return NEVER
-    return when.gap if isinstance(when, EveryEpoch) else EveryEpoch().gap
+    return when.gap if isinstance(when, EveryEpoch) and not when.first else GAP  # where it does not act, what it always was

@@ -16,8 +16,9 @@ from splinterp.decoder import (
     GCVResult,
     HeldOutResult,
     gcv_ridge,
-    held_out_ridge,
     optimality_residual,
+    solve_by_gcv,
+    solve_by_held_out,
     solve_decoder,
     solve_scales,
     tied_scale,
@@ -32,6 +33,10 @@ RowRidge = Callable[[], Tensor | None]
 """What penalties on the decoder's rows pull the rows by, (n_latents,), at the decoder as it is; None where there are none."""
 CALIBRATED = 10_000
 """Training samples that set what inference needs before held-out samples are coded."""
+WELL_DETERMINED = 2
+"""Samples a latent from which products may be taken in float32."""
+RESIDUAL_COLUMNS = 8
+"""Random combinations of the decoder's columns that the optimality of a solve is told by."""
 ROW_STEPS = 5
 """Solves for penalties on rows, each by the quadratics that touch them at the rows before it."""
 
@@ -73,7 +78,8 @@ class DecoderSolver:
     scale: str = "one"
     """Either "one", or "fit": the solve of a tied-residual SAE with `tie_scale` sets all scales to the best common one."""
     dtype: torch.dtype = torch.float64
-    """Of the solve's sums; float64 keeps GCV reliable for fewer samples than latents."""
+    """Of the solve's sums; float64 keeps GCV reliable for fewer samples than latents. Where there are at least twice as many samples,
+    products within a block of samples are of the SAE's own dtype."""
 
     def __post_init__(self) -> None:
         one_of("bias", self.bias, ("joint", "separate"))
@@ -97,6 +103,13 @@ class DecoderSolver:
     def wants_x_val(self) -> bool:
         """Whether the ridge is chosen by held-out samples."""
         return isinstance(self.ridge, HeldOut)
+
+    def statistics(self, model: SparseModel, n_samples: int) -> DecoderStats:
+        """Empty ones for the codes of so many samples."""
+        d_in, n_latents = model.shape
+        own = model.b_dec.dtype
+        lower = own == torch.float32 and n_samples >= WELL_DETERMINED * n_latents
+        return DecoderStats(n_latents, d_in, dtype=self.dtype, device=model.b_dec.device, products=own if lower else None)
 
     def matrix_free(self, model: SparseModel) -> bool:
         """Whether a solve for the squared error of this model's codes needs no Gram matrix."""
@@ -140,27 +153,31 @@ class DecoderSolver:
             assert rows is not None
             block.scales.fill_(tied_scale(stats, rows.T, fallback=float(block.scales[0])))
             block = model.decoder_block()
-        previous = model.W_dec if self.prox else None
-        if isinstance(self.ridge, HeldOut):
-            ridge = _usable(held_out_ridge(stats, _held_out_stats(state, stats, gather), block.prior), block.prior)
-        elif isinstance(self.ridge, GCV):
-            chosen = gcv_ridge(stats, block.prior, prox=self.prox, previous=previous, inflation=self.ridge.inflation)
-            ridge = _usable(chosen, block.prior)
-        else:
-            ridge = float(self.ridge)
         W, b, pulls = model.W_dec, model.b_dec, row_ridge()
+        chosen: GCVResult | HeldOutResult | None = None
+        solution: DecoderSolution | None = None
+        if isinstance(self.ridge, HeldOut):
+            held_out = _held_out_stats(state, stats, gather)
+            solution, chosen = solve_by_held_out(stats, held_out, block.prior, around=state.ridge)
+        elif isinstance(self.ridge, GCV) and self.prox:
+            chosen = gcv_ridge(stats, block.prior, prox=self.prox, previous=W, inflation=self.ridge.inflation)
+        elif isinstance(self.ridge, GCV):
+            solution, chosen = solve_by_gcv(stats, block.prior, inflation=self.ridge.inflation, around=state.ridge)
+        ridge = self.ridge if chosen is None else _usable(chosen, block.prior)
+        assert isinstance(ridge, int | float)
         if pulls is not None:
             W, b = W.clone(), b.clone()
-        solution = self._exact(stats, W, b, ridge, block.prior, pulls)
+        if solution is None or chosen is None or ridge != chosen.ridge or pulls is not None:
+            solution = self._exact(stats, W, b, ridge, block.prior, pulls)
         for _ in range(0 if pulls is None else ROW_STEPS - 1):
             block.write(solution.W_dec, solution.b_dec)
             pulls = row_ridge()
             solution = self._exact(stats, W, b, ridge, block.prior, pulls)
         state.residual = optimality_residual(
             stats, solution, ridge=ridge, prox=self.prox, previous=W if self.prox else None, prior=block.prior,
-            row_ridge=pulls,
+            row_ridge=pulls, columns=RESIDUAL_COLUMNS,
         )  # fmt: skip
-        state.ridge = ridge
+        state.ridge = float(ridge)
         block.write(solution.W_dec, solution.b_dec)
 
     def _solve_matrix_free(self, state: PAMState, block: Block, stats: MatrixFreeStats) -> None:
@@ -199,7 +216,7 @@ def _held_out_stats(state: PAMState, stats: DecoderStats, gather: Gather) -> Dec
         raise ValueError(
             "ridge='held_out' needs samples that the encoder is not trained on: pass x_val to fit, or set state.held_out"
         )
-    found = DecoderStats(stats.n_latents, stats.d_in, dtype=stats.dtype, device=stats.device)
+    found = DecoderStats(stats.n_latents, stats.d_in, dtype=stats.dtype, device=stats.device, products=stats.products)
     state.model.calibrate(state.data[:CALIBRATED])  # the threshold of a BatchTopK is of the encoder as it is
     with inference_mode_of(state.model):
         gather(found, (x.to(state.model.b_dec) for x in state.held_out.split(1024)))

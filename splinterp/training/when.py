@@ -9,10 +9,19 @@ from typing import Any
 from splinterp._checks import at_least, whole
 from splinterp._typing import Tensor
 from splinterp.decoder import DecoderStats
+from splinterp.training.batches import Batches
 from splinterp.training.pam_state import PAMState
 
 GAP = 50
 """Least number of steps between two solves, unless said otherwise."""
+PRICE = 0.1
+"""Share of the gradient steps' time that the solves between them are to take."""
+FACTORS, EIGENVECTORS = 3, 10
+"""What choosing a ridge costs, in factors with their triangular solves: by factors, and by an eigendecomposition."""
+LEAST_SOLVES = 3
+"""A run whose length is known has so many, whatever they cost, if its steps allow."""
+ROWS = 2
+"""Samples a latent that a part must have."""
 NEVER = 10**9
 """Steps between solves, where there is only the last one."""
 GRAM_LATENTS = 8_192
@@ -43,6 +52,10 @@ class When:
         """Whether to solve at an epoch's end. `rests`: the decoder moves by gradients between solves, and nothing holds it."""
         return False
 
+    def rows(self, state: PAMState, batches: Iterable[Tensor], rests: bool) -> Iterable[Tensor]:
+        """Those of an epoch's batches that a solve which is due goes by; `rests` as of `after_epoch`."""
+        return batches
+
     def renew(self, state: PAMState, gather: Callable[[DecoderStats, Iterable[Tensor]], None]) -> DecoderStats:
         """Of one that streams: the statistics that a solve which is due goes by; gather(stats, batches) adds current codes to them."""
         raise NotImplementedError
@@ -54,33 +67,72 @@ def _unfinished(state: PAMState) -> bool:
 
 @dataclass(frozen=True, kw_only=True)
 class EveryEpoch(When):
-    """At ends of epochs, at least `gap` steps apart; the last epoch always ends on a solve.
+    """At ends of epochs; the last epoch always ends on a solve of all samples.
 
-    On few samples an epoch is a few steps, and solving that often raised the validation error of TopK (not of AbsTopK). Where the
-    decoder moves by solves alone, and where the number of steps is unknown, every epoch ends on one.
+    A solve costs about as much as gradient steps on the samples that it goes by, and a factor. Unless `gap` is given, those before the
+    last are spaced so that they take about a tenth of the time of the gradient steps, but three of a run's solves are due whatever they
+    cost, and 50 steps lie between two; and they go by one half of the samples, in turn, if that has twice as many as there are latents.
+    (On few samples an epoch is a few steps, and solving that often raised the validation error.) Where the decoder moves by solves
+    alone, and where the number of steps is unknown, every epoch ends on a solve of all samples.
 
     Raises:
-        ValueError: a gap below 1.
+        ValueError: a gap or a number of parts below 1.
     """
 
-    gap: int = GAP
-    """Least number of steps between two solves."""
+    gap: int | None = None
+    """Least number of steps between two solves; None: by what they cost."""
+    parts: int | None = None
+    """Solves before the last go by one of so many interleaved parts of the batches, in turn; None: two where `gap` is None and they are
+    large enough, else one."""
     first: bool = False
     """Solve at the start of each epoch instead: the decoder is then evaluated stale (as published for LLMs)."""
 
     def __post_init__(self) -> None:
-        whole("solve_gap", self.gap, 1)
-        if self.first and self.gap != GAP:
-            raise ValueError(
-                f"solve_gap={self.gap} changes nothing with solve_first=True, which solves at every epoch's start: leave it out"
-            )
+        if self.gap is not None:
+            whole("solve_gap", self.gap, 1)
+        if self.parts is not None:
+            whole("parts", self.parts, 1)
+        for name, value in {"solve_gap": self.gap, "parts": self.parts}.items():
+            if self.first and value is not None:
+                raise ValueError(
+                    f"{name}={value} changes nothing with solve_first=True, which solves at every epoch's start: leave it out"
+                )
 
     def before_epoch(self, state: PAMState) -> bool:
         return self.first
 
     def after_epoch(self, state: PAMState, rests: bool) -> bool:
-        waits = rests and _unfinished(state) and state.since_solve < self.gap
+        waits = rests and _unfinished(state) and not self._due(state)
         return not self.first and state.since_solve > 0 and not waits
+
+    def _due(self, state: PAMState) -> bool:
+        if self.gap is not None:
+            return state.since_solve >= self.gap
+        assert state.total_steps is not None
+        if state.since_solve < GAP or 2 * (state.total_steps - state.step) < state.since_solve:  # the last one is near
+            return False
+        paid = PRICE * state.epochs_since_solve * len(state.data) >= self._cost(state)
+        return paid or LEAST_SOLVES * state.since_solve >= state.total_steps
+
+    def _cost(self, state: PAMState) -> float:
+        """Of a solve, in samples that a gradient step goes by."""
+        d_in, n_latents = state.model.shape
+        rows = len(state.data) / self._parts(state)
+        factor = (
+            n_latents**2 / (6 * d_in) + n_latents
+        )  # n^3 / 6 + n^2 d_in multiplications, and a step has 2 n d_in for a sample
+        return rows + (FACTORS if rows > n_latents else EIGENVECTORS) * factor
+
+    def _parts(self, state: PAMState) -> int:
+        if self.parts is not None or self.gap is not None:
+            return self.parts or 1
+        return 2 if len(state.data) >= 2 * ROWS * state.model.shape[1] else 1
+
+    def rows(self, state: PAMState, batches: Iterable[Tensor], rests: bool) -> Iterable[Tensor]:
+        parts = self._parts(state) if rests and _unfinished(state) else 1
+        if parts == 1 or not isinstance(batches, Batches) or len(batches) < parts:
+            return batches
+        return batches.part(state.solves % parts, parts)
 
 
 @dataclass(frozen=True, kw_only=True)

@@ -1,0 +1,219 @@
+"""The ridge by a few Cholesky factors, instead of an eigendecomposition.
+
+At one ridge l, with L L^T = A + l I of the centred Gram matrix A and B = C - A Q the gradient at the prior, the deviation from the
+prior is D = L^{-T} L^{-1} B. Its squared error rss = |X - Z Q|^2 - |L^{-1} B|^2 - l |D|^2 needs no further product, and its
+derivatives by l are rss' = 2 l |L^{-1} D|^2 and rss'' = 2 |L^{-1} D|^2 - 6 l |(A + l I)^{-1} D|^2, taken of a few random combinations of
+the columns. Degrees of freedom are traces, m - l tr (A + l I)^{-1}, by random signs (Hutchinson 1990). So each factor tells value,
+slope and curvature of the score, which a Newton method goes by.
+"""
+
+from __future__ import annotations
+
+import math
+
+import torch
+
+from splinterp._typing import Float, Tensor
+from splinterp.decoder._search import DoubtError, Point, search
+from splinterp.decoder.statistics import DecoderStats, squared_norm
+
+PROBES, COMBINATIONS = 64, 64
+"""Random vectors for a trace, and random combinations of columns for derivatives."""
+SMALL, FEW = 2**18, 256
+"""A deviation of at most so many numbers is used whole, and traces of at most so many latents are exact."""
+START = 0.2
+"""Of the mean eigenvalue: where a search begins that knows nothing. For more than `START_SAMPLES` samples a latent it falls as 1 / N."""
+START_SAMPLES = 10
+NOISE = 0.03
+"""Of the slack N - df: the largest standard error at which a trace by probes is used."""
+CANCELLED = {torch.float64: 1e-8, torch.float32: 1e-3}
+"""Of the squares that it is the rest of: the smallest rss that is used."""
+
+
+def squares(x: Tensor) -> float:
+    """The sum of squares."""
+    return float(squared_norm(x))
+
+
+def inner(x: Tensor, y: Tensor) -> float:
+    """The sum of products, in float64."""
+    return float((x * y).sum(dtype=torch.float64))
+
+
+class Curve:
+    """A score along the ridge, by factors. Subclasses say what it is.
+
+    `deviation` (n_latents, d_in) is D at the ridge that was last looked at, `looked` the scores so far.
+    """
+
+    def __init__(self, stats: DecoderStats, prior: Tensor | None) -> None:
+        self.stats = stats
+        self.right = stats.cross if prior is None else torch.addmm(stats.cross, stats.gram, prior, alpha=-1)
+        diagonal = stats.gram.diagonal()
+        self.rank = min(int((diagonal > 0).sum()), int(stats.n_distinct) - 1)
+        self.trace = float(diagonal.sum(dtype=torch.float64))
+        self.looked: dict[float, float] = {}
+        self.deviation: Tensor | None = None
+        self._at = math.nan
+        generator = torch.Generator().manual_seed(0)
+
+        def signs(rows: int, columns: int) -> Tensor:
+            drawn = torch.randint(0, 2, (rows, columns), generator=generator) * 2 - 1
+            return drawn.to(dtype=stats.dtype, device=stats.device)
+
+        d, m = stats.d_in, stats.n_latents
+        whole, self.exact = m * d <= SMALL or d <= 2 * COMBINATIONS, m <= FEW
+        self.combinations = None if whole else signs(d, COMBINATIONS) / COMBINATIONS**0.5
+        self.probes = torch.eye(m, dtype=stats.dtype, device=stats.device) if self.exact else signs(m, PROBES)
+
+    @property
+    def mean(self) -> float:
+        """Mean positive eigenvalue, if as many are positive as can be."""
+        return self.trace / self.rank
+
+    def start(self) -> float:
+        """Where to begin, knowing nothing."""
+        return START * self.mean * min(1.0, START_SAMPLES * self.rank / self.stats.n_samples)
+
+    def solve(self, ridge: float) -> Float[Tensor, "n_latents d_in"]:
+        """D, with a factor that `look` goes on with. Raises DoubtError where there is none."""
+        factor = self.stats.factor(ridge)
+        if factor is None:
+            raise DoubtError
+        if self._at != ridge:
+            half = factor.forward(self.right)
+            self.explained = squares(half)
+            self.deviation = factor.backward(half)
+            self._at = ridge
+        assert self.deviation is not None
+        return self.deviation
+
+    def few(self, x: Tensor) -> Tensor:
+        """The columns of x, or random combinations of them with the same expected products."""
+        return x if self.combinations is None else x @ self.combinations
+
+    def search(self, around: float | None, falls_to_infinity: bool) -> float:
+        """The chosen ridge, infinity included; its score is looked at. Raises DoubtError."""
+        start = self.start() if around is None or around == 0 else self.mean if math.isinf(around) else around
+        found = search(self.look, start, self.mean, falls_to_infinity)
+        if found not in self.looked and not math.isinf(found):
+            self.score(found)
+        return found
+
+    def score(self, ridge: float) -> float:
+        """The score at a ridge. Raises DoubtError."""
+        raise NotImplementedError
+
+    def look(self, ridge: float) -> Point:
+        """The score at a ridge, with derivatives. Raises DoubtError."""
+        raise NotImplementedError
+
+
+class GCVCurve(Curve):
+    """Generalised cross-validation: rss / n over ((N - 1 - inflation (df - 1)) / N)^2."""
+
+    def __init__(self, stats: DecoderStats, prior: Tensor | None, inflation: float) -> None:
+        super().__init__(stats, prior)
+        self.inflation = inflation
+        total = float(stats.total)
+        self.at_prior = total if prior is None else total - inner(stats.cross + self.right, prior)
+        self.df: dict[float, float] = {}
+
+    def at_infinity(self) -> float:
+        """GCV of the prior alone."""
+        return self.at_prior / self.stats.n_samples / (1 - 1 / self.stats.n_distinct) ** 2
+
+    def falls_to_infinity(self) -> bool:
+        """Whether the prior is a local minimum: to first order in 1 / ridge."""
+        return squares(self.right) * (self.stats.n_distinct - 1) <= self.inflation * self.trace * self.at_prior
+
+    def _parts(self, ridge: float) -> tuple[float, float, Tensor]:
+        """(rss, slack, L^{-1} probes)."""
+        N, m = self.stats.n_distinct, self.stats.n_latents
+        deviation = self.solve(ridge)
+        rss = self.at_prior - self.explained - ridge * squares(deviation)
+        factor = self.stats.factor(ridge)
+        assert factor is not None
+        half = factor.forward(self.probes)
+        each = half.square().sum(0, dtype=torch.float64)
+        trace = float(each.sum() if self.exact else each.mean())
+        error = 0.0 if self.exact else ridge * float(each.std()) / len(each) ** 0.5
+        df = m - ridge * trace
+        slack = N - 1 - self.inflation * df
+        rounding = 1e3 * m * torch.finfo(self.stats.dtype).eps
+        if slack * NOISE <= self.inflation * error + rounding or rss <= CANCELLED[self.stats.dtype] * self.at_prior:
+            raise DoubtError
+        self.df[ridge] = 1 + df
+        self.looked[ridge] = rss / self.stats.n_samples / (slack / N) ** 2
+        return rss, slack, half
+
+    def score(self, ridge: float) -> float:
+        self._parts(ridge)
+        return self.looked[ridge]
+
+    def look(self, ridge: float) -> Point:
+        rss, slack, half = self._parts(ridge)
+        factor, deviation = self.stats.factor(ridge), self.few(self.solve(ridge))
+        assert factor is not None
+        solved, width = factor.backward(half), deviation.shape[1]
+        again = factor.forward(torch.cat([deviation, solved], dim=1))
+        third, last = squares(again[:, :width]), squares(factor.backward(again[:, :width]))
+        share = 1.0 if self.exact else 1 / PROBES
+        trace = share * squares(half), share * squares(solved), share * squares(again[:, width:])
+        rss_1, rss_2 = 2 * ridge * third, 2 * third - 6 * ridge * last
+        slack_1 = self.inflation * (trace[0] - ridge * trace[1])
+        slack_2 = -2 * self.inflation * (trace[1] - ridge * trace[2])
+        # log(score) falls where `loses`, what the error gains, is below `wins`, what the slack gains; log(loses / wins) is nearly straight
+        loses, wins = ridge * rss_1 / rss, 2 * ridge * slack_1 / slack
+        if not (loses > 0 and wins > 0):
+            return Point(loses - wins, math.nan)
+        bend = ridge * rss_2 / rss_1 - loses - ridge * slack_2 / slack_1 + wins / 2
+        return Point(loses - wins, math.log(wins / loses) / bend if bend > 0 else math.nan)
+
+
+class HeldOutCurve(Curve):
+    """The mean squared error on held-out samples, a quadratic form in D: (constant + 2 <D, M> + <D, H D>) / n.
+
+    Args:
+        stats, prior: of the training samples.
+        gram: H, about the training means.
+        slope: M, half the gradient at the prior.
+        constant: the squared error at the prior.
+        n: held-out samples.
+    """
+
+    def __init__(
+        self, stats: DecoderStats, prior: Tensor | None, gram: Tensor, slope: Tensor, constant: float, n: float
+    ) -> None:
+        super().__init__(stats, prior)
+        self.gram, self.slope, self.constant, self.n = gram, slope, constant, n
+
+    def falls_to_infinity(self) -> bool:
+        """Whether the prior is a local minimum: to first order in 1 / ridge."""
+        return inner(self.slope, self.right) >= 0
+
+    def _gradient(self, ridge: float) -> tuple[float, Tensor]:
+        """(squared error, half its gradient in D)."""
+        deviation = self.solve(ridge)
+        gradient = self.gram @ deviation
+        error = self.constant + 2 * inner(deviation, self.slope) + inner(deviation, gradient)
+        if error <= CANCELLED[self.stats.dtype] * abs(self.constant):
+            raise DoubtError
+        self.looked[ridge] = error / self.n
+        return error, gradient.add_(self.slope)
+
+    def score(self, ridge: float) -> float:
+        self._gradient(ridge)
+        return self.looked[ridge]
+
+    def look(self, ridge: float) -> Point:
+        error, gradient = self._gradient(ridge)
+        factor = self.stats.factor(ridge)
+        assert factor is not None
+        moved = factor.solve(self.few(self.solve(ridge)))  # -dD / dl
+        again = factor.solve(moved)
+        few = self.few(gradient)
+        first = -2 * inner(few, moved) / error
+        second = (2 * inner(moved, self.gram @ moved) + 4 * inner(few, again)) / error - first**2
+        slope, curvature = ridge * first, ridge * first + ridge * ridge * second
+        return Point(slope, -slope / curvature if curvature > 0 else math.nan)
