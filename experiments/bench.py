@@ -1,8 +1,10 @@
 """Measure speed and memory, as ratios within one run: `python -m experiments bench NAME`.
 
 extract   extraction of activations against the model's own forward passes
+fit       whole calls of fit: PAM-SGD against SGD, and one solve in parts
 geometry  exact cells of power diagrams
 memory    training on a store larger than the memory allowed
+ridge     the ridge chosen by factors against the full search, on problems of real codes
 scale     dictionaries whose Gram matrix is never formed, in one process
 solve     the exact decoder solve against the published stacked least squares
 train     a training step of a TopK SAE against plain PyTorch and the floor
@@ -21,7 +23,7 @@ from experiments.files import command_line, provenance, write_json
 from experiments.options import add_device, add_out
 from experiments.report import table
 
-NAMES = ("extract", "geometry", "memory", "processes", "scale", "solve", "train")
+NAMES = ("extract", "fit", "geometry", "memory", "processes", "ridge", "scale", "solve", "train")
 
 
 def render(results: dict[str, Any], markdown: bool = False) -> str:

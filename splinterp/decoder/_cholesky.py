@@ -14,6 +14,10 @@ SAFE = {torch.float64: 1e-9, torch.float32: 1e-5}
 """Smallest reciprocal condition number, estimated, at which a factor without a ridge is used; below it the rank is in doubt."""
 
 
+SMALL = 2_048
+"""Latents up to which a second copy of the matrix is not minded."""
+
+
 class Factor(NamedTuple):
     """gram + strength I = L L^T."""
 
@@ -34,15 +38,19 @@ class Factor(NamedTuple):
         return self.backward(self.forward(right))
 
 
+def _takes_lapack(gram: Tensor) -> bool:
+    """Whether SciPy's LAPACK factors it, which is up to twice as fast as torch's on one thread. With more its threads and torch's
+    wait for each other by spinning."""
+    return gram.device.type == "cpu" and torch.get_num_threads() == 1
+
+
 def factored(gram: Float[Tensor, "m m"], strength: float, room: Float[Tensor, "m m"] | None = None) -> Factor | None:
-    """The factor of gram + strength I, in `room` where it is given (CPU); None where that is not positive definite."""
-    if gram.device.type != "cpu":
-        shifted = gram.clone()
-        shifted.diagonal().add_(strength)
-        lower, failed = torch.linalg.cholesky_ex(shifted)
-        return None if failed else Factor(strength, lower)
+    """The factor of gram + strength I, in `room` where it is given (and used); None where that is not positive definite."""
     matrix = gram.clone() if room is None else room.copy_(gram)
     matrix.diagonal().add_(strength)
+    if not _takes_lapack(gram):
+        lower, failed = torch.linalg.cholesky_ex(matrix)
+        return None if failed else Factor(strength, lower)
     a = matrix.numpy().T  # in Fortran's order, and symmetric
     (potrf,) = scipy.linalg.get_lapack_funcs(("potrf",), (a,))
     _, info = potrf(a, lower=1, clean=0, overwrite_a=1)
@@ -55,7 +63,7 @@ def cholesky_in_place(gram: Float[Tensor, "m m"], strength: float, right: Float[
     Returns False, with `right` unchanged and `gram` restored, if the matrix is not positive definite or, at strength 0, near to
     that. Dead latents (rows of zeros) make it so. On a GPU strength 0 always returns False, and there is a second copy.
     """
-    if gram.device.type != "cpu":
+    if gram.device.type != "cpu" or (strength > 0 and len(gram) <= SMALL and not _takes_lapack(gram)):
         factor = factored(gram, strength) if strength > 0 else None
         if factor is not None:
             right.copy_(factor.solve(right))

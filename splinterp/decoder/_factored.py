@@ -19,7 +19,7 @@ from splinterp.decoder.statistics import DecoderStats, squared_norm
 
 PROBES, COMBINATIONS = 64, 64
 """Random vectors for a trace, and random combinations of columns for derivatives."""
-SMALL, FEW = 2**18, 256
+SMALL, FEW = 2**17, 128
 """A deviation of at most so many numbers is used whole, and traces of at most so many latents are exact."""
 START = 0.2
 """Of the mean eigenvalue: where a search begins that knows nothing. For more than `START_SAMPLES` samples a latent it falls as 1 / N."""
