@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import inspect
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any, Protocol, runtime_checkable
 
@@ -15,6 +15,10 @@ OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adamw": torch.optim.AdamW,
     "sgd": torch.optim.SGD,
 }
+
+
+L2_DECAY = ("adam", "sgd")
+"""Those whose weight decay is added to the gradient."""
 
 
 @runtime_checkable
@@ -69,3 +73,18 @@ def build(
     if made_by in OPTIMIZERS.values():
         extra["fused"] = True
     return made_by(groups, lr=options["lr"], **extra)
+
+
+def set_apart(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> dict[str, Any] | None:
+    """Move parameters from their group to a new one with the same options, and return it; None where it moves none of them."""
+    wanted = {id(p) for p in parameters}
+    for group in optimizer.param_groups:
+        chosen = [p for p in group["params"] if id(p) in wanted]
+        if not chosen:
+            continue
+        if len(chosen) == len(group["params"]):
+            return group
+        group["params"] = [p for p in group["params"] if id(p) not in wanted]
+        optimizer.add_param_group({**group, "params": chosen})
+        return optimizer.param_groups[-1]
+    return None

@@ -22,9 +22,9 @@ from splinterp.decoder import DecoderStats
 from splinterp.decoder.matrix_free import MatrixFreeStats
 from splinterp.losses.forward import Forward
 from splinterp.losses.terms import Reconstruction, SquaredError, Term
-from splinterp.protocol import SAELike, SparseModel, blocks_of
+from splinterp.protocol import SAELike, SparseModel, as_model, blocks_of
 from splinterp.training.base import DivergenceError, GradientOptions
-from splinterp.training.optimizers import evaluated
+from splinterp.training.optimizers import L2_DECAY, evaluated, set_apart
 from splinterp.training.pam_state import PAMState
 from splinterp.training.shorthands import WHEN_SHORTHANDS, Shorthands, gap_of, named
 from splinterp.training.solver import GCV, DecoderSolver, HeldOut
@@ -200,6 +200,18 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
         """Whether the ridge is chosen by held-out samples."""
         return self.solver.wants_x_val
 
+    def make_optimizer(self, sae: SAELike, fixed: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
+        """As for other methods; the decoder's own weights are a group of their own where the ridge pulls by its weight decay."""
+        optimizer = super().make_optimizer(sae, fixed)
+        if self._decays:
+            set_apart(optimizer, as_model(sae).decoder_block().weights)
+        return optimizer
+
+    @property
+    def _decays(self) -> bool:
+        """Whether the ridge's gradient can be the optimizer's L2 decay, which costs no pass of its own. Clipping has to see it."""
+        return self.gradient == "both" and self.optimizer in L2_DECAY and self.clip is None
+
     def step(self, sae: SAELike, state: PAMState, x: Tensor) -> None:
         """The gradient phase on a batch (n, d_in), and a solve where one is due. Raises DivergenceError."""
         if state.processes is not None and self.when.streams:
@@ -362,6 +374,10 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
         block = state.model.decoder_block()
         if block.residual is not None and (state.held or state.ridge == math.inf):
             block.residual.grad = None
+        elif self._decays:
+            for group in state.optimizer.param_groups:
+                if any(p is own for p in group["params"] for own in block.weights):
+                    group["weight_decay"] = self.weight_decay + 2 * (state.ridge or 0.0) / size
         elif state.ridge and self.gradient == "both":
             for p in block.weights:
                 if p.grad is not None:

@@ -24,7 +24,12 @@ def minilm():
 
 
 @pytest.mark.parametrize(
-    "name", ["train", "ridge", *(pytest.param(name, marks=pytest.mark.slow) for name in ("solve", "scale", "memory", "processes", "fit"))]
+    "name",
+    [
+        "train",
+        "ridge",
+        *(pytest.param(name, marks=pytest.mark.slow) for name in ("solve", "scale", "memory", "processes", "fit")),
+    ],
 )
 def test_benches_run(name, tmp_path, capsys):
     results = read_results(bench.command([name, "--quick", "--out", str(tmp_path)]))

@@ -149,8 +149,35 @@ def test_ridge_acts_in_the_gradient_phase_as_in_the_solve():
         method.decoder_step(sae, state, [x])
         moved = sae.W_dec if decoder == "free" else sae.residual
         assert 0 < state.ridge < math.inf
+        before = moved.detach().clone()
         method.encoder_step(sae, state, x)
-        assert float(moved.grad.abs().max()) < 1e-12
+        decay = next(g["weight_decay"] for g in state.optimizer.param_groups if any(p is moved for p in g["params"]))
+        assert decay == 2 * state.ridge / x.numel()
+        assert float((moved.grad + decay * before).abs().max()) < 1e-12
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd"])
+@pytest.mark.parametrize("decoder", ["free", "tied_residual"])
+def test_the_ridge_pulls_the_same_as_the_optimizers_decay_and_as_a_gradient(decoder, optimizer):
+    """A gradient norm that is never reached makes the pull a gradient of its own, which clipping sees."""
+    x, found = samples(100, dtype=torch.float64), []
+    for clip in (None, 1e12):
+        sae = make_sae("TopK", decoder, dtype=torch.float64)
+        method = PAMSGD(ridge=40.0, optimizer=optimizer, clip=clip, lr=0.01, weight_decay=0.1, solve_gap=1)
+        fit(sae, x, method, epochs=3, generator=0)
+        found.append(sae.W_dec.detach().clone())
+    torch.testing.assert_close(*found)
+    unpulled = make_sae("TopK", decoder, dtype=torch.float64)
+    method = PAMSGD(
+        ridge=40.0,
+        optimizer=optimizer,
+        lr=0.01,
+        weight_decay=0.1,
+        solve_gap=1,
+        gradient="tied" if decoder != "free" else "encoder",
+    )
+    fit(unpulled, x, method, epochs=3, generator=0)
+    assert not torch.allclose(unpulled.W_dec, found[0])
 
 
 def test_infinite_ridge_freezes_the_residual():
