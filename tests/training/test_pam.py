@@ -160,24 +160,21 @@ def test_ridge_acts_in_the_gradient_phase_as_in_the_solve():
 @pytest.mark.parametrize("decoder", ["free", "tied_residual"])
 def test_the_ridge_pulls_the_same_as_the_optimizers_decay_and_as_a_gradient(decoder, optimizer):
     """A gradient norm that is never reached makes the pull a gradient of its own, which clipping sees."""
-    x, found = samples(100, dtype=torch.float64), []
-    for clip in (None, 1e12):
+    x = samples(100, dtype=torch.float64)
+
+    def trained(clip, pulls=True):
         sae = make_sae("TopK", decoder, dtype=torch.float64)
-        method = PAMSGD(ridge=40.0, optimizer=optimizer, clip=clip, lr=0.01, weight_decay=0.1, solve_gap=1)
-        fit(sae, x, method, epochs=3, generator=0)
-        found.append(sae.W_dec.detach().clone())
-    torch.testing.assert_close(*found)
-    unpulled = make_sae("TopK", decoder, dtype=torch.float64)
-    method = PAMSGD(
-        ridge=40.0,
-        optimizer=optimizer,
-        lr=0.01,
-        weight_decay=0.1,
-        solve_gap=1,
-        gradient="tied" if decoder != "free" else "encoder",
-    )
-    fit(unpulled, x, method, epochs=3, generator=0)
-    assert not torch.allclose(unpulled.W_dec, found[0])
+        method = PAMSGD(ridge=40.0, optimizer=optimizer, clip=clip, lr=0.01, weight_decay=0.1)
+        state = method.init(sae, x)
+        method.decoder_step(sae, state, [x])
+        state.ridge = state.ridge if pulls else 0.0
+        for _ in range(5):
+            method.encoder_step(sae, state, x)
+        return sae.W_dec.detach()
+
+    torch.testing.assert_close(trained(None), trained(1e12))
+    assert not torch.allclose(trained(None), trained(None, pulls=False))
+    assert not torch.allclose(trained(1e12), trained(1e12, pulls=False))
 
 
 def test_infinite_ridge_freezes_the_residual():
