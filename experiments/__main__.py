@@ -21,6 +21,7 @@ EXPERIMENTS = {
     "tables": "print the tables of a results file: tables mnist-controlled [--markdown] [--summary]",
     "geometry": "regions and slices of SAEs trained on MNIST by SGD and PAM-SGD",
     "recovery": "recovery of known features: bias adaptation beside TopK and L1, resonance, seeds",
+    "solves": "when PAM-SGD should solve for the decoder: --data mnist | minilm",
     "mnist": "sample efficiency on MNIST: --preset controlled | paper",
 }
 

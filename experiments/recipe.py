@@ -31,7 +31,7 @@ NEUTRAL: dict[type, dict[str, Any]] = {
     PAMSGD: {
         **_GRADIENT, "gradient": "both", "hold": 0.0, "encoder_updates": 1, "prox_enc": 0.0, "prox_dec": 0.0, "bias_prox": 0.0,
         "ridge": "gcv", "gcv_inflation": 1.0, "bias_ridge": 0.0, "bias": "joint", "solve_gap": 50, "decoder_every": None,
-        "solve_first": False, "scale": "one", "stats_dtype": torch.float64,
+        "solve_first": False, "solve_parts": None, "scale": "one", "stats_dtype": torch.float64,
     },
     BiasAdaptation: {
         "base": SGD(), "lr": None, "target_frequencies": None, "groups": 10, "highest": 0.5, "lowest": 0.001, "gamma_up": 0.01,
@@ -74,8 +74,7 @@ def essence(value: Any) -> Any:
     if isinstance(value, PAMSGD):  # by its shorthands, under which its first records were made
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name not in ("solver", "when")}
         shorthands = ("ridge", "gcv_inflation", *SOLVER_SHORTHANDS, *WHEN_SHORTHANDS)
-        named = isinstance(value.when, EverySteps | AtEnd) or (isinstance(value.when, EveryEpoch) and value.when.parts is None)
-        timed = {} if named else {"when": value.when}
+        timed = {} if isinstance(value.when, EveryEpoch | EverySteps | AtEnd) else {"when": value.when}
         return options_of(type(value), {**fields, **{name: getattr(value, name) for name in shorthands}, **timed})
     if dataclasses.is_dataclass(value):
         silent = _silent(value) if isinstance(value, BiasAdaptation) else set()

@@ -190,7 +190,7 @@ def _split(run: Run, d_in: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     """The method's constructor, its options and those of the SAE."""
     options = {**METHODS[run.method], **dict(run.options)}
     make = options.pop("method")
-    if options.get("solve_first"):
+    if options.get("solve_first") or options.get("decoder_every"):
         options.pop("solve_gap", None)
     sae_options = {name: options.pop(name) for name in SAE_OPTIONS if name in options}
     if "share" in options:

@@ -49,7 +49,8 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
     one to W_enc.T; of a tied decoder only b_dec moves (and its scales, where it has them).
 
     Shorthands, in place of `solver`: `ridge` (a number, "gcv" or "held_out"), `gcv_inflation`, `bias`, `bias_ridge`, `bias_prox`,
-    `prox_dec`, `scale`, `stats_dtype`; in place of `when`: `solve_gap` and `solve_first` (EveryEpoch), `decoder_every` (EverySteps).
+    `prox_dec`, `scale`, `stats_dtype`; in place of `when`: `solve_gap`, `solve_parts` and `solve_first` (EveryEpoch), `decoder_every`
+    (EverySteps).
     They can be read as attributes too.
 
     Raises:
@@ -83,6 +84,7 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
         scale: str = "one"
         stats_dtype: torch.dtype = torch.float64
         solve_gap: int | None = None
+        solve_parts: int | None = None
         decoder_every: int | None = None
         solve_first: bool = False
     else:
@@ -95,6 +97,7 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
         scale = property(lambda self: self.solver.scale)
         stats_dtype = property(lambda self: self.solver.dtype)
         solve_gap = property(lambda self: gap_of(self.when))
+        solve_parts = property(lambda self: self.when.parts if isinstance(self.when, EveryEpoch) else None)
         decoder_every = property(lambda self: self.when.n if isinstance(self.when, EverySteps) else None)
         solve_first = property(lambda self: isinstance(self.when, EveryEpoch) and self.when.first)
 

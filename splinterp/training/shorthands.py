@@ -12,7 +12,7 @@ from splinterp.training.when import GAP, NEVER, AtEnd, EveryEpoch, EverySteps, W
 SOLVER_SHORTHANDS = {"bias": "bias", "bias_ridge": "bias_ridge", "prox_dec": "prox", "bias_prox": "bias_prox", "scale": "scale",
                      "stats_dtype": "dtype"}  # fmt: skip
 """Shorthands for options of `solver`, beside `ridge` and `gcv_inflation`."""
-WHEN_SHORTHANDS = ("solve_gap", "decoder_every", "solve_first")
+WHEN_SHORTHANDS = ("solve_gap", "solve_parts", "decoder_every", "solve_first")
 """Shorthands for `when`."""
 
 
@@ -52,16 +52,21 @@ def _rule(ridge: Any, inflation: float | None) -> Any:
 def _timed(when: When, timed: dict[str, Any]) -> When:
     name = next(iter(timed))
     if when.streams:
-        raise ValueError(f"{name}={timed[name]}: decoder_every, solve_first and solve_gap do not act on a stream, when={when}")
+        raise ValueError(f"{name}={timed[name]}: {', '.join(WHEN_SHORTHANDS)} do not act on a stream, when={when}")
     every = timed.get("decoder_every")
     if every is not None:
         if timed.get("solve_first"):
             raise ValueError("solve_first=True and decoder_every exclude each other: drop one")
-        if "solve_gap" in timed:
-            raise ValueError(f"solve_gap={timed['solve_gap']} changes nothing beside decoder_every={every}: drop one")
+        for name in ("solve_gap", "solve_parts"):
+            if timed.get(name) is not None:
+                raise ValueError(f"{name}={timed[name]} changes nothing beside decoder_every={every}: drop one")
         return EverySteps(n=every)
     epoch = when if isinstance(when, EveryEpoch) else EveryEpoch()
-    return replace(epoch, gap=timed.get("solve_gap", epoch.gap), first=timed.get("solve_first", epoch.first))
+    return EveryEpoch(
+        gap=timed.get("solve_gap", epoch.gap),
+        parts=timed.get("solve_parts", epoch.parts),
+        first=timed.get("solve_first", epoch.first),
+    )
 
 
 def named(ridge: Any) -> Any:

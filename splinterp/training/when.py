@@ -91,8 +91,8 @@ class EveryEpoch(When):
         if self.gap is not None:
             whole("solve_gap", self.gap, 1)
         if self.parts is not None:
-            whole("parts", self.parts, 1)
-        for name, value in {"solve_gap": self.gap, "parts": self.parts}.items():
+            whole("solve_parts", self.parts, 1)
+        for name, value in {"solve_gap": self.gap, "solve_parts": self.parts}.items():
             if self.first and value is not None:
                 raise ValueError(
                     f"{name}={value} changes nothing with solve_first=True, which solves at every epoch's start: leave it out"

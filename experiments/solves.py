@@ -1,0 +1,123 @@
+"""When PAM-SGD should solve for the decoder, and from how many samples.
+
+Validation data only, as the default is chosen by it. A tied-residual SAE, centred, at one step size: on MNIST (k = 15 of 256 latents) or
+on MiniLM's layer 3 (k = 32 of 1,536), for 2,000 steps or a few epochs. Solves at every epoch's end but at least 50 steps apart, from
+all samples (the default until solves were spaced by what they cost); by what they cost, from half of the samples in turn (the
+default) or from all; at the end alone.
+"""
+
+from __future__ import annotations
+
+import argparse
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from experiments.activations import raw_tokens
+from experiments.options import MNIST_HELP, add_common_options, add_data_dir
+from experiments.report import table, with_interval
+from experiments.runs import Run, pool_size
+from experiments.sources import IMAGES, source_of, split_name
+from experiments.store import RecordStore
+from experiments.texts import location
+from splinterp.training.when import NEVER
+
+SCHEDULES: dict[str, tuple[tuple[str, Any], ...]] = {
+    "every epoch, all samples": (),
+    "by cost, halves": (("solve_gap", None),),
+    "by cost, all samples": (("solve_gap", None), ("solve_parts", 1)),
+    "at the end": (("solve_gap", NEVER),),
+}
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is run."""
+
+    data: str = "mnist"
+    source: str = ""
+    """The key of the data's `experiments.sources.Source`."""
+    k: int = 15
+    n_latents: int = 256
+    batch_size: int = 128
+    lr: float = 4e-3
+    cells: tuple[tuple[int, str, int], ...] = (
+        (2_750, "TopK", 91), (2_750, "AbsTopK", 91), (13_750, "TopK", 19), (13_750, "AbsTopK", 19), (2_750, "TopK", 10),
+        (55_000, "TopK", 10),
+    )  # fmt: skip
+    """Samples, activation, epochs."""
+    seeds: tuple[int, ...] = (0, 1, 2)
+
+    def run(self, cell: tuple[int, str, int], schedule: str, seed: int) -> Run:
+        """One run, whose record has no test error."""
+        n_train, activation, epochs = cell
+        return Run(
+            data=self.data, source=self.source, method="PAM", activation=activation, k=self.k, n_latents=self.n_latents, n_train=n_train,
+            epochs=epochs, lr=self.lr, seed=seed, role="tuning", batch_size=self.batch_size,
+            options=(("b_pre", "fixed"), *SCHEDULES[schedule]),
+        )  # fmt: skip
+
+
+MINILM = Config(
+    "minilm-3", k=32, n_latents=1_536, batch_size=256, seeds=(0, 1),
+    cells=((9_000, "TopK", 56), (9_000, "AbsTopK", 56), (36_000, "TopK", 15), (36_000, "AbsTopK", 15), (9_000, "TopK", 4)),
+)  # fmt: skip
+
+
+def render(results: dict[str, Any], markdown: bool = False) -> str:
+    """Errors by cell and schedule, and against the first schedule."""
+    rows = []
+    for r in results["schedules"]:
+        first = next(s for s in results["schedules"] if s["cell"] == r["cell"])
+        change = [100 * (a / b - 1) for a, b in zip(r["val_best"], first["val_best"], strict=True)]
+        n, activation, epochs = r["cell"]
+        rows.append([
+            f"{n:,}", activation, epochs, r["schedule"], with_interval(r["val_last"]), with_interval(r["val_best"]),
+            "" if r is first else with_interval(change, 1), f"{sum(r['seconds']) / len(r['seconds']):.1f}",
+        ])  # fmt: skip
+    header = ["N", "activation", "epochs", "solves", "validation FVU at the end", "best", "best, change in %", "seconds"]
+    return f"{results['config']['data']}\n\n{table(header, rows, markdown)}"
+
+
+def main(config: Config, out: Path, data_dir: str | None = None, jobs: int = 1, device: str = "cpu") -> Path:
+    """Run what is missing, write `solves-DATA.json`, print the table. Returns the results file."""
+    source = source_of(config.data, data_dir)
+    config = replace(config, source=source.key)
+    name = f"solves-{config.data}"
+
+    def prepare() -> None:  # extracted once, before several processes want it
+        if config.data not in IMAGES:
+            raw_tokens(*split_name(config.data), pool_size(config.data), data_dir, source.key)
+
+    store = RecordStore(out, f"{name}-runs", source=source, prepare=prepare)
+    runs = {
+        (cell, schedule): [config.run(cell, schedule, seed) for seed in config.seeds]
+        for cell in config.cells for schedule in SCHEDULES
+    }  # fmt: skip
+    store.complete(
+        [run for several in runs.values() for run in several], jobs=jobs, device=device, data_dir=data_dir, label="solves"
+    )
+    rows = []
+    for (cell, schedule), several in runs.items():
+        records = [store.get(run) for run in several]
+        found = {key: [r[key] for r in records] for key in ("val_last", "val_best", "seconds")}
+        rows.append({"cell": list(cell), "schedule": schedule, **found})
+    store.merge(asdict(config))
+    results = {"schedules": rows, "config": asdict(config)}
+    path = store.write_results(name, results)
+    print(f"{render(results)}\n\n{store.report()}\nwritten: {path}")
+    return path
+
+
+def command(argv: list[str]) -> Path:
+    """`python -m experiments solves --data mnist | minilm`"""
+    parser = argparse.ArgumentParser(
+        prog="python -m experiments solves", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", choices=("mnist", "minilm"), default="mnist", help="data to train on (default: mnist)")
+    add_data_dir(parser, f"{MNIST_HELP}; for minilm: with wikitext2/")
+    add_common_options(parser)
+    args = parser.parse_args(argv)
+    config = Config() if args.data == "mnist" else MINILM
+    data_dir = location(None, args.data_dir) if args.data == "minilm" else args.data_dir
+    return main(config, args.out, data_dir, args.jobs, args.device)
