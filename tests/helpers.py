@@ -41,3 +41,12 @@ def sparse_codes(n: int, m: int, k: int, seed: int = 0, dead: int = 0) -> torch.
     for row in acts:
         row[torch.randperm(live, generator=g)[:k]] = torch.rand(min(k, live), generator=g, dtype=torch.float64) + 0.1
     return acts
+
+
+def linear_problem(n: int, m: int, d: int, seed: int, noise: float = 0.5) -> tuple[torch.Tensor, torch.Tensor, torch.Tensor]:
+    """Float64 codes, samples that are affine in them plus noise, and rows near the true ones."""
+    g = rng(seed)
+    z = sparse_codes(n, m, min(m, 6), seed)
+    truth = torch.randn(m, d, generator=g, dtype=torch.float64)
+    x = 3 + z @ truth + noise * torch.randn(n, d, generator=g, dtype=torch.float64)
+    return z, x, truth + 0.3 * torch.randn(m, d, generator=g, dtype=torch.float64)

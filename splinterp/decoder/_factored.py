@@ -95,10 +95,14 @@ class Curve:
     def search(self, around: float | None, falls_to_infinity: bool) -> float:
         """The chosen ridge, infinity included; its score is looked at. Raises DoubtError."""
         start = self.start() if around is None or around == 0 else self.mean if math.isinf(around) else around
-        found = search(self.look, start, self.mean, falls_to_infinity)
+        found = search(self.look, self.known_score, start, self.mean, falls_to_infinity)
         if found not in self.looked and not math.isinf(found):
             self.score(found)
         return found
+
+    def known_score(self, ridge: float) -> float:
+        """`score`, computed once. Raises DoubtError."""
+        return self.looked[ridge] if ridge in self.looked else self.score(ridge)
 
     def score(self, ridge: float) -> float:
         """The score at a ridge. Raises DoubtError."""

@@ -21,31 +21,37 @@ IN_MEMORY = 2**26
 
 
 class MatrixFreeStats:
-    """Statistics of the decoder's least squares without its Gram matrix, from k-sparse codes on the CPU.
+    """Statistics of the decoder's least squares without its Gram matrix, from k-sparse codes.
 
     Holds the number of samples, the means, `cross` = sum (z - z̄)^T (x - x̄), `total` = sum |x - x̄|^2, the diagonal of the
-    centred Gram matrix, and a temporary file with the codes (8 bytes for each kept entry in float32), which goes with the object.
+    centred Gram matrix, and the codes (8 bytes for each kept entry in float32): in a temporary file, which goes with the object, or in
+    the memory of a device that is not the CPU.
 
     Args:
         n_latents, d_in: widths of codes and samples.
         dtype: of sums and solve, float32 or float64.
+        device: where the sums live; batches must be there.
 
     Raises:
         ValueError: sizes below 1, another dtype.
     """
 
-    def __init__(self, n_latents: int, d_in: int, *, dtype: torch.dtype = torch.float32) -> None:
+    def __init__(
+        self, n_latents: int, d_in: int, *, dtype: torch.dtype = torch.float32, device: torch.device | str = "cpu"
+    ) -> None:
         whole("n_latents", n_latents, 1)
         whole("d_in", d_in, 1)
         if dtype not in (torch.float32, torch.float64):
             raise ValueError(f"dtype={dtype} must be torch.float32 or torch.float64")
         self.n_latents, self.d_in, self.dtype = n_latents, d_in, dtype
+        self.device = torch.empty(0, device=device).device
         self.n_samples = 0
-        self.mean_acts = torch.zeros(n_latents, dtype=torch.float64)
-        self.mean_x = torch.zeros(d_in, dtype=torch.float64)
-        self.cross = torch.zeros(n_latents, d_in, dtype=dtype)
+        self.mean_acts = torch.zeros(n_latents, dtype=torch.float64, device=device)
+        self.mean_x = torch.zeros(d_in, dtype=torch.float64, device=device)
+        self.cross = torch.zeros(n_latents, d_in, dtype=dtype, device=device)
         self.total = 0.0
-        self.squares = torch.zeros(n_latents, dtype=torch.float64)
+        self.squares = torch.zeros(n_latents, dtype=torch.float64, device=device)
+        self._held: list[tuple[Tensor, Tensor]] | None = None if self.device.type == "cpu" else []
         self._file = tempfile.SpooledTemporaryFile(max_size=IN_MEMORY)  # noqa: SIM115 (lives as long as the object)
         self.sum_over: Callable[[Tensor], None] | None = None  # sums over processes that hold other samples
         weakref.finalize(self, self._file.close)
@@ -60,14 +66,11 @@ class MatrixFreeStats:
     @torch.no_grad()
     def update(self, acts: TopActs, x: ArrayLike) -> MatrixFreeStats:
         """Add a batch: a code's sparse form (n, k) and x (n, d_in). Returns self. Raises TypeError, ValueError for bad input."""
-        values, x = as_code(*acts, x, self.n_latents, self.d_in, self.dtype, torch.device("cpu"))
-        n, k = values.shape
+        values, x = as_code(*acts, x, self.n_latents, self.d_in, self.dtype, self.device)
+        n = len(values)
         if n == 0:
             return self
-        self._file.seek(0, 2)
-        self._file.write(values.contiguous().numpy().tobytes())
-        self._file.write(acts.top_indices.to(torch.int32).contiguous().numpy().tobytes())
-        self._blocks.append((n, k))
+        self._keep(values, acts.top_indices)
 
         code = KSparse.of(values, acts.top_indices, self.n_latents)
         mean_acts, mean_x = code.mean().double(), x.mean(0, dtype=torch.float64)
@@ -85,15 +88,26 @@ class MatrixFreeStats:
         self.n_samples = new
         return self
 
+    def _keep(self, values: Tensor, indices: Tensor) -> None:
+        if self._held is not None:
+            self._held.append((values.clone(), indices.to(torch.int32)))
+            return
+        self._file.seek(0, 2)
+        self._file.write(values.contiguous().numpy().tobytes())
+        self._file.write(indices.to(torch.int32).contiguous().numpy().tobytes())
+        self._blocks.append((values.shape[0], values.shape[1]))
+
     def codes(self) -> Iterator[KSparse]:
         """The codes, a block at a time, in the order of the updates."""
+        for values, indices in self._held or []:
+            yield KSparse.of(values, indices.long(), self.n_latents)
         self._file.seek(0)
         item = torch.empty(0, dtype=self.dtype).element_size()
         number = np.float32 if self.dtype == torch.float32 else np.float64
         for n, k in self._blocks:
-            values = np.frombuffer(bytearray(self._file.read(n * k * item)), dtype=number).reshape(n, k)
-            indices = np.frombuffer(bytearray(self._file.read(n * k * 4)), dtype=np.int32).reshape(n, k)
-            yield KSparse.of(torch.from_numpy(values), torch.from_numpy(indices).long(), self.n_latents)
+            found = np.frombuffer(bytearray(self._file.read(n * k * item)), dtype=number).reshape(n, k)
+            where = np.frombuffer(bytearray(self._file.read(n * k * 4)), dtype=np.int32).reshape(n, k)
+            yield KSparse.of(torch.from_numpy(found), torch.from_numpy(where).long(), self.n_latents)
 
     @torch.no_grad()
     def gram_product(self, P: Float[Tensor, "n_latents c"]) -> Float[Tensor, "n_latents c"]:

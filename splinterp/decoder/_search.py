@@ -15,7 +15,7 @@ LOWEST, HIGHEST = 1e-6, 1e4
 GAIN = 4e-4
 """Relative gain that a step must promise to be taken."""
 TRUSTED, LARGEST = math.log(2), math.log(10)
-"""A step up to the first ends the search without another look; none is longer than the second."""
+"""A step up to the first, whose score is as foretold, ends the search without another look; none is longer than the second."""
 LOOKS = 12
 """At most."""
 
@@ -50,12 +50,15 @@ class Point(NamedTuple):
     step: float
 
 
-def search(look: Callable[[float], Point], start: float, mean: float, falls_to_infinity: bool) -> float:
+def search(
+    look: Callable[[float], Point], score: Callable[[float], float], start: float, mean: float, falls_to_infinity: bool
+) -> float:
     """A ridge whose score is within about `GAIN` of a local minimum's, by steps in log(ridge) that stay between what is known to
     fall and what is known to rise; `math.inf` where the score falls to infinity from where it was looked at.
 
     Args:
         look: what the score does at a ridge.
+        score: the score at a ridge, which costs less.
         start: where to begin.
         mean: the mean positive eigenvalue.
         falls_to_infinity: whether infinity is a local minimum.
@@ -77,7 +80,11 @@ def search(look: Callable[[float], Point], start: float, mean: float, falls_to_i
         to = at + (step if trusted else -math.copysign(LARGEST, slope))
         if not falls < to < rises:
             to = min(max(to, lowest), highest) if falls == lowest or rises == highest else (falls + rises) / 2
-        if to == at or (trusted and abs(to - at) <= TRUSTED):
-            return math.exp(to)
+        if to == at:
+            return math.exp(at)
+        if trusted and abs(to - at) <= TRUSTED:
+            gained = math.log(score(math.exp(at)) / score(math.exp(to)))
+            if abs(gained + slope * (to - at) / 2) <= 2 * GAIN:  # as the model said, so it was right
+                return math.exp(to)
         at = to
     return math.exp(at)

@@ -156,7 +156,7 @@ class _ProbedCurve:
         diagonal = stats.diagonal
         rank = min(stats.n_samples - 1, int((diagonal > 0).sum()))
         self.mean_eigenvalue = float(diagonal.sum()) / rank if rank else 0.0
-        self.probes = torch.randint(0, 2, (stats.n_latents, n_probes), generator=g).to(stats.dtype) * 2 - 1
+        self.probes = torch.randint(0, 2, (stats.n_latents, n_probes), generator=g).to(stats.cross) * 2 - 1
         self.images = stats.gram_product(self.probes)
         first = torch.zeros_like(stats.cross) if start is None else start
         self.guess = torch.cat([first, torch.zeros_like(self.probes)], dim=1)
@@ -187,7 +187,7 @@ class _ProbedCurve:
 def _as_rows(value: ArrayLike | None, name: str, stats: MatrixFreeStats) -> Tensor | None:
     if value is None:
         return None
-    rows = as_samples(value, stats.d_in, dtype=stats.dtype, name=name)
+    rows = as_samples(value, stats.d_in, dtype=stats.dtype, device=stats.device, name=name)
     if len(rows) != stats.n_latents:
         raise ValueError(f"{name} has {len(rows)} rows but n_latents={stats.n_latents}")
     return rows

@@ -9,24 +9,24 @@ import torch
 
 from splinterp._typing import Float, Int, Tensor
 from splinterp.sparse_kernels._select import in_threads
-from splinterp.sparse_kernels.products import Transposed, sum_by_latent, transpose_on_cpu
+from splinterp.sparse_kernels.products import Transposed, sum_by_latent, transpose_known
 
 GRAM_STRIP = 2**22
 """Entries of the Gram matrix that are formed at a time."""
 
 
 class KSparse(NamedTuple):
-    """A k-sparse code (n, n_latents) on the CPU, for sums over samples."""
+    """A k-sparse code (n, n_latents), for sums over samples."""
 
     values: Float[Tensor, "n k"]
     top_indices: Int[Tensor, "n k"]
     n_latents: int
-    by_latent: Transposed
+    by_latent: Transposed | None
 
     @classmethod
     def of(cls, values: Float[Tensor, "n k"], top_indices: Int[Tensor, "n k"], n_latents: int) -> KSparse:
         """The code of these values and indices."""
-        return cls(values, top_indices, n_latents, transpose_on_cpu(top_indices, n_latents))
+        return cls(values, top_indices, n_latents, transpose_known(top_indices, n_latents))
 
     def _sums(self, values: Tensor) -> Tensor:
         return torch.bincount(self.top_indices.flatten(), weights=values.flatten(), minlength=self.n_latents).to(values.dtype)
@@ -50,7 +50,8 @@ class KSparse(NamedTuple):
         sum_by_latent(self.values, self.top_indices, x, self.n_latents, self.by_latent, out=total, add=True)
 
     def add_gram(self, gram: Float[Tensor, "n_latents n_latents"]) -> None:
-        """Add Z.T @ Z to `gram` in place: n k^2 / 2 products, the upper half in strips of latents, and its mirror image."""
+        """Add Z.T @ Z to `gram` in place, on the CPU: n k^2 / 2 products, the upper half in strips of latents, and its mirror image."""
+        assert self.by_latent is not None
         n, m = len(self.values), self.n_latents
         total = gram.numpy()
         starts, samples, order = self.by_latent

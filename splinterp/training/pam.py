@@ -280,7 +280,7 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
         b_dec = state.model.b_dec
         stats: Any
         if self._matrix_free(state.model):
-            stats = MatrixFreeStats(n_latents, d_in, dtype=b_dec.dtype)
+            stats = MatrixFreeStats(n_latents, d_in, dtype=b_dec.dtype, device=b_dec.device)
         else:
             stats = self.solver.statistics(state.model, len(state.data))
         own = batches if state.processes is None else state.processes.deal(batches)

@@ -115,8 +115,6 @@ class DecoderSolver:
         """Whether a solve for the squared error of this model's codes needs no Gram matrix."""
         if not model.trains_sparse or model.decoder_block().scales is not None:
             return False
-        if model.b_dec.device.type != "cpu":  # its products with codes are a CPU's; a GPU forms the Gram matrix
-            return False
         plain_bias = self.bias == "joint" and not (self.bias_ridge or self.bias_prox)
         by_gcv = isinstance(self.ridge, GCV) and self.prox == 0 and self.ridge.inflation == 1
         return plain_bias and (by_gcv or isinstance(self.ridge, int | float))

@@ -155,3 +155,49 @@ def test_pam_solves_large_dictionaries_matrix_free(decoder, activation, monkeypa
         assert 0 < results[1].state.residual < 2e-4
     assert not PAMSGD(bias="separate", ridge=1.0)._matrix_free(results[1].sae)
     assert not PAMSGD(prox_dec=1.0)._matrix_free(results[1].sae)
+
+
+def test_codes_that_are_held_in_a_devices_memory_give_the_same():
+    """As on a GPU: no file."""
+    spooled, _, sae = problem()
+    held = MatrixFreeStats(60, 6, dtype=torch.float64)
+    held._held = []
+    x = torch.randn(400, 6, generator=rng(1), dtype=torch.float64) * torch.linspace(0.3, 2, 6) + 3
+    with torch.no_grad():
+        for part in x.split(150):
+            held.update(sae.encode_top(part), part)
+    assert len(held._held) == 3
+    assert not held._blocks
+    P = torch.randn(60, 4, generator=rng(2), dtype=torch.float64)
+    assert torch.equal(held.gram_product(P), spooled.gram_product(P))
+    assert torch.equal(solve_decoder_cg(held, ridge=2.0).W_dec, solve_decoder_cg(spooled, ridge=2.0).W_dec)
+    assert gcv_ridge_cg(held) == gcv_ridge_cg(spooled)
+
+
+@pytest.mark.gpu
+def test_on_a_gpu_the_solve_is_that_on_the_cpu():
+    sae = SAE(6, 60, TopK(4), generator=rng(0), dtype=torch.float64)
+    x = torch.randn(400, 6, generator=rng(1), dtype=torch.float64) + 3
+    found = []
+    for device in ("cpu", "cuda"):
+        own = sae.to(device)
+        stats = MatrixFreeStats(60, 6, dtype=torch.float64, device=device)
+        with torch.no_grad():
+            for part in x.to(device).split(150):
+                stats.update(own.encode_top(part), part)
+        chosen = gcv_ridge_cg(stats)
+        assert stats.cross.device.type == stats.gram_product(stats.cross).device.type == device
+        found.append((chosen.ridge, *(t.cpu() for t in solve_decoder_cg(stats, ridge=chosen.ridge)[:2])))
+    torch.testing.assert_close(found[0], found[1], rtol=1e-3, atol=1e-4)
+
+
+@pytest.mark.gpu
+def test_training_on_a_gpu_takes_the_matrix_free_solve(monkeypatch):
+    monkeypatch.setattr(pam, "MATRIX_FREE_FROM", 16)
+    x = torch.randn(300, 8, generator=rng(1))
+    found = []
+    for device in ("cpu", "cuda"):
+        sae = SAE(8, 24, TopK(3), "tied_residual", generator=rng(0), device=device)
+        fit(sae, x, PAMSGD(ridge=1.0, lr=1e-3), epochs=2, generator=0)
+        found.append(sae.W_dec.detach().cpu())
+    torch.testing.assert_close(found[0], found[1], atol=1e-3, rtol=1e-2)
