@@ -12,7 +12,7 @@ from splinterp._typing import Tensor
 
 LOWEST, HIGHEST = 1e-6, 1e4
 """Finite ridges that are looked at lie between these multiples of the mean positive eigenvalue."""
-GAIN = 4e-4
+GAIN = 3e-4
 """Relative gain that a step must promise to be taken."""
 TRUSTED, LARGEST = math.log(2), math.log(10)
 """A step up to the first, whose score is as foretold, ends the search without another look; none is longer than the second."""

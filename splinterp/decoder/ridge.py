@@ -17,6 +17,8 @@ from splinterp.decoder.statistics import DecoderStats, as_rows, require_samples
 
 SEARCHES = ("auto", "full", "factors")
 """How the ridges to look at are found."""
+NEAR = 1.1
+"""Samples for each latent that fires, up to which the full search is taken: scores at small ridges are 0 / 0 up to 1."""
 SMALL = 128
 """Latents up to which "auto" takes the eigendecomposition: it is as fast there."""
 
@@ -67,10 +69,10 @@ def gcv_ridge(
 
     search="factors" goes from `around` downhill, with one Cholesky factor a ridge, of which there are one to three. Squared errors
     are exact; their derivatives and the degrees of freedom are estimated by 64 random vectors, the same ones in every call (exact for
-    small problems). It finds a local minimum, or infinity, and a score that is about 2e-4 above it. On 50 problems of real codes
+    small problems). It finds a local minimum, or infinity, and a score that is about 3e-4 above it. On 50 problems of real codes
     the score of its choice was within 1e-3 of the full search's (`python -m experiments bench ridge`). Where factors cannot tell,
-    it takes the full search all the same: for N at most the number of latents that fire, where scores at small ridges are 0 / 0, or
-    where the estimate's error is not small beside N - df, or hardly anything is left of the squares.
+    it takes the full search all the same: for N at most 1.1 times the number of latents that fire, where scores at small ridges are (nearly)
+    0 / 0, or where the estimate's error is not small beside N - df, or hardly anything is left of the squares.
 
     search="auto" takes factors, but the full search for at most 128 latents, with prox, and where the eigendecomposition is known.
 
@@ -182,7 +184,7 @@ def _check_search(search: str, n_grid: int, around: float | None) -> None:
 def _takes_factors(stats: DecoderStats, search: str) -> bool:
     """Whether to try factors: where they are asked for, or pay. Statistics of codes that never move have nothing to factor."""
     live = int((stats.gram.diagonal() > 0).sum())
-    if search == "full" or live == 0 or stats.n_distinct <= live:
+    if search == "full" or live == 0 or stats.n_distinct <= NEAR * live:
         return False
     return search == "factors" or (stats.n_latents > SMALL and stats._spectrum is None)
 
