@@ -71,8 +71,8 @@ def gcv_ridge(
     are exact; their derivatives and the degrees of freedom are estimated by 64 random vectors, the same ones in every call (exact for
     small problems). It finds a local minimum, or infinity, and a score that is about 3e-4 above it. On 50 problems of real codes
     the score of its choice was within 1e-3 of the full search's (`python -m experiments bench ridge`). Where factors cannot tell,
-    it takes the full search all the same: for N at most 1.1 times the number of latents that fire, where scores at small ridges are (nearly)
-    0 / 0, or where the estimate's error is not small beside N - df, or hardly anything is left of the squares.
+    it takes the full search all the same: for N at most 1.1 times the number of latents that fire, where scores at small ridges are
+    (nearly) 0 / 0; where the estimate's error is not small beside N - df; or where hardly anything is left of the squares.
 
     search="auto" takes factors, but the full search for at most 128 latents, with prox, and where the eigendecomposition is known.
 
