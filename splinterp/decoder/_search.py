@@ -14,7 +14,7 @@ LOWEST, HIGHEST = 1e-6, 1e4
 """Finite ridges that are looked at lie between these multiples of the mean positive eigenvalue."""
 GAIN = 3e-4
 """Relative gain that a step must promise to be taken."""
-TRUSTED, LARGEST = math.log(4), math.log(10)
+TRUSTED, LARGEST = math.log(2), math.log(10)
 """A step up to the first, whose score is as foretold, ends the search without another look; none is longer than the second."""
 LOOKS = 12
 """At most."""

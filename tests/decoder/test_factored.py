@@ -29,7 +29,7 @@ def large(n, m=300, d=140, seed=0, dtype=torch.float64):
 
 
 @pytest.mark.parametrize("dtype", [torch.float64, torch.float32])
-@pytest.mark.parametrize("n", [330, 700, 6_000])
+@pytest.mark.parametrize("n", [360, 700, 6_000])
 def test_with_probes_the_choice_scores_as_the_full_searchs(n, dtype):
     stats, z, x, Q = large(n, dtype=dtype)
     for prior in (None, Q):
@@ -104,7 +104,7 @@ def held_out_problem(n, m=300, d=140):
     return stats, stats_of(z_out, 3 + z_out @ truth + 2 * torch.randn(400, d, generator=g, dtype=torch.float64)), z_out, Q
 
 
-@pytest.mark.parametrize("n", [330, 700, 3_000])
+@pytest.mark.parametrize("n", [360, 700, 3_000])
 def test_held_out_choice_by_factors(n):
     stats, held_out, _, Q = held_out_problem(n)
     full = held_out_ridge(stats, held_out, Q, search="full")
