@@ -14,7 +14,7 @@ import math
 import torch
 
 from splinterp._typing import Float, Tensor
-from splinterp.decoder._search import DoubtError, Point, search
+from splinterp.decoder._search import HIGHEST, DoubtError, Point, search
 from splinterp.decoder.statistics import DecoderStats, squared_norm
 
 PROBES, COMBINATIONS = 64, 64
@@ -47,7 +47,7 @@ class Curve:
     """
 
     def __init__(self, stats: DecoderStats, prior: Tensor | None) -> None:
-        self.stats = stats
+        self.stats, self.without_prior = stats, prior is None
         self.right = stats.cross if prior is None else torch.addmm(stats.cross, stats.gram, prior, alpha=-1)
         diagonal = stats.gram.diagonal()
         self.rank = min(int((diagonal > 0).sum()), int(stats.n_distinct) - 1)
@@ -96,8 +96,9 @@ class Curve:
         """The chosen ridge, infinity included; its score is looked at. Raises DoubtError."""
         start = self.start() if around is None or around == 0 else self.mean if math.isinf(around) else around
         found = search(self.look, self.known_score, start, self.mean, falls_to_infinity)
-        if found not in self.looked and not math.isinf(found):
-            self.score(found)
+        self.known_score(
+            HIGHEST * self.mean if math.isinf(found) else found
+        )  # the largest finite one, for those without a prior
         return found
 
     def known_score(self, ridge: float) -> float:
@@ -145,7 +146,7 @@ class GCVCurve(Curve):
         df = m - ridge * trace
         slack = N - 1 - self.inflation * df
         rounding = 1e3 * m * torch.finfo(self.stats.dtype).eps
-        if slack * NOISE <= self.inflation * error + rounding or rss <= CANCELLED[self.stats.dtype] * self.at_prior:
+        if slack * NOISE <= self.inflation * error + rounding or rss <= CANCELLED[self.stats.products] * self.at_prior:
             raise DoubtError
         self.df[ridge] = 1 + df
         self.looked[ridge] = rss / self.stats.n_samples / (slack / N) ** 2
@@ -201,7 +202,7 @@ class HeldOutCurve(Curve):
         deviation = self.solve(ridge)
         gradient = self.gram @ deviation
         error = self.constant + 2 * inner(deviation, self.slope) + inner(deviation, gradient)
-        if error <= CANCELLED[self.stats.dtype] * abs(self.constant):
+        if error <= CANCELLED[self.stats.products] * abs(self.constant):
             raise DoubtError
         self.looked[ridge] = error / self.n
         return error, gradient.add_(self.slope)

@@ -64,7 +64,7 @@ def search(
         falls_to_infinity: whether infinity is a local minimum.
     """
     lowest, highest = math.log(LOWEST * mean), math.log(HIGHEST * mean)
-    falls, rises = lowest, highest
+    falls, rises = -math.inf, math.inf
     at = min(max(math.log(start), lowest), highest)
     for _ in range(LOOKS):
         slope, step = look(math.exp(at))
@@ -79,7 +79,8 @@ def search(
             return math.exp(at)
         to = at + (step if trusted else -math.copysign(LARGEST, slope))
         if not falls < to < rises:
-            to = min(max(to, lowest), highest) if falls == lowest or rises == highest else (falls + rises) / 2
+            to = (falls + rises) / 2  # both are known, for a step goes away from the one that was found last
+        to = min(max(to, lowest), highest)
         if to == at:
             return math.exp(at)
         if trusted and abs(to - at) <= TRUSTED:

@@ -60,7 +60,7 @@ def solve_decoder(
         prior: Q, shape (n_latents, d_in); None means 0.
         row_ridge: pulls of the rows of W to 0, whatever the prior, (n_latents,), likewise, finite. Rows that only their ridge determines
             are 0.
-        overwrite: factor the Gram matrix where it stands, and put the solution in place of `cross`: no second copy of either. The
+        overwrite: factor the Gram matrix where it stands, and put the solution in place of `cross`: no second copy of a large one. The
             statistics are empty afterwards.
 
     Returns:

@@ -122,9 +122,9 @@ def solve_by_gcv(
 
     Arguments and errors as of `gcv_ridge`.
     """
+    _check_search("auto", 3, around)
     found = None
     if stats.n_distinct >= 2 and inflation >= 1 and _takes_factors(stats, "auto"):
-        _check_search("auto", 3, around)
         found = _gcv_by_factors(stats, prior, inflation, around)
     if found is not None:
         return _solution(stats, prior, found[1]), found[0]
@@ -210,7 +210,7 @@ def _gcv_by_factors(
     curve = GCVCurve(stats, None if prior is None else as_rows(prior, "prior", stats), inflation)
     try:
         curve.search(around, curve.falls_to_infinity())
-        path = _looked(curve, curve.at_infinity(), rounding_floor(stats.total, stats.n_samples, stats.dtype))
+        path = _looked(curve, curve.at_infinity(), rounding_floor(stats.total, stats.n_samples, stats.products))
         ridge, score = least(path)
         return GCVResult(ridge, curve.df.get(ridge, 1.0), score, path), _deviation(curve, ridge)
     except DoubtError:
@@ -221,7 +221,7 @@ def _full_gcv(
     stats: DecoderStats, prior: ArrayLike | None, prox: float, previous: ArrayLike | None, inflation: float, n_grid: int
 ) -> GCVResult:
     curve = gcv_spectrum(stats, prior, prox, previous, inflation)
-    floor = rounding_floor(stats.total, stats.n_samples, stats.dtype)
+    floor = rounding_floor(stats.total, stats.n_samples, stats.products)
     path = full_path(curve.score, curve.score_at_infinity(), curve.eig, n_grid, floor)
     ridge, value = least(path)
     if len(path) == 1:
@@ -250,7 +250,7 @@ def _held_out(
     Q = torch.zeros_like(stats.cross) if prior is None else as_rows(prior, "prior", stats)
     moved = gram @ Q - cross
     pulled = (moved - cross) * Q
-    constant, floor = float(total + pulled.sum()), rounding_floor(total + pulled.abs().sum(), n, stats.dtype)
+    constant, floor = float(total + pulled.sum()), rounding_floor(total + pulled.abs().sum(), n, stats.products)
     if stats.n_distinct >= 2 and _takes_factors(stats, search):
         curve = HeldOutCurve(stats, None if prior is None else Q, gram, moved, constant, n)
         try:

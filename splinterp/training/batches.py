@@ -27,6 +27,11 @@ class Batches:
     def __init__(self, x: Tensor | ActivationStore, batch_size: int, device: torch.device, dtype: torch.dtype) -> None:
         self.x, self.batch_size, self.device, self.dtype = x, min(batch_size, len(x)), device, dtype
 
+    @property
+    def n_rows(self) -> int:
+        """Rows of one pass."""
+        return len(self.x)
+
     def __len__(self) -> int:
         return math.ceil(len(self.x) / self.batch_size)
 
@@ -35,10 +40,9 @@ class Batches:
         for part in self.x.split(self.batch_size):
             yield part.to(device=self.device, dtype=self.dtype)
 
-    def part(self, index: int, of: int) -> Iterator[Tensor]:
-        """Every `of`-th batch of those in order, from the one of this index on; no others are read."""
-        for start in range(index * self.batch_size, len(self.x), of * self.batch_size):
-            yield self.x[start : start + self.batch_size].to(device=self.device, dtype=self.dtype)
+    def part(self, index: int, of: int) -> Part:
+        """One of `of` interleaved parts of the rows, which differ by at most a batch or an eighth of one; no others are read."""
+        return Part(self, index, of)
 
     def shuffled(self, generator: torch.Generator) -> Iterator[Tensor]:
         """In an order drawn from a CPU generator, the same for every device."""
@@ -49,3 +53,22 @@ class Batches:
         order = torch.randperm(len(self.x), generator=generator).to(self.x.device)
         for rows in order.split(self.batch_size):
             yield self.x[rows].to(device=self.device, dtype=self.dtype)
+
+
+class Part:
+    """Some rows of `Batches`, in order, in blocks that are spread over all of them; iterable any number of times."""
+
+    def __init__(self, batches: Batches, index: int, of: int) -> None:
+        self.batches = batches
+        n = len(batches.x)
+        self.block = max(1, min(batches.batch_size, n // (8 * of)))
+        self.starts = range(index * self.block, n, of * self.block)
+
+    @property
+    def n_rows(self) -> int:
+        """Rows of one pass."""
+        return sum(min(self.block, len(self.batches.x) - start) for start in self.starts)
+
+    def __iter__(self) -> Iterator[Tensor]:
+        for start in self.starts:
+            yield self.batches.x[start : start + self.block].to(device=self.batches.device, dtype=self.batches.dtype)

@@ -24,12 +24,15 @@ from splinterp.losses.forward import Forward
 from splinterp.losses.terms import Reconstruction, SquaredError, Term
 from splinterp.protocol import SAELike, SparseModel, as_model, blocks_of
 from splinterp.training.base import DivergenceError, GradientOptions
+from splinterp.training.batches import Batches, Part
 from splinterp.training.optimizers import L2_DECAY, evaluated, set_apart
 from splinterp.training.pam_state import PAMState
 from splinterp.training.shorthands import WHEN_SHORTHANDS, Shorthands, gap_of, named
 from splinterp.training.solver import GCV, DecoderSolver, HeldOut
 from splinterp.training.when import GRAM_LATENTS, AtEnd, EveryEpoch, EverySteps, When
 
+PULLED = "pulled by the ridge"
+"""Mark of the group of parameters whose decay is the ridge's."""
 MATRIX_FREE_FROM = GRAM_LATENTS
 """Latents from which solves of k-sparse codes are matrix-free: the Gram matrix would have 512 MiB in float64."""
 
@@ -175,6 +178,12 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
             raise ValueError("scale='fit' needs SAE(decoder='tied_residual', tie_scale=True)")
         if not block.bias or not (block.weights or block.tied):
             raise TypeError(f"a solve writes W_dec and b_dec, which {type(sae).__name__} shares with W_enc or computes")
+        parts = getattr(self.when, "parts", None)
+        if parts is not None and parts > 1 and not self.solver.chooses:
+            raise ValueError(
+                f"solve_parts={parts} takes a ridge that is chosen at each solve, without prox_dec: strengths that are given multiply sums "
+                "over all samples; leave solve_parts out, or ridge and prox_dec"
+            )
         for p in (*block.weights, *block.bias):
             if not p.requires_grad:
                 raise ValueError(
@@ -204,16 +213,14 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
         return self.solver.wants_x_val
 
     def make_optimizer(self, sae: SAELike, fixed: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
-        """As for other methods; the decoder's own weights are a group of their own where the ridge pulls by its weight decay."""
+        """As for other methods, but the decoder's own weights are a third group where the ridge's gradient can be the optimizer's L2
+        decay, which costs no pass of its own: clipping has to see it, and a scheduler of one's own may count the groups."""
         optimizer = super().make_optimizer(sae, fixed)
-        if self._decays:
-            set_apart(optimizer, as_model(sae).decoder_block().weights)
+        if self.gradient == "both" and self.optimizer in L2_DECAY and self.clip is None and isinstance(self.schedule, str):
+            group = set_apart(optimizer, as_model(sae).decoder_block().weights)
+            if group is not None:
+                group[PULLED] = True
         return optimizer
-
-    @property
-    def _decays(self) -> bool:
-        """Whether the ridge's gradient can be the optimizer's L2 decay, which costs no pass of its own. Clipping has to see it."""
-        return self.gradient == "both" and self.optimizer in L2_DECAY and self.clip is None
 
     def step(self, sae: SAELike, state: PAMState, x: Tensor) -> None:
         """The gradient phase on a batch (n, d_in), and a solve where one is due. Raises DivergenceError."""
@@ -260,7 +267,8 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
             if not self.waits(state):
                 self.solve(sae, state, stats)
         elif not self.waits(state):
-            self.decoder_step(sae, state, self.when.rows(state, batches, self._rests(state)))
+            found = self.when.rows(state, batches, self._rests(state)) if self.solver.chooses else batches
+            self.decoder_step(sae, state, found)
 
     def waits(self, state: PAMState) -> bool:
         """Whether the residual is held and its share of the steps is not over."""
@@ -282,7 +290,7 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
         if self._matrix_free(state.model):
             stats = MatrixFreeStats(n_latents, d_in, dtype=b_dec.dtype, device=b_dec.device)
         else:
-            stats = self.solver.statistics(state.model, len(state.data))
+            stats = self.solver.statistics(state.model, _rows_of(batches, len(state.data)))
         own = batches if state.processes is None else state.processes.deal(batches)
         state.totals = self.no_totals(state.model)
         self.gather(sae, state, stats, (x.to(device=b_dec.device, dtype=b_dec.dtype) for x in own), state.totals)
@@ -377,10 +385,9 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
         block = state.model.decoder_block()
         if block.residual is not None and (state.held or state.ridge == math.inf):
             block.residual.grad = None
-        elif self._decays:
-            for group in state.optimizer.param_groups:
-                if any(p is own for p in group["params"] for own in block.weights):
-                    group["weight_decay"] = self.weight_decay + 2 * (state.ridge or 0.0) / size
+        elif pulled := [group for group in state.optimizer.param_groups if group.get(PULLED)]:
+            for group in pulled:
+                group["weight_decay"] = self.weight_decay + 2 * (state.ridge or 0.0) / size
         elif state.ridge and self.gradient == "both":
             for p in block.weights:
                 if p.grad is not None:
@@ -394,5 +401,13 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
                     anchor.copy_(torch.where(mask, p.detach(), anchor.to(p)))
 
     def solved_numbers(self, state: PAMState) -> float:
-        """N d_in: the numbers that the strengths' sums run over; of a stream, d_in for each effective sample."""
+        """N d_in: the numbers that the strengths' sums run over, a ridge chosen on a part included; of a stream, d_in for each effective
+        sample."""
         return state.data.numel() if state.stats is None else max(1.0, state.stats.n_samples) * state.stats.d_in
+
+
+def _rows_of(batches: Iterable[Tensor], most: int) -> int:
+    """How many rows batches have, as far as that can be told without a pass over them."""
+    if isinstance(batches, Batches | Part):
+        return batches.n_rows
+    return sum(map(len, batches)) if isinstance(batches, list | tuple) else most

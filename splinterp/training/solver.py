@@ -104,6 +104,11 @@ class DecoderSolver:
         """Whether the ridge is chosen by held-out samples."""
         return isinstance(self.ridge, HeldOut)
 
+    @property
+    def chooses(self) -> bool:
+        """Whether a rule chooses the ridge, and no other strength is given."""
+        return isinstance(self.ridge, GCV | HeldOut) and not self.prox
+
     def statistics(self, model: SparseModel, n_samples: int) -> DecoderStats:
         """Empty ones for the codes of so many samples."""
         d_in, n_latents = model.shape

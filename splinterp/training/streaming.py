@@ -15,5 +15,5 @@ def StreamingPAMSGD(*, refresh_every: int = 100, keep: float = 0.5, **options: A
     Raises ValueError: an option out of range, or one of PAMSGD that says when to solve.
     """
     if any(name in options for name in (*WHEN_SHORTHANDS, "when")):
-        raise ValueError("decoder_every, solve_first, solve_gap and when do not act on a stream: set refresh_every")
+        raise ValueError(f"{', '.join(sorted(WHEN_SHORTHANDS))} and when do not act on a stream: set refresh_every")
     return PAMSGD(when=Refresh(every=refresh_every, keep=keep), **options)

@@ -19,7 +19,7 @@ PRICE = 0.1
 FACTORS, EIGENVECTORS = 3, 10
 """What choosing a ridge costs, in factors with their triangular solves: by factors, and by an eigendecomposition."""
 LEAST_SOLVES = 3
-"""A run whose length is known has so many, whatever they cost, if its steps allow."""
+"""The longest gap is the run by this, whatever a solve costs."""
 ROWS = 2
 """Samples a latent that a part must have."""
 NEVER = 10**9
@@ -70,10 +70,12 @@ class EveryEpoch(When):
     """At ends of epochs; the last epoch always ends on a solve of all samples.
 
     A solve costs about as much as gradient steps on the samples that it goes by, and a factor. Unless `gap` is given, those before the
-    last are spaced so that they take about a tenth of the time of the gradient steps, but three of a run's solves are due whatever they
-    cost, and 50 steps lie between two; and they go by one half of the samples, in turn, if that has twice as many as there are latents.
-    (On few samples an epoch is a few steps, and solving that often raised the validation error.) Where the decoder moves by solves
-    alone, and where the number of steps is unknown, every epoch ends on a solve of all samples.
+    last are spaced so that they take about a tenth of the time of the gradient steps, but a third of the steps is the longest gap, and
+    50 steps the shortest; and they go by one half of the samples, in turn, if that has twice as many as there are latents and the
+    ridge is chosen by a rule: what it chooses on a half stands for all (it is a ratio of variances, which does not grow with N), while
+    strengths that are given multiply sums over all samples. (On few samples an epoch is a few steps, and solving that often raised
+    the validation error.) Where the decoder moves by solves alone, and where the number of steps is unknown, every epoch ends on a
+    solve of all samples.
 
     Raises:
         ValueError: a gap or a number of parts below 1.
@@ -82,8 +84,8 @@ class EveryEpoch(When):
     gap: int | None = None
     """Least number of steps between two solves; None: by what they cost."""
     parts: int | None = None
-    """Solves before the last go by one of so many interleaved parts of the batches, in turn; None: two where `gap` is None and they are
-    large enough, else one."""
+    """Solves before the last go by one of so many interleaved parts of the samples of `fit`, in turn; None: two where `gap` is None and
+    they are large enough, else one."""
     first: bool = False
     """Solve at the start of each epoch instead: the decoder is then evaluated stale (as published for LLMs)."""
 
@@ -130,7 +132,7 @@ class EveryEpoch(When):
 
     def rows(self, state: PAMState, batches: Iterable[Tensor], rests: bool) -> Iterable[Tensor]:
         parts = self._parts(state) if rests and _unfinished(state) else 1
-        if parts == 1 or not isinstance(batches, Batches) or len(batches) < parts:
+        if parts == 1 or not isinstance(batches, Batches) or batches.n_rows < 2 * parts:
             return batches
         return batches.part(state.solves % parts, parts)
 

@@ -18,6 +18,8 @@ from splinterp.decoder import (
     solve_by_held_out,
     solve_decoder,
 )
+from splinterp.decoder._search import LOWEST, Point, search
+from splinterp.decoder._spectral import gcv_spectrum
 from tests.helpers import linear_problem, rng, sparse_codes, stats_of
 from tests.properties.test_gcv import explicit_score
 
@@ -67,6 +69,49 @@ def test_what_is_left_to_the_full_search():
         gcv_ridge(stats, around=-1.0)
     silent = stats_of(torch.zeros(400, 300, dtype=torch.float64), x[:400])
     assert math.isinf(gcv_ridge(silent, search="factors").ridge)
+
+
+def test_without_a_prior_the_largest_finite_ridge_is_looked_at_where_infinity_is_chosen():
+    z = sparse_codes(3_000, 200, 6)
+    stats = stats_of(z, torch.randn(3_000, 40, generator=rng(1), dtype=torch.float64))  # nothing to explain
+    found, full = (
+        gcv_ridge(stats),
+        gcv_ridge(stats_of(z, torch.randn(3_000, 40, generator=rng(1), dtype=torch.float64)), search="full"),
+    )
+    assert math.isinf(found.ridge)
+    assert math.isinf(full.ridge)
+    assert found.path[-2][0] == pytest.approx(full.path[-2][0], rel=1e-6)
+
+
+def test_a_tie_up_to_the_rounding_of_float32_products_is_the_priors():
+    z, _, Q = linear_problem(2_000, 300, 20, 0)
+    for products in (None, torch.float32):
+        stats = DecoderStats(300, 20, products=products).update(z, z @ Q + 1)
+        solution, found = solve_by_gcv(stats, Q)
+        assert math.isinf(found.ridge)
+        assert torch.equal(solution.W_dec, Q)
+
+
+@pytest.mark.parametrize("case", ["forgotten", "weighted", "several codes", "inflated"])
+def test_statistics_of_every_kind_are_searched_by_factors(case):
+    z, x, Q = linear_problem(900, 300, 140, 0, noise=2.0)
+    weights = torch.rand(900, generator=rng(4), dtype=torch.float64) if case == "weighted" else None
+
+    def build():
+        stats = DecoderStats(300, 140).update(z, x, weights)
+        if case == "several codes":
+            stats.update(0.5 * z, x, 0.7, again=True)
+        return stats.forget(0.9) if case == "forgotten" else stats
+
+    inflation = 1.4 if case == "inflated" else 1.0
+    full = gcv_ridge(build(), Q, search="full", inflation=inflation)
+    stats = build()
+    found = gcv_ridge(stats, Q, inflation=inflation)
+    assert stats._spectrum is None
+    assert found.score == pytest.approx(full.score, rel=0.03)
+    curve = gcv_spectrum(build(), Q, 0.0, None, inflation)
+    at_choice = curve.score_at_infinity() if math.isinf(found.ridge) else curve.score(np.array([found.ridge]))[0]
+    assert at_choice <= 1.001 * full.score
 
 
 def test_the_prior_wins_where_it_is_best():
@@ -195,3 +240,17 @@ def test_on_a_gpu_the_choice_is_that_on_the_cpu():
     assert ours.W_dec.device.type == "cuda"
     assert chosen.ridge == pytest.approx(expected.ridge, rel=1e-2)
     torch.testing.assert_close(ours.W_dec.cpu(), theirs.W_dec, rtol=1e-2, atol=1e-3)
+
+
+@pytest.mark.parametrize(("at", "expected"), [(1.0, 1.0), (-3.0, 0.0), (40.0, math.log(1e10))])
+def test_a_search_without_a_model_ends_near_the_minimum_or_at_the_end_of_the_range(at, expected):
+    """Only signs of slopes are known, as where curvatures are negative; `at` is the minimum's log, from the lowest ridge."""
+    looks = []
+
+    def look(ridge):
+        looks.append(math.log(ridge / LOWEST))
+        return Point(looks[-1] - at, math.nan)
+
+    found = search(look, lambda ridge: 1.0 + (math.log(ridge / LOWEST) - at) ** 2, 1.0, 1.0, False)
+    assert math.log(found / LOWEST) == pytest.approx(expected, abs=0.05)
+    assert len(looks) <= 12

@@ -177,6 +177,27 @@ def test_the_ridge_pulls_the_same_as_the_optimizers_decay_and_as_a_gradient(deco
     assert not torch.allclose(trained(1e12), trained(1e12, pulls=False))
 
 
+def test_only_the_decoders_own_weights_are_decayed_by_the_ridge():
+    """Not where somebody else makes the optimizer, nor where a scheduler of one's own counts the groups."""
+
+    class Own(PAMSGD):
+        def make_optimizer(self, sae, fixed=()):
+            return torch.optim.Adam(sae.parameters(), lr=self.lr)
+
+    x, pulls = samples(100), {}
+    for method in (Own(ridge=40.0), PAMSGD(ridge=40.0, optimizer="adamw"), PAMSGD(ridge=40.0)):
+        sae = make_sae("TopK", "tied_residual")
+        state = method.init(sae, x)
+        method.decoder_step(sae, state, [x])
+        method.encoder_step(sae, state, x)
+        for group in state.optimizer.param_groups:
+            if group["weight_decay"] > 0:
+                pulls[type(method).__name__, method.optimizer] = [p is sae.residual for p in group["params"]]
+    assert pulls == {("PAMSGD", "adam"): [True]}
+    by_group = PAMSGD(schedule=lambda o: torch.optim.lr_scheduler.LambdaLR(o, [lambda t: 1.0, lambda t: 0.5]))
+    fit(make_sae("TopK", "tied_residual"), x, by_group, epochs=2)
+
+
 def test_infinite_ridge_freezes_the_residual():
     x = samples(100)
     sae = make_sae("TopK", "tied_residual")

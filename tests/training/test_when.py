@@ -7,7 +7,8 @@ import itertools
 import pytest
 import torch
 
-from splinterp import PAMSGD, SAE, TopK, fit
+from splinterp import PAMSGD, SAE, BiasAdaptation, TopK, fit
+from splinterp.data import ActivationStore, StoreWriter
 from splinterp.training import EveryEpoch
 from splinterp.training.batches import Batches
 from splinterp.training.when import GAP, LEAST_SOLVES, PRICE, ROWS
@@ -43,7 +44,7 @@ def test_solves_are_paid_for_by_the_steps_between_them(solves):
     assert steps == [*range(80, 880, 80), 900]  # so near the end there is none before the last
     cost = 80 + 3 * (12**2 / (6 * 8) + 12)
     assert all(cost <= PRICE * 16 * (b - a) for a, b in itertools.pairwise(steps[:-1]))
-    half = [x.view(-1, 16, 8)[start::2].flatten(0, 1) for start in (0, 1)]
+    half = [x.view(-1, 10, 8)[start::2].flatten(0, 1) for start in (0, 1)]
     for turn, (_, rows) in enumerate(solves[:-1]):
         assert torch.equal(rows, half[turn % 2])
     assert torch.equal(solves[-1][1], x)
@@ -84,8 +85,70 @@ def test_parts_of_ones_own(solves):
     assert len({tuple(row.tolist()) for row in firsts}) == 5
     assert {len(rows) for _, rows in solves[:-1]} == {32}
     solves.clear()
-    run(16, 120, solve_gap=20, solve_parts=5)  # one batch has no parts
+    run(16, 120, solve_gap=20, solve_parts=9)  # fewer than two rows each
     assert {len(rows) for _, rows in solves} == {16}
+
+
+@pytest.mark.parametrize(("n", "batch_size"), [(1_001, 1_000), (1_002, 1_000), (700, 512), (999, 333), (65, 64)])
+def test_parts_are_of_nearly_equal_size_however_the_batches_fall(solves, n, batch_size):
+    x, _, _ = run(n, 300, batch_size=batch_size)
+    assert len(solves) > 2
+    for _, rows in solves[:-1]:
+        assert abs(len(rows) - n / 2) <= max(1, n / 16)
+    assert len(torch.unique(torch.cat([rows for _, rows in solves[:2]]), dim=0)) == n
+    assert torch.equal(solves[-1][1], x)
+
+
+@pytest.mark.parametrize("options", [{"ridge": 3.0}, {"prox_dec": 2.0}])
+def test_strengths_that_are_given_multiply_sums_over_all_samples(solves, options):
+    run(160, 240, **options)
+    assert len(solves) > 1
+    assert {len(rows) for _, rows in solves} == {160}
+    with pytest.raises(ValueError, match="solve_parts=2 takes a ridge that is chosen"):
+        run(160, 240, solve_parts=2, **options)
+
+
+def test_a_store_is_read_in_the_same_parts(solves, tmp_path):
+    x = samples(160)
+    writer = StoreWriter(tmp_path, 8)
+    for shard in x.split(50):
+        writer.append(shard, torch.zeros(len(shard), 3, dtype=torch.int64))
+    writer.finish()
+    sae = SAE(8, 12, TopK(3), "tied_residual", generator=rng())
+    fit(sae, ActivationStore(tmp_path), PAMSGD(lr=0.01), steps=240, batch_size=16, generator=0)
+    from_store = list(solves)
+    solves.clear()
+    run(160, 240)
+    assert [step for step, _ in from_store] == [step for step, _ in solves]
+    for (_, ours), (_, theirs) in zip(from_store, solves, strict=True):
+        assert torch.equal(ours, theirs)
+
+
+@pytest.mark.parametrize(("n", "lower"), [(400, True), (300, False)])
+def test_products_are_float32_where_the_rows_of_the_solve_are_enough(monkeypatch, n, lower):
+    found = []
+    original = PAMSGD.solve
+    monkeypatch.setattr(
+        PAMSGD, "solve", lambda self, sae, state, stats: (found.append(stats), original(self, sae, state, stats))
+    )
+    x = samples(n)
+    sae = SAE(8, 90, TopK(3), "tied_residual", generator=rng())
+    state = PAMSGD().init(sae, x)
+    PAMSGD().decoder_step(sae, state, Batches(x, 32, x.device, x.dtype).part(0, 2))
+    PAMSGD().decoder_step(sae, state, list(x[:100].split(32)))
+    assert [stats.products == torch.float32 for stats in found] == [lower, False]
+
+
+def test_held_residuals_and_bias_adaptation_solve_by_the_same_schedule(solves):
+    run(160, 400, hold=0.3)
+    assert [step for step, _ in solves] == [120, 200, 280, 360, 400]
+    assert len(solves[0][1]) == 160  # the first solve after the hold decides whether the residual comes in
+    solves.clear()
+    x = samples(160)
+    sae = SAE(8, 12, TopK(3), "tied_residual", tie_scale=True, generator=rng())
+    fit(sae, x, BiasAdaptation(base=PAMSGD(lr=0.01)), steps=400, batch_size=16, generator=0)
+    assert [len(rows) for _, rows in solves] == [*[80] * (len(solves) - 1), 160]
+    assert len(solves) > 2
 
 
 def test_a_decoder_that_moves_by_solves_alone_is_solved_for_from_all_samples(solves):
@@ -128,7 +191,9 @@ def test_a_resumed_run_takes_the_same_parts(tmp_path):
 def test_parts_of_batches_are_all_of_them_once():
     x = samples(70)
     batches = Batches(x, 16, x.device, x.dtype)
-    parts = [list(batches.part(index, 3)) for index in range(3)]
-    assert [len(part) for part in parts] == [2, 2, 1]
-    mixed = [parts[i % 3][i // 3] for i in range(5)]
+    parts = [batches.part(index, 3) for index in range(3)]
+    assert sum(part.n_rows for part in parts) == 70
+    found = [list(part) for part in parts]
+    assert [sum(map(len, blocks)) for blocks in found] == [part.n_rows for part in parts]
+    mixed = [found[i % 3][i // 3] for i in range(sum(map(len, found)))]
     assert torch.equal(torch.cat(mixed), x)
