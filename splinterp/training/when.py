@@ -120,9 +120,8 @@ class EveryEpoch(When):
         """Of a solve, in samples that a gradient step goes by."""
         d_in, n_latents = state.model.shape
         rows = len(state.data) / self._parts(state)
-        factor = (
-            n_latents**2 / (6 * d_in) + n_latents
-        )  # n^3 / 6 + n^2 d_in multiplications, and a step has 2 n d_in for a sample
+        # a factor and its solves have n^3 / 6 + n^2 d_in multiplications in float64, a gradient step has 2 n d_in for a sample in float32
+        factor = n_latents**2 / (6 * d_in) + n_latents
         return rows + (FACTORS if rows > n_latents else EIGENVECTORS) * factor
 
     def _parts(self, state: PAMState) -> int:
