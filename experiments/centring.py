@@ -7,7 +7,6 @@ features, 5 a sample, in 64 dimensions, moved off the origin along a random dire
 
 from __future__ import annotations
 
-import argparse
 import itertools
 import warnings
 from dataclasses import asdict, dataclass, replace
@@ -16,13 +15,9 @@ from typing import Any
 
 import torch
 
-from experiments.activations import raw_tokens
-from experiments.options import MNIST_HELP, add_common_options, add_data_dir
+from experiments.choices import data_parser, run_on, store_of
 from experiments.report import table, with_interval
-from experiments.runs import Run, pool_size
-from experiments.sources import IMAGES, source_of, split_name
-from experiments.store import RecordStore
-from experiments.texts import location
+from experiments.runs import Run
 from splinterp import PAMSGD, SAE, TopK, fit
 from splinterp.data import SparseFeatures
 
@@ -57,6 +52,7 @@ class Config:
 
 
 MINILM = Config("minilm-3", k=32, n_latents=1_536, n_train=9_000, epochs=29)
+CONFIGS = {"mnist": Config(), "minilm": MINILM}
 
 
 def offset(config: Config, size: float, centre: str, seed: int) -> dict[str, float]:
@@ -87,15 +83,8 @@ def render(results: dict[str, Any], markdown: bool = False) -> str:
 
 def main(config: Config, out: Path, data_dir: str | None = None, jobs: int = 1, device: str = "cpu") -> Path:
     """Run what is missing, write `centring-DATA.json`, print the tables. Returns the results file."""
-    source = source_of(config.data, data_dir)
+    store, source = store_of("centring", config.data, out, data_dir)
     config = replace(config, source=source.key)
-    name = f"centring-{config.data}"
-
-    def prepare() -> None:  # extracted once, before several processes want it
-        if config.data not in IMAGES:
-            raw_tokens(*split_name(config.data), pool_size(config.data), data_dir, source.key)
-
-    store = RecordStore(out, f"{name}-runs", source=source, prepare=prepare)
     cells = {pair: [config.run(*pair, seed) for seed in config.seeds] for pair in itertools.product(config.methods, CENTRES)}
     store.complete(
         [run for runs in cells.values() for run in runs], jobs=jobs, device=device, data_dir=data_dir, label="centring"
@@ -110,20 +99,11 @@ def main(config: Config, out: Path, data_dir: str | None = None, jobs: int = 1, 
         found = [offset(config, size, centre, seed) for seed in config.seeds]
         offsets.append({"offset": size, "centre": centre, **{key: [f[key] for f in found] for key in found[0]}})
     store.merge(asdict(config))
-    path = store.write_results(name, {"centres": centres, "offsets": offsets, "config": asdict(config)})
+    path = store.write_results(f"centring-{config.data}", {"centres": centres, "offsets": offsets, "config": asdict(config)})
     print(f"{render({'centres': centres, 'offsets': offsets, 'config': asdict(config)})}\n\n{store.report()}\nwritten: {path}")
     return path
 
 
 def command(argv: list[str]) -> Path:
     """`python -m experiments centring --data mnist | minilm-3`"""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments centring", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--data", choices=("mnist", "minilm"), default="mnist", help="data to train on (default: mnist)")
-    add_data_dir(parser, f"{MNIST_HELP}; for minilm: with wikitext2/")
-    add_common_options(parser)
-    args = parser.parse_args(argv)
-    config = Config() if args.data == "mnist" else MINILM
-    data_dir = location(None, args.data_dir) if args.data == "minilm" else args.data_dir
-    return main(config, args.out, data_dir, args.jobs, args.device)
+    return run_on(main, CONFIGS, data_parser("centring", __doc__, CONFIGS).parse_args(argv))

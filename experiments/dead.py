@@ -11,20 +11,17 @@ test sample.
 
 from __future__ import annotations
 
-import argparse
 import sys
 from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.activations import raw_tokens
-from experiments.options import MNIST_HELP, add_common_options, add_data_dir
+from experiments.choices import data_parser, run_on, store_of
 from experiments.report import table, with_interval
-from experiments.runs import REMEDIES, Run, pool_size
-from experiments.sources import IMAGES, source_of, split_name
+from experiments.runs import REMEDIES, Run
 from experiments.store import RecordStore
-from experiments.texts import TEXTS, location
+from experiments.texts import TEXTS
 from experiments.tuning import Cell, choose_step_sizes
 
 BASES = ("SGD", "PAM")
@@ -112,15 +109,9 @@ def render(results: dict[str, Any], markdown: bool = False) -> str:
 
 def main(config: Config, out: Path, data_dir: str | None = None, jobs: int = 1, device: str = "cpu") -> Path:
     """Run what is missing, write `dead-DATA.json` and `dead-DATA-runs.json` into `out`, print the table."""
-    source = source_of(config.data, data_dir)
+    store, source = store_of("dead", config.data, out, data_dir)
     config = replace(config, source=source.key)
     print(f"data: {source.name}", file=sys.stderr)
-
-    def prepare() -> None:  # extracted once, before several processes want it
-        if config.data not in IMAGES:
-            raw_tokens(*split_name(config.data), pool_size(config.data), data_dir, source.key)
-
-    store = RecordStore(out, f"dead-{config.data}-runs", source=source, prepare=prepare)
     rows = collect(config, store, jobs=jobs, device=device, data_dir=data_dir)
     store.merge(asdict(config))
     path = store.write_results(f"dead-{config.data}", {"config": asdict(config), "remedies": rows})
@@ -130,15 +121,9 @@ def main(config: Config, out: Path, data_dir: str | None = None, jobs: int = 1, 
 
 def command(argv: list[str]) -> Path:
     """`python -m experiments dead --data mnist | minilm`"""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments dead", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--data", choices=CONFIGS, default="mnist")
-    add_data_dir(parser, f"{MNIST_HELP}; for minilm: with wikitext2/")
+    parser = data_parser("dead", __doc__, CONFIGS)
     parser.add_argument("--text", choices=TEXTS, help="what MiniLM reads (default: as --data-dir says)")
-    add_common_options(parser)
     args = parser.parse_args(argv)
     if args.text and args.data != "minilm":
         parser.error(f"--text {args.text} is for --data minilm, not {args.data}")
-    data_dir = location(args.text, args.data_dir) if args.data == "minilm" else args.data_dir
-    return main(CONFIGS[args.data], args.out, data_dir, args.jobs, args.device)
+    return run_on(main, CONFIGS, args, args.text)

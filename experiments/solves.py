@@ -8,18 +8,13 @@ default) or from all; at the end alone.
 
 from __future__ import annotations
 
-import argparse
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.activations import raw_tokens
-from experiments.options import MNIST_HELP, add_common_options, add_data_dir
+from experiments.choices import data_parser, run_on, store_of
 from experiments.report import table, with_interval
-from experiments.runs import Run, pool_size
-from experiments.sources import IMAGES, source_of, split_name
-from experiments.store import RecordStore
-from experiments.texts import location
+from experiments.runs import Run
 from splinterp.training.when import NEVER
 
 SCHEDULES: dict[str, tuple[tuple[str, Any], ...]] = {
@@ -62,6 +57,7 @@ MINILM = Config(
     "minilm-3", k=32, n_latents=1_536, batch_size=256,
     cells=((9_000, "TopK", 56), (9_000, "AbsTopK", 56), (36_000, "TopK", 15), (36_000, "AbsTopK", 15), (9_000, "TopK", 4)),
 )  # fmt: skip
+CONFIGS = {"mnist": Config(), "minilm": MINILM}
 
 
 def render(results: dict[str, Any], markdown: bool = False) -> str:
@@ -81,15 +77,8 @@ def render(results: dict[str, Any], markdown: bool = False) -> str:
 
 def main(config: Config, out: Path, data_dir: str | None = None, jobs: int = 1, device: str = "cpu") -> Path:
     """Run what is missing, write `solves-DATA.json`, print the table. Returns the results file."""
-    source = source_of(config.data, data_dir)
+    store, source = store_of("solves", config.data, out, data_dir)
     config = replace(config, source=source.key)
-    name = f"solves-{config.data}"
-
-    def prepare() -> None:  # extracted once, before several processes want it
-        if config.data not in IMAGES:
-            raw_tokens(*split_name(config.data), pool_size(config.data), data_dir, source.key)
-
-    store = RecordStore(out, f"{name}-runs", source=source, prepare=prepare)
     runs = {
         (cell, schedule): [config.run(cell, schedule, seed) for seed in config.seeds]
         for cell in config.cells for schedule in SCHEDULES
@@ -104,20 +93,11 @@ def main(config: Config, out: Path, data_dir: str | None = None, jobs: int = 1, 
         rows.append({"cell": list(cell), "schedule": schedule, **found})
     store.merge(asdict(config))
     results = {"schedules": rows, "config": asdict(config)}
-    path = store.write_results(name, results)
+    path = store.write_results(f"solves-{config.data}", results)
     print(f"{render(results)}\n\n{store.report()}\nwritten: {path}")
     return path
 
 
 def command(argv: list[str]) -> Path:
     """`python -m experiments solves --data mnist | minilm`"""
-    parser = argparse.ArgumentParser(
-        prog="python -m experiments solves", description=__doc__, formatter_class=argparse.RawTextHelpFormatter
-    )
-    parser.add_argument("--data", choices=("mnist", "minilm"), default="mnist", help="data to train on (default: mnist)")
-    add_data_dir(parser, f"{MNIST_HELP}; for minilm: with wikitext2/")
-    add_common_options(parser)
-    args = parser.parse_args(argv)
-    config = Config() if args.data == "mnist" else MINILM
-    data_dir = location(None, args.data_dir) if args.data == "minilm" else args.data_dir
-    return main(config, args.out, data_dir, args.jobs, args.device)
+    return run_on(main, CONFIGS, data_parser("solves", __doc__, CONFIGS).parse_args(argv))

@@ -8,6 +8,7 @@ solves; that of coding is the encoder's product.
 
 from __future__ import annotations
 
+import math
 import os
 import statistics
 import sys
@@ -90,7 +91,7 @@ def _parts(case: Case, repeats: int, threads: int) -> dict[str, float]:
     stats = sums(torch.float32)
     prior = sae.tied_rows().detach()
     best = solve_by_gcv(stats, prior)[1].ridge
-    near = gcv_ridge(stats, prior, around=3 * best).ridge if torch.isfinite(torch.tensor(best)) else 1.0
+    near = gcv_ridge(stats, prior, around=3 * best).ridge if math.isfinite(best) else 1.0
 
     def fresh(work: Callable[[], Any]) -> Callable[[], Any]:
         def call() -> Any:

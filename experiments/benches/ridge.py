@@ -65,13 +65,13 @@ def run(quick: bool, device: str) -> dict[str, Any]:
         (exact, lower), prior = _statistics(x, n_latents, activation, decoder)
         full = gcv_ridge(exact, prior, search="full")
         curve = gcv_spectrum(exact, None if prior is None else as_rows(prior, "prior", exact), 0.0, None, 1.0)
-        exact._spectrum = None
+        exact.altered()
         for stats in (exact, lower):
             for name, start in STARTS.items():
                 around = start if start is None or math.isinf(start) else start * full.ridge
                 chosen = gcv_ridge(stats, prior, around=around, search="factors")
                 by_factors = stats._spectrum is None
-                stats._spectrum = stats._factor = None
+                stats.altered()
                 score = (
                     curve.score_at_infinity() if math.isinf(chosen.ridge) else float(curve.score(np.array([chosen.ridge]))[0])
                 )

@@ -10,10 +10,12 @@ slope and curvature of the score, which a Newton method goes by.
 from __future__ import annotations
 
 import math
+from typing import Any
 
 import torch
 
 from splinterp._typing import Float, Tensor
+from splinterp.decoder._cholesky import Factor
 from splinterp.decoder._search import HIGHEST, DoubtError, Point, search
 from splinterp.decoder.statistics import DecoderStats, squared_norm
 
@@ -41,10 +43,7 @@ def inner(x: Tensor, y: Tensor) -> float:
 
 
 class Curve:
-    """A score along the ridge, by factors. Subclasses say what it is.
-
-    `deviation` (n_latents, d_in) is D at the ridge that was last looked at, `looked` the scores so far.
-    """
+    """A score along the ridge, by factors. Subclasses say what it is: `evaluate` adds a ridge's score to `looked`."""
 
     def __init__(self, stats: DecoderStats, prior: Tensor | None) -> None:
         self.stats, self.without_prior = stats, prior is None
@@ -53,8 +52,7 @@ class Curve:
         self.rank = min(int((diagonal > 0).sum()), int(stats.n_distinct) - 1)
         self.trace = float(diagonal.sum(dtype=torch.float64))
         self.looked: dict[float, float] = {}
-        self.deviation: Tensor | None = None
-        self._at = math.nan
+        self._solved: tuple[float, float, Tensor] | None = None
         generator = torch.Generator().manual_seed(0)
 
         def signs(rows: int, columns: int) -> Tensor:
@@ -75,42 +73,50 @@ class Curve:
         """Where to begin, knowing nothing."""
         return START * self.mean * min(1.0, START_SAMPLES * self.rank / self.stats.n_samples)
 
-    def solve(self, ridge: float) -> Float[Tensor, "n_latents d_in"]:
-        """D, with a factor that `look` goes on with. Raises DoubtError where there is none."""
+    def solve(self, ridge: float) -> tuple[Factor, float, Float[Tensor, "n_latents d_in"]]:
+        """The factor, |L^{-1} B|^2 and D, once for calls on end. Raises DoubtError where there is no factor."""
         factor = self.stats.factor(ridge)
         if factor is None:
             raise DoubtError
-        if self._at != ridge:
+        if self._solved is None or self._solved[0] != ridge:
             half = factor.forward(self.right)
-            self.explained = squares(half)
-            self.deviation = factor.backward(half)
-            self._at = ridge
-        assert self.deviation is not None
-        return self.deviation
+            self._solved = ridge, squares(half), factor.backward(half)
+        return factor, *self._solved[1:]
 
     def few(self, x: Tensor) -> Tensor:
         """The columns of x, or random combinations of them with the same expected products."""
         return x if self.combinations is None else x @ self.combinations
 
-    def search(self, around: float | None, falls_to_infinity: bool) -> float:
+    def search(self, around: float | None) -> float:
         """The chosen ridge, infinity included; its score is looked at. Raises DoubtError."""
         start = self.start() if around is None or around == 0 else self.mean if math.isinf(around) else around
-        found = search(self.look, self.known_score, start, self.mean, falls_to_infinity)
-        self.known_score(
-            HIGHEST * self.mean if math.isinf(found) else found
-        )  # the largest finite one, for those without a prior
+        found = search(self.look, self.score, start, self.mean, self.falls_to_infinity())
+        if not math.isinf(found):
+            self.score(found)
+        elif self.without_prior:  # infinity would be W = 0: the largest finite ridge stands in
+            self.score(HIGHEST * self.mean)
         return found
-
-    def known_score(self, ridge: float) -> float:
-        """`score`, computed once. Raises DoubtError."""
-        return self.looked[ridge] if ridge in self.looked else self.score(ridge)
 
     def score(self, ridge: float) -> float:
         """The score at a ridge. Raises DoubtError."""
+        if ridge not in self.looked:
+            self.evaluate(ridge)
+        return self.looked[ridge]
+
+    def evaluate(self, ridge: float) -> Any:
+        """Put the score at a ridge into `looked`; returns what `look` goes on with. Raises DoubtError."""
         raise NotImplementedError
 
     def look(self, ridge: float) -> Point:
-        """The score at a ridge, with derivatives. Raises DoubtError."""
+        """What the score does at a ridge. Raises DoubtError."""
+        raise NotImplementedError
+
+    def at_infinity(self) -> float:
+        """The score of the prior alone."""
+        raise NotImplementedError
+
+    def falls_to_infinity(self) -> bool:
+        """Whether the prior is a local minimum: to first order in 1 / ridge."""
         raise NotImplementedError
 
 
@@ -125,20 +131,16 @@ class GCVCurve(Curve):
         self.df: dict[float, float] = {}
 
     def at_infinity(self) -> float:
-        """GCV of the prior alone."""
         return self.at_prior / self.stats.n_samples / (1 - 1 / self.stats.n_distinct) ** 2
 
     def falls_to_infinity(self) -> bool:
-        """Whether the prior is a local minimum: to first order in 1 / ridge."""
         return squares(self.right) * (self.stats.n_distinct - 1) <= self.inflation * self.trace * self.at_prior
 
-    def _parts(self, ridge: float) -> tuple[float, float, Tensor]:
+    def evaluate(self, ridge: float) -> tuple[float, float, Tensor]:
         """(rss, slack, L^{-1} probes)."""
         N, m = self.stats.n_distinct, self.stats.n_latents
-        deviation = self.solve(ridge)
-        rss = self.at_prior - self.explained - ridge * squares(deviation)
-        factor = self.stats.factor(ridge)
-        assert factor is not None
+        factor, explained, deviation = self.solve(ridge)
+        rss = self.at_prior - explained - ridge * squares(deviation)
         half = factor.forward(self.probes)
         each = half.square().sum(0, dtype=torch.float64)
         trace = float(each.sum() if self.exact else each.mean())
@@ -152,14 +154,10 @@ class GCVCurve(Curve):
         self.looked[ridge] = rss / self.stats.n_samples / (slack / N) ** 2
         return rss, slack, half
 
-    def score(self, ridge: float) -> float:
-        self._parts(ridge)
-        return self.looked[ridge]
-
     def look(self, ridge: float) -> Point:
-        rss, slack, half = self._parts(ridge)
-        factor, deviation = self.stats.factor(ridge), self.few(self.solve(ridge))
-        assert factor is not None
+        rss, slack, half = self.evaluate(ridge)
+        factor, _, whole = self.solve(ridge)
+        deviation = self.few(whole)
         solved, width = factor.backward(half), deviation.shape[1]
         again = factor.forward(torch.cat([deviation, solved], dim=1))
         third, last = squares(again[:, :width]), squares(factor.backward(again[:, :width]))
@@ -193,13 +191,15 @@ class HeldOutCurve(Curve):
         super().__init__(stats, prior)
         self.gram, self.slope, self.constant, self.n = gram, slope, constant, n
 
+    def at_infinity(self) -> float:
+        return self.constant / self.n
+
     def falls_to_infinity(self) -> bool:
-        """Whether the prior is a local minimum: to first order in 1 / ridge."""
         return inner(self.slope, self.right) >= 0
 
-    def _gradient(self, ridge: float) -> tuple[float, Tensor]:
+    def evaluate(self, ridge: float) -> tuple[float, Tensor]:
         """(squared error, half its gradient in D)."""
-        deviation = self.solve(ridge)
+        _, _, deviation = self.solve(ridge)
         gradient = self.gram @ deviation
         error = self.constant + 2 * inner(deviation, self.slope) + inner(deviation, gradient)
         if error <= CANCELLED[self.stats.products] * abs(self.constant):
@@ -207,15 +207,10 @@ class HeldOutCurve(Curve):
         self.looked[ridge] = error / self.n
         return error, gradient.add_(self.slope)
 
-    def score(self, ridge: float) -> float:
-        self._gradient(ridge)
-        return self.looked[ridge]
-
     def look(self, ridge: float) -> Point:
-        error, gradient = self._gradient(ridge)
-        factor = self.stats.factor(ridge)
-        assert factor is not None
-        moved = factor.solve(self.few(self.solve(ridge)))  # -dD / dl
+        error, gradient = self.evaluate(ridge)
+        factor, _, deviation = self.solve(ridge)
+        moved = factor.solve(self.few(deviation))  # -dD / dl
         again = factor.solve(moved)
         few = self.few(gradient)
         first = -2 * inner(few, moved) / error

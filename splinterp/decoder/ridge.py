@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from typing import NamedTuple
+from typing import NamedTuple, TypeVar
 
 import torch
 
@@ -11,12 +11,14 @@ from splinterp._checks import at_least, one_of, whole
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.decoder._factored import Curve, GCVCurve, HeldOutCurve
 from splinterp.decoder._search import DoubtError, least, level, rounding_floor
-from splinterp.decoder._spectral import full_path, gcv_spectrum, held_out_path
+from splinterp.decoder._spectral import Path, full_path, gcv_spectrum, held_out_path
 from splinterp.decoder.exact import DecoderSolution, solve_decoder
 from splinterp.decoder.statistics import DecoderStats, as_rows, require_samples
 
 SEARCHES = ("auto", "full", "factors")
 """How the ridges to look at are found."""
+N_GRID = 101
+"""Points of each of the two grids of a full search."""
 NEAR = 1.1
 """Samples for each latent that fires, up to which the full search is taken: scores at small ridges are 0 / 0 up to 1."""
 SMALL = 128
@@ -49,6 +51,9 @@ class HeldOutResult(NamedTuple):
     path: tuple[tuple[float, float], ...]
 
 
+Result = TypeVar("Result", GCVResult, HeldOutResult)
+
+
 @torch.no_grad()
 def gcv_ridge(
     stats: DecoderStats,
@@ -59,7 +64,7 @@ def gcv_ridge(
     inflation: float = 1.0,
     around: float | None = None,
     search: str = "auto",
-    n_grid: int = 101,
+    n_grid: int = N_GRID,
 ) -> GCVResult:
     """Choose the ridge of `solve_decoder` by generalised cross-validation (Golub, Heath and Wahba 1979).
 
@@ -97,21 +102,7 @@ def gcv_ridge(
     >>> gcv_ridge(DecoderStats(4, 4).update(x, x)).ridge < 1e-3  # nothing to shrink: the codes are the samples
     True
     """
-    _check_search(search, n_grid, around)
-    require_samples(stats)
-    at_least("prox", prox, 0.0)
-    at_least("inflation", inflation, 1.0)
-    if stats.n_distinct < 2:
-        raise ValueError("generalised cross-validation needs at least 2 samples")
-    if prox > 0 and previous is None:
-        raise ValueError(f"prox={prox} pulls to the previous decoder: pass previous=W_dec")
-    if prox > 0 and search == "factors":
-        raise ValueError(f"prox={prox} takes the full search: leave search='factors' out")
-    if prox == 0 and _takes_factors(stats, search):
-        found = _gcv_by_factors(stats, prior, inflation, around)
-        if found is not None:
-            return found[0]
-    return _full_gcv(stats, prior, prox, previous, inflation, n_grid)
+    return _gcv(stats, prior, prox, previous, inflation, around, search, n_grid)[0]
 
 
 @torch.no_grad()
@@ -122,14 +113,7 @@ def solve_by_gcv(
 
     Arguments and errors as of `gcv_ridge`.
     """
-    _check_search("auto", 3, around)
-    found = None
-    if stats.n_distinct >= 2 and inflation >= 1 and _takes_factors(stats, "auto"):
-        found = _gcv_by_factors(stats, prior, inflation, around)
-    if found is not None:
-        return _solution(stats, prior, found[1]), found[0]
-    chosen = gcv_ridge(stats, prior, inflation=inflation, search="full")
-    return solve_decoder(stats, ridge=chosen.ridge, prior=prior), chosen
+    return _solved(stats, prior, *_gcv(stats, prior, 0.0, None, inflation, around))
 
 
 @torch.no_grad()
@@ -140,7 +124,7 @@ def held_out_ridge(
     *,
     around: float | None = None,
     search: str = "auto",
-    n_grid: int = 101,
+    n_grid: int = N_GRID,
 ) -> HeldOutResult:
     """Choose the ridge of `solve_decoder` by the error of its solution (weights and bias) on held-out samples.
 
@@ -168,10 +152,7 @@ def solve_by_held_out(
     stats: DecoderStats, held_out: DecoderStats, prior: ArrayLike | None = None, *, around: float | None = None
 ) -> tuple[DecoderSolution, HeldOutResult]:
     """`held_out_ridge` and `solve_decoder` at its choice in one. Arguments and errors as of `held_out_ridge`."""
-    chosen, deviation = _held_out(stats, held_out, prior, around, "auto", 101)
-    if deviation is not None:
-        return _solution(stats, prior, deviation), chosen
-    return solve_decoder(stats, ridge=chosen.ridge, prior=prior), chosen
+    return _solved(stats, prior, *_held_out(stats, held_out, prior, around))
 
 
 def _check_search(search: str, n_grid: int, around: float | None) -> None:
@@ -189,50 +170,64 @@ def _takes_factors(stats: DecoderStats, search: str) -> bool:
     return search == "factors" or (stats.n_latents > SMALL and stats._spectrum is None)
 
 
-def _solution(stats: DecoderStats, prior: ArrayLike | None, deviation: Tensor) -> DecoderSolution:
+def _solved(
+    stats: DecoderStats, prior: ArrayLike | None, chosen: Result, deviation: Tensor | None
+) -> tuple[DecoderSolution, Result]:
+    """The solution at a choice, by W - Q where that is known."""
+    if deviation is None:
+        return solve_decoder(stats, ridge=chosen.ridge, prior=prior), chosen
     W = deviation if prior is None else as_rows(prior, "prior", stats) + deviation
-    return DecoderSolution(W, stats.mean_x - stats.mean_acts @ W)
+    return DecoderSolution(W, stats.mean_x - stats.mean_acts @ W), chosen
 
 
-def _deviation(curve: Curve, ridge: float) -> Tensor:
-    return torch.zeros_like(curve.right) if math.isinf(ridge) else curve.solve(ridge)
-
-
-def _looked(curve: Curve, at_infinity: float, floor: float) -> tuple[tuple[float, float], ...]:
-    found = sorted(curve.looked.items())
-    return (*((ridge, level(score, at_infinity, floor)) for ridge, score in found), (math.inf, at_infinity))
-
-
-def _gcv_by_factors(
-    stats: DecoderStats, prior: ArrayLike | None, inflation: float, around: float | None
-) -> tuple[GCVResult, Tensor] | None:
-    """The choice and W - Q at it; None where factors cannot tell."""
-    curve = GCVCurve(stats, None if prior is None else as_rows(prior, "prior", stats), inflation)
+def _by_factors(curve: Curve, around: float | None, floor: float) -> tuple[Path, Tensor] | None:
+    """What a search by factors looked at, and W - Q at the best of it; None where factors cannot tell."""
     try:
-        curve.search(around, curve.falls_to_infinity())
-        path = _looked(curve, curve.at_infinity(), rounding_floor(stats.total, stats.n_samples, stats.products))
-        ridge, score = least(path)
-        return GCVResult(ridge, curve.df.get(ridge, 1.0), score, path), _deviation(curve, ridge)
+        curve.search(around)
+        at_infinity = curve.at_infinity()
+        looked = sorted(curve.looked.items())
+        path = (*((ridge, level(score, at_infinity, floor)) for ridge, score in looked), (math.inf, at_infinity))
+        ridge, _ = least(path)
+        return path, torch.zeros_like(curve.right) if math.isinf(ridge) else curve.solve(ridge)[2]
     except DoubtError:
         return None
 
 
-def _full_gcv(
-    stats: DecoderStats, prior: ArrayLike | None, prox: float, previous: ArrayLike | None, inflation: float, n_grid: int
-) -> GCVResult:
-    curve = gcv_spectrum(stats, prior, prox, previous, inflation)
+def _gcv(
+    stats: DecoderStats, prior: ArrayLike | None, prox: float, previous: ArrayLike | None, inflation: float, around: float | None,
+    search: str = "auto", n_grid: int = N_GRID,
+) -> tuple[GCVResult, Tensor | None]:  # fmt: skip
+    """The choice, and W - Q at it where factors found it."""
+    _check_search(search, n_grid, around)
+    require_samples(stats)
+    at_least("prox", prox, 0.0)
+    at_least("inflation", inflation, 1.0)
+    if stats.n_distinct < 2:
+        raise ValueError("generalised cross-validation needs at least 2 samples")
+    if prox > 0 and previous is None:
+        raise ValueError(f"prox={prox} pulls to the previous decoder: pass previous=W_dec")
+    if prox > 0 and search == "factors":
+        raise ValueError(f"prox={prox} takes the full search: leave search='factors' out")
     floor = rounding_floor(stats.total, stats.n_samples, stats.products)
+    if prox == 0 and _takes_factors(stats, search):
+        by_factors = GCVCurve(stats, None if prior is None else as_rows(prior, "prior", stats), inflation)
+        found = _by_factors(by_factors, around, floor)
+        if found is not None:
+            ridge, score = least(found[0])
+            return GCVResult(ridge, by_factors.df.get(ridge, 1.0), score, found[0]), found[1]
+    curve = gcv_spectrum(stats, prior, prox, previous, inflation)
     path = full_path(curve.score, curve.score_at_infinity(), curve.eig, n_grid, floor)
-    ridge, value = least(path)
+    ridge, score = least(path)
     if len(path) == 1:
-        return GCVResult(ridge, 1.0, value, ())
+        return GCVResult(ridge, 1.0, score, ()), None
     df = 1.0 if math.isinf(ridge) else 1.0 + float((curve.eig / (curve.eig + ridge + prox)).sum())
-    return GCVResult(ridge, df, value, path)
+    return GCVResult(ridge, df, score, path), None
 
 
 def _held_out(
-    stats: DecoderStats, held_out: DecoderStats, prior: ArrayLike | None, around: float | None, search: str, n_grid: int
-) -> tuple[HeldOutResult, Tensor | None]:
+    stats: DecoderStats, held_out: DecoderStats, prior: ArrayLike | None, around: float | None, search: str = "auto",
+    n_grid: int = N_GRID,
+) -> tuple[HeldOutResult, Tensor | None]:  # fmt: skip
     """The choice, and W - Q at it where factors found it."""
     _check_search(search, n_grid, around)
     require_samples(stats)
@@ -251,15 +246,8 @@ def _held_out(
     moved = gram @ Q - cross
     pulled = (moved - cross) * Q
     constant, floor = float(total + pulled.sum()), rounding_floor(total + pulled.abs().sum(), n, stats.products)
+    found = None
     if stats.n_distinct >= 2 and _takes_factors(stats, search):
-        curve = HeldOutCurve(stats, None if prior is None else Q, gram, moved, constant, n)
-        try:
-            curve.search(around, curve.falls_to_infinity())
-            path = _looked(curve, constant / n, floor)
-            ridge, value = least(path)
-            return HeldOutResult(ridge, value, path), _deviation(curve, ridge)
-        except DoubtError:
-            pass
-    path = held_out_path(stats, Q, gram, moved, constant, n, floor, n_grid)
-    ridge, value = least(path)
-    return HeldOutResult(ridge, value, path), None
+        found = _by_factors(HeldOutCurve(stats, None if prior is None else Q, gram, moved, constant, n), around, floor)
+    path, deviation = found or (held_out_path(stats, Q, gram, moved, constant, n, floor, n_grid), None)
+    return HeldOutResult(*least(path), path), deviation

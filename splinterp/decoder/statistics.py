@@ -78,6 +78,10 @@ class DecoderStats:
         self.mean_acts, self.mean_x, self.gram, self.cross, self.total = (
             torch.zeros(shape, dtype=self.dtype, device=self.device) for shape in ((m,), (d,), (m, m), (m, d), ())
         )
+        self.altered()
+
+    def altered(self) -> None:
+        """Drop what was derived from the sums: call it wherever something else than this class changes them."""
         self._spectrum: Spectrum | None = None
         self._factor: Factor | None = None
 
@@ -220,7 +224,7 @@ class DecoderStats:
         """Give all samples so far the weight `keep`, in [0, 1]: sums and number of samples shrink, means stay. Returns self."""
         if not 0 <= keep <= 1:
             raise ValueError(f"keep={keep} must be in [0, 1]")
-        self._spectrum = self._factor = None
+        self.altered()
         self.n_samples *= keep
         self.n_distinct *= keep
         for total in (self.gram, self.cross, self.total):
@@ -229,7 +233,7 @@ class DecoderStats:
 
     def _absorb(self, n: float, mean_acts: Tensor, mean_x: Tensor) -> None:
         """Move the means to those of the union with n samples of other means; add the between-group products."""
-        self._spectrum = self._factor = None
+        self.altered()
         old, new = self.n_samples, self.n_samples + n
         step_acts, step_x = mean_acts.to(self.dtype) - self.mean_acts, mean_x.to(self.dtype) - self.mean_x
         if old:

@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Iterator
+from collections.abc import Iterable, Iterator
 
 import torch
 
@@ -37,8 +37,11 @@ class Batches:
 
     def __iter__(self) -> Iterator[Tensor]:
         """In order."""
-        for part in self.x.split(self.batch_size):
-            yield part.to(device=self.device, dtype=self.dtype)
+        yield from map(self.moved, self.x.split(self.batch_size))
+
+    def moved(self, x: Tensor) -> Tensor:
+        """Rows on the device, in the dtype."""
+        return x.to(device=self.device, dtype=self.dtype)
 
     def part(self, index: int, of: int) -> Part:
         """One of `of` interleaved parts of the rows, which differ by at most a batch or an eighth of one; no others are read."""
@@ -47,12 +50,11 @@ class Batches:
     def shuffled(self, generator: torch.Generator) -> Iterator[Tensor]:
         """In an order drawn from a CPU generator, the same for every device."""
         if isinstance(self.x, ActivationStore):
-            for part in self.x.shuffled(self.batch_size, generator):
-                yield part.to(device=self.device, dtype=self.dtype)
+            yield from map(self.moved, self.x.shuffled(self.batch_size, generator))
             return
         order = torch.randperm(len(self.x), generator=generator).to(self.x.device)
         for rows in order.split(self.batch_size):
-            yield self.x[rows].to(device=self.device, dtype=self.dtype)
+            yield self.moved(self.x[rows])
 
 
 class Part:
@@ -71,4 +73,11 @@ class Part:
 
     def __iter__(self) -> Iterator[Tensor]:
         for start in self.starts:
-            yield self.batches.x[start : start + self.block].to(device=self.batches.device, dtype=self.batches.dtype)
+            yield self.batches.moved(self.batches.x[start : start + self.block])
+
+
+def rows_of(batches: Iterable[Tensor], most: int) -> int:
+    """How many rows batches have, as far as that can be told without a pass over them; else `most`."""
+    if isinstance(batches, Batches | Part):
+        return batches.n_rows
+    return sum(map(len, batches)) if isinstance(batches, list | tuple) else most

@@ -126,7 +126,8 @@ class ProcessGroup:
             stats.gram.addr_(step_acts, step_acts, alpha=old)
             self.sum_([stats.gram, stats.cross, total])
             stats.total = total[0].to(stats.dtype)
-            stats._spectrum, stats._factor, stats.n_distinct = None, None, float(n[1])
+            stats.n_distinct = float(n[1])
+            stats.altered()
         else:
             self.sum_([stats.squares, stats.cross, total])
             stats.total, stats.sum_over = float(total), lambda tensor: self.sum_([tensor])

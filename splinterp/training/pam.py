@@ -24,7 +24,7 @@ from splinterp.losses.forward import Forward
 from splinterp.losses.terms import Reconstruction, SquaredError, Term
 from splinterp.protocol import SAELike, SparseModel, as_model, blocks_of
 from splinterp.training.base import DivergenceError, GradientOptions
-from splinterp.training.batches import Batches, Part
+from splinterp.training.batches import rows_of
 from splinterp.training.optimizers import L2_DECAY, evaluated, set_apart
 from splinterp.training.pam_state import PAMState
 from splinterp.training.shorthands import WHEN_SHORTHANDS, Shorthands, gap_of, named
@@ -290,7 +290,7 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
         if self._matrix_free(state.model):
             stats = MatrixFreeStats(n_latents, d_in, dtype=b_dec.dtype, device=b_dec.device)
         else:
-            stats = self.solver.statistics(state.model, _rows_of(batches, len(state.data)))
+            stats = self.solver.statistics(state.model, rows_of(batches, len(state.data)))
         own = batches if state.processes is None else state.processes.deal(batches)
         state.totals = self.no_totals(state.model)
         self.gather(sae, state, stats, (x.to(device=b_dec.device, dtype=b_dec.dtype) for x in own), state.totals)
@@ -404,10 +404,3 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
         """N d_in: the numbers that the strengths' sums run over, a ridge chosen on a part included; of a stream, d_in for each effective
         sample."""
         return state.data.numel() if state.stats is None else max(1.0, state.stats.n_samples) * state.stats.d_in
-
-
-def _rows_of(batches: Iterable[Tensor], most: int) -> int:
-    """How many rows batches have, as far as that can be told without a pass over them."""
-    if isinstance(batches, Batches | Part):
-        return batches.n_rows
-    return sum(map(len, batches)) if isinstance(batches, list | tuple) else most

@@ -67,7 +67,7 @@ class PAMState(TrainState):
         if self.stats is None:
             return
         self.stats.n_samples, self.stats.n_distinct = saved["n_samples"], saved["n_distinct"]
-        self.stats._spectrum = self.stats._factor = None
+        self.stats.altered()
         for name in SUMS:
             copy_whole(getattr(self.stats, name), saved["sums"][name], name)
         for name, total in saved["totals"].items():

@@ -1,0 +1,43 @@
+"""What the experiments on MNIST or MiniLM that choose a default share: their store of runs, and their command line."""
+
+from __future__ import annotations
+
+import argparse
+from collections.abc import Callable, Mapping
+from pathlib import Path
+from typing import Any
+
+from experiments.activations import raw_tokens
+from experiments.options import MNIST_HELP, add_common_options, add_data_dir
+from experiments.runs import pool_size
+from experiments.sources import IMAGES, Source, source_of, split_name
+from experiments.store import RecordStore
+from experiments.texts import location
+
+
+def store_of(experiment: str, data: str, out: Path, data_dir: str | None) -> tuple[RecordStore, Source]:
+    """The records of an experiment's runs on `data`, and where these come from."""
+    source = source_of(data, data_dir)
+
+    def prepare() -> None:  # extracted once, before several processes want it
+        if data not in IMAGES:
+            raw_tokens(*split_name(data), pool_size(data), data_dir, source.key)
+
+    return RecordStore(out, f"{experiment}-{data}-runs", source=source, prepare=prepare), source
+
+
+def data_parser(experiment: str, description: str | None, names: Mapping[str, Any]) -> argparse.ArgumentParser:
+    """A parser with --data, one of `names`, where its files are, and the common options."""
+    parser = argparse.ArgumentParser(
+        prog=f"python -m experiments {experiment}", description=description, formatter_class=argparse.RawTextHelpFormatter
+    )
+    parser.add_argument("--data", choices=names, default="mnist", help="data to train on (default: mnist)")
+    add_data_dir(parser, f"{MNIST_HELP}; for minilm: with wikitext2/")
+    add_common_options(parser)
+    return parser
+
+
+def run_on(main: Callable[..., Path], configs: Mapping[str, Any], args: argparse.Namespace, text: str | None = None) -> Path:
+    """main(config, out, data_dir, jobs, device) for what `data_parser` has read."""
+    data_dir = location(text, args.data_dir) if args.data == "minilm" else args.data_dir
+    return main(configs[args.data], args.out, data_dir, args.jobs, args.device)
