@@ -9,6 +9,7 @@ import pytest
 from experiments import __main__ as command_line
 from experiments import dead, runs
 from experiments.files import read_results
+from experiments.sources import source_of
 from experiments.store import RecordStore
 from splinterp import BiasAdaptation
 from splinterp.losses import AuxK
@@ -51,7 +52,7 @@ def test_remedies_are_what_they_are_called():
 
 @pytest.mark.slow
 def test_step_sizes_are_tuned_alike(small):
-    store = RecordStore(small.parent, "dead-digits-runs", source=dead.source_of("digits"))
+    store = RecordStore(small.parent, "dead-digits-runs", source=source_of("digits"))
     tasks = [runs.run_from_record(record) for record in store.records.values()]
     for method in dead.METHODS:
         assert {t.lr for t in tasks if t.method == method and t.role == "tuning"} == set(SMALL.grid)
