@@ -1,15 +1,16 @@
 """The ridge by a few Cholesky factors, instead of an eigendecomposition.
 
-At one ridge l, with L L^T = A + l I of the centred Gram matrix A and B = C - A Q the gradient at the prior, the deviation from the
-prior is D = L^{-T} L^{-1} B. Its squared error rss = |X - Z Q|^2 - |L^{-1} B|^2 - l |D|^2 needs no further product, and its
-derivatives by l are rss' = 2 l |L^{-1} D|^2 and rss'' = 2 |L^{-1} D|^2 - 6 l |(A + l I)^{-1} D|^2, taken of a few random combinations of
-the columns. Degrees of freedom are traces, m - l tr (A + l I)^{-1}, by random signs (Hutchinson 1990). So each factor tells value,
-slope and curvature of the score, which a Newton method goes by.
+At one ridge l, with L L^T = A + l I of the centred Gram matrix A, the solution is W = L^{-T} L^{-1} (C + l Q), and D = W - Q its
+deviation from the prior. Its squared error rss = |X|^2 - <W, C> - l <W, D> needs no further product, and its derivatives by l are
+rss' = 2 l |L^{-1} D|^2 and rss'' = 2 |L^{-1} D|^2 - 6 l |(A + l I)^{-1} D|^2, taken of a few random combinations of the columns. Degrees
+of freedom are traces, m - l tr (A + l I)^{-1}, by random signs (Hutchinson 1990). So each factor tells value, slope and curvature of
+the score, which a Newton method goes by.
 """
 
 from __future__ import annotations
 
 import math
+from functools import cached_property
 from typing import Any
 
 import torch
@@ -19,8 +20,8 @@ from splinterp.decoder._cholesky import Factor
 from splinterp.decoder._search import HIGHEST, DoubtError, Point, search
 from splinterp.decoder.statistics import DecoderStats, squared_norm
 
-PROBES, COMBINATIONS = 64, 64
-"""Random vectors for a trace, and random combinations of columns for derivatives."""
+PROBES, COMBINATIONS, OF_THEM = 64, 64, 32
+"""Random vectors for a trace, random combinations of columns for derivatives, and how many of either are enough for second ones."""
 SMALL, FEW = 2**17, 128
 """A deviation of at most so many numbers is used whole, and traces of at most so many latents are exact."""
 START = 0.2
@@ -42,17 +43,22 @@ def inner(x: Tensor, y: Tensor) -> float:
     return float((x * y).sum(dtype=torch.float64))
 
 
+def _by_columns(x: Tensor) -> Tensor:
+    """x laid out by columns, as triangular solves take it."""
+    return x.T.contiguous().T
+
+
 class Curve:
     """A score along the ridge, by factors. Subclasses say what it is: `evaluate` adds a ridge's score to `looked`."""
 
     def __init__(self, stats: DecoderStats, prior: Tensor | None) -> None:
-        self.stats, self.without_prior = stats, prior is None
-        self.right = stats.cross if prior is None else torch.addmm(stats.cross, stats.gram, prior, alpha=-1)
+        self.stats, self.prior = stats, None if prior is None else _by_columns(prior)
+        self.cross = _by_columns(stats.cross)
         diagonal = stats.gram.diagonal()
         self.rank = min(int((diagonal > 0).sum()), int(stats.n_distinct) - 1)
         self.trace = float(diagonal.sum(dtype=torch.float64))
         self.looked: dict[float, float] = {}
-        self._solved: tuple[float, float, Tensor] | None = None
+        self._solved: tuple[float, Tensor, Tensor] | None = None
         generator = torch.Generator().manual_seed(0)
 
         def signs(rows: int, columns: int) -> Tensor:
@@ -64,6 +70,11 @@ class Curve:
         self.combinations = None if whole else signs(d, COMBINATIONS) / COMBINATIONS**0.5
         self.probes = torch.eye(m, dtype=stats.dtype, device=stats.device) if self.exact else signs(m, PROBES)
 
+    @cached_property
+    def gradient(self) -> Float[Tensor, "n_latents d_in"]:
+        """B = C - A Q, half the downhill gradient at the prior: a product that most searches do without."""
+        return self.cross if self.prior is None else torch.addmm(self.cross, self.stats.gram, self.prior, alpha=-1)
+
     @property
     def mean(self) -> float:
         """Mean positive eigenvalue, if as many are positive as can be."""
@@ -73,15 +84,26 @@ class Curve:
         """Where to begin, knowing nothing."""
         return START * self.mean * min(1.0, START_SAMPLES * self.rank / self.stats.n_samples)
 
-    def solve(self, ridge: float) -> tuple[Factor, float, Float[Tensor, "n_latents d_in"]]:
-        """The factor, |L^{-1} B|^2 and D, once for calls on end. Raises DoubtError where there is no factor."""
+    def solve(self, ridge: float) -> tuple[Factor, Float[Tensor, "n_latents d_in"], Float[Tensor, "n_latents d_in"]]:
+        """The factor, W and D, once for calls on end. Raises DoubtError where there is no factor."""
         factor = self.stats.factor(ridge)
         if factor is None:
             raise DoubtError
         if self._solved is None or self._solved[0] != ridge:
-            half = factor.forward(self.right)
-            self._solved = ridge, squares(half), factor.backward(half)
+            if self.prior is None:
+                W = D = factor.solve(self.cross)
+            elif self.stats.dtype == torch.float64:
+                W = factor.solve(torch.add(self.cross, self.prior, alpha=ridge))
+                D = W - self.prior
+            else:  # at a large ridge W - Q would have few digits
+                D = factor.solve(self.gradient)
+                W = self.prior + D
+            self._solved = ridge, W, D
         return factor, *self._solved[1:]
+
+    def at_the_prior(self) -> Float[Tensor, "n_latents d_in"]:
+        """W at an infinite ridge."""
+        return torch.zeros_like(self.cross) if self.prior is None else self.prior.clone()
 
     def few(self, x: Tensor) -> Tensor:
         """The columns of x, or random combinations of them with the same expected products."""
@@ -90,10 +112,10 @@ class Curve:
     def search(self, around: float | None) -> float:
         """The chosen ridge, infinity included; its score is looked at. Raises DoubtError."""
         start = self.start() if around is None or around == 0 else self.mean if math.isinf(around) else around
-        found = search(self.look, self.score, start, self.mean, self.falls_to_infinity())
+        found = search(self.look, self.score, start, self.mean, self.falls_to_infinity)
         if not math.isinf(found):
             self.score(found)
-        elif self.without_prior:  # infinity would be W = 0: the largest finite ridge stands in
+        elif self.prior is None:  # infinity would be W = 0: the largest finite ridge stands in
             self.score(HIGHEST * self.mean)
         return found
 
@@ -115,6 +137,10 @@ class Curve:
         """The score of the prior alone."""
         raise NotImplementedError
 
+    def infinity_loses(self, margin: float) -> bool:
+        """Whether the prior's score is known, without the work of telling it, to be above the least one looked at by a margin."""
+        return False
+
     def falls_to_infinity(self) -> bool:
         """Whether the prior is a local minimum: to first order in 1 / ridge."""
         raise NotImplementedError
@@ -125,22 +151,43 @@ class GCVCurve(Curve):
 
     def __init__(self, stats: DecoderStats, prior: Tensor | None, inflation: float) -> None:
         super().__init__(stats, prior)
-        self.inflation = inflation
-        total = float(stats.total)
-        self.at_prior = total if prior is None else total - inner(stats.cross + self.right, prior)
+        self.inflation, self.total = inflation, float(stats.total)
         self.df: dict[float, float] = {}
 
+    @cached_property
+    def at_prior(self) -> float:
+        """|X - Z Q|^2."""
+        return self.total if self.prior is None else self.total - inner(self.cross + self.gradient, self.prior)
+
     def at_infinity(self) -> float:
-        return self.at_prior / self.stats.n_samples / (1 - 1 / self.stats.n_distinct) ** 2
+        return self._prior_scores(self.at_prior)
+
+    def _prior_scores(self, rss: float) -> float:
+        return rss / self.stats.n_samples / (1 - 1 / self.stats.n_distinct) ** 2
+
+    def infinity_loses(self, margin: float) -> bool:
+        """By |X - Z Q|^2 = rss + 2 l |D|^2 + <D, A D>, of whose last term a quarter of an estimate by a few combinations is taken."""
+        if self.prior is None or self._solved is None:
+            return False
+        ridge, _, D = self._solved
+        least, limit = self.rss + 2 * ridge * squares(D), min(self.looked.values()) + margin
+        if self._prior_scores(least) > limit:
+            return True
+        few = self.few(D)
+        share = 0.25
+        if self.combinations is not None:
+            few, share = few[:, :OF_THEM], share * COMBINATIONS / OF_THEM
+        return self._prior_scores(least + share * inner(few, self.stats.gram @ few)) > limit
 
     def falls_to_infinity(self) -> bool:
-        return squares(self.right) * (self.stats.n_distinct - 1) <= self.inflation * self.trace * self.at_prior
+        return squares(self.gradient) * (self.stats.n_distinct - 1) <= self.inflation * self.trace * self.at_prior
 
     def evaluate(self, ridge: float) -> tuple[float, float, Tensor]:
         """(rss, slack, L^{-1} probes)."""
         N, m = self.stats.n_distinct, self.stats.n_latents
-        factor, explained, deviation = self.solve(ridge)
-        rss = self.at_prior - explained - ridge * squares(deviation)
+        factor, W, D = self.solve(ridge)
+        explained, pulled = inner(W, self.cross), ridge * inner(W, D)
+        rss = self.rss = self.total - explained - pulled
         half = factor.forward(self.probes)
         each = half.square().sum(0, dtype=torch.float64)
         trace = float(each.sum() if self.exact else each.mean())
@@ -148,7 +195,8 @@ class GCVCurve(Curve):
         df = m - ridge * trace
         slack = N - 1 - self.inflation * df
         rounding = 1e3 * m * torch.finfo(self.stats.dtype).eps
-        if slack * NOISE <= self.inflation * error + rounding or rss <= CANCELLED[self.stats.products] * self.at_prior:
+        parts = self.total + abs(explained) + abs(pulled)
+        if slack * NOISE <= self.inflation * error + rounding or rss <= CANCELLED[self.stats.products] * parts:
             raise DoubtError
         self.df[ridge] = 1 + df
         self.looked[ridge] = rss / self.stats.n_samples / (slack / N) ** 2
@@ -158,11 +206,15 @@ class GCVCurve(Curve):
         rss, slack, half = self.evaluate(ridge)
         factor, _, whole = self.solve(ridge)
         deviation = self.few(whole)
-        solved, width = factor.backward(half), deviation.shape[1]
-        again = factor.forward(torch.cat([deviation, solved], dim=1))
-        third, last = squares(again[:, :width]), squares(factor.backward(again[:, :width]))
-        share = 1.0 if self.exact else 1 / PROBES
-        trace = share * squares(half), share * squares(solved), share * squares(again[:, width:])
+        columns, probes = deviation.shape[1], self.probes.shape[1]
+        some_columns = columns if self.combinations is None else OF_THEM
+        some_probes = probes if self.exact else OF_THEM
+        solved = factor.backward(half)
+        again = factor.forward(torch.cat([deviation, solved[:, :some_probes]], dim=1))
+        third = squares(again[:, :columns])
+        last = squares(factor.backward(again[:, :some_columns])) * columns / some_columns
+        share = 1.0 if self.exact else 1 / probes
+        trace = share * squares(half), share * squares(solved), share * squares(again[:, columns:]) * probes / some_probes
         rss_1, rss_2 = 2 * ridge * third, 2 * third - 6 * ridge * last
         slack_1 = self.inflation * (trace[0] - ridge * trace[1])
         slack_2 = -2 * self.inflation * (trace[1] - ridge * trace[2])
@@ -195,7 +247,7 @@ class HeldOutCurve(Curve):
         return self.constant / self.n
 
     def falls_to_infinity(self) -> bool:
-        return inner(self.slope, self.right) >= 0
+        return inner(self.slope, self.gradient) >= 0
 
     def evaluate(self, ridge: float) -> tuple[float, Tensor]:
         """(squared error, half its gradient in D)."""

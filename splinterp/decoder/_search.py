@@ -51,7 +51,11 @@ class Point(NamedTuple):
 
 
 def search(
-    look: Callable[[float], Point], score: Callable[[float], float], start: float, mean: float, falls_to_infinity: bool
+    look: Callable[[float], Point],
+    score: Callable[[float], float],
+    start: float,
+    mean: float,
+    falls_to_infinity: Callable[[], bool],
 ) -> float:
     """A ridge whose score is within about `GAIN` of a local minimum's, by steps in log(ridge) that stay between what is known to
     fall and what is known to rise; `math.inf` where the score falls to infinity from where it was looked at.
@@ -71,7 +75,7 @@ def search(
         trusted = abs(step) <= LARGEST and step * slope <= 0  # never where the step is NaN
         if slope < 0:
             falls = max(falls, at)
-            if falls_to_infinity and not trusted:
+            if not trusted and falls_to_infinity():
                 return math.inf
         else:
             rises = min(rises, at)

@@ -170,25 +170,25 @@ def _takes_factors(stats: DecoderStats, search: str) -> bool:
     return search == "factors" or (stats.n_latents > SMALL and stats._spectrum is None)
 
 
-def _solved(
-    stats: DecoderStats, prior: ArrayLike | None, chosen: Result, deviation: Tensor | None
-) -> tuple[DecoderSolution, Result]:
-    """The solution at a choice, by W - Q where that is known."""
-    if deviation is None:
+def _solved(stats: DecoderStats, prior: ArrayLike | None, chosen: Result, W: Tensor | None) -> tuple[DecoderSolution, Result]:
+    """The solution at a choice, by its rows where they are known."""
+    if W is None:
         return solve_decoder(stats, ridge=chosen.ridge, prior=prior), chosen
-    W = deviation if prior is None else as_rows(prior, "prior", stats) + deviation
-    return DecoderSolution(W, stats.mean_x - stats.mean_acts @ W), chosen
+    return DecoderSolution(W.contiguous(), stats.mean_x - stats.mean_acts @ W), chosen
 
 
 def _by_factors(curve: Curve, around: float | None, floor: float) -> tuple[Path, Tensor] | None:
-    """What a search by factors looked at, and W - Q at the best of it; None where factors cannot tell."""
+    """What a search by factors looked at, and the solution's rows at the best of it; None where factors cannot tell."""
     try:
         curve.search(around)
-        at_infinity = curve.at_infinity()
         looked = sorted(curve.looked.items())
-        path = (*((ridge, level(score, at_infinity, floor)) for ridge, score in looked), (math.inf, at_infinity))
+        if curve.infinity_loses(floor):
+            path = tuple(looked)
+        else:
+            at_infinity = curve.at_infinity()
+            path = (*((ridge, level(score, at_infinity, floor)) for ridge, score in looked), (math.inf, at_infinity))
         ridge, _ = least(path)
-        return path, torch.zeros_like(curve.right) if math.isinf(ridge) else curve.solve(ridge)[2]
+        return path, curve.at_the_prior() if math.isinf(ridge) else curve.solve(ridge)[1]
     except DoubtError:
         return None
 
@@ -197,7 +197,7 @@ def _gcv(
     stats: DecoderStats, prior: ArrayLike | None, prox: float, previous: ArrayLike | None, inflation: float, around: float | None,
     search: str = "auto", n_grid: int = N_GRID,
 ) -> tuple[GCVResult, Tensor | None]:  # fmt: skip
-    """The choice, and W - Q at it where factors found it."""
+    """The choice, and the solution's rows where factors found them."""
     _check_search(search, n_grid, around)
     require_samples(stats)
     at_least("prox", prox, 0.0)
@@ -228,7 +228,7 @@ def _held_out(
     stats: DecoderStats, held_out: DecoderStats, prior: ArrayLike | None, around: float | None, search: str = "auto",
     n_grid: int = N_GRID,
 ) -> tuple[HeldOutResult, Tensor | None]:  # fmt: skip
-    """The choice, and W - Q at it where factors found it."""
+    """The choice, and the solution's rows where factors found them."""
     _check_search(search, n_grid, around)
     require_samples(stats)
     require_samples(held_out)
@@ -249,5 +249,5 @@ def _held_out(
     found = None
     if stats.n_distinct >= 2 and _takes_factors(stats, search):
         found = _by_factors(HeldOutCurve(stats, None if prior is None else Q, gram, moved, constant, n), around, floor)
-    path, deviation = found or (held_out_path(stats, Q, gram, moved, constant, n, floor, n_grid), None)
-    return HeldOutResult(*least(path), path), deviation
+    path, W = found or (held_out_path(stats, Q, gram, moved, constant, n, floor, n_grid), None)
+    return HeldOutResult(*least(path), path), W

@@ -251,6 +251,20 @@ def test_a_search_without_a_model_ends_near_the_minimum_or_at_the_end_of_the_ran
         looks.append(math.log(ridge / LOWEST))
         return Point(looks[-1] - at, math.nan)
 
-    found = search(look, lambda ridge: 1.0 + (math.log(ridge / LOWEST) - at) ** 2, 1.0, 1.0, False)
+    found = search(look, lambda ridge: 1.0 + (math.log(ridge / LOWEST) - at) ** 2, 1.0, 1.0, lambda: False)
     assert math.log(found / LOWEST) == pytest.approx(expected, abs=0.05)
     assert len(looks) <= 12
+
+
+def test_the_priors_score_is_told_where_it_might_win_and_passed_over_where_it_cannot():
+    stats, z, x, Q = large(2_000)
+    full = gcv_ridge(stats_of(z, x), 5 + Q, search="full")
+    assert dict(full.path)[math.inf] > 1.5 * full.score
+    assert math.inf not in dict(gcv_ridge(stats, 5 + Q, around=full.ridge).path)
+    z, x = z[:700], x[:700]
+    assert math.inf in dict(gcv_ridge(stats_of(z, x), Q, search="factors").path)  # 0.6 % above the least
+    near = z @ Q + 3 + 20 * torch.randn(700, 140, generator=rng(5), dtype=torch.float64)
+    for search_by in ("factors", "full"):
+        told = gcv_ridge(stats_of(z, near), Q, search=search_by)
+        expected, _ = explicit_score(z.numpy(), near.numpy(), math.inf, Q.numpy())
+        assert dict(told.path)[math.inf] == pytest.approx(expected, rel=1e-9)
