@@ -4,6 +4,7 @@ For dictionaries whose Gram matrix does not fit there is `splinterp.decoder.matr
 """
 
 from splinterp.decoder.exact import DecoderSolution, optimality_residual, solve_decoder, solve_scales, tied_scale
+from splinterp.decoder.readout import Readout, readout, squared_error
 from splinterp.decoder.ridge import GCVResult, HeldOutResult, gcv_ridge, held_out_ridge, solve_by_gcv, solve_by_held_out
 from splinterp.decoder.statistics import DecoderStats, Spectrum
 
@@ -12,13 +13,16 @@ __all__ = [
     "DecoderStats",
     "GCVResult",
     "HeldOutResult",
+    "Readout",
     "Spectrum",
     "gcv_ridge",
     "held_out_ridge",
     "optimality_residual",
+    "readout",
     "solve_by_gcv",
     "solve_by_held_out",
     "solve_decoder",
     "solve_scales",
+    "squared_error",
     "tied_scale",
 ]
