@@ -12,7 +12,6 @@ from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.decoder.ridge import solve_by_held_out
 from splinterp.decoder.statistics import DecoderStats, as_rows, require_samples
 
-
 LARGEST = 10.0
 """A scale above it, or below its reciprocal, tells of held-out codes that hardly move, and is not tried."""
 

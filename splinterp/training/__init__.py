@@ -8,8 +8,10 @@ from splinterp.training.firing import FiringCounter
 from splinterp.training.fit import FitResult, fit
 from splinterp.training.inspection import start_at_mean
 from splinterp.training.method import Method, State
+from splinterp.training.muon import Muon
 from splinterp.training.pam import PAMSGD
 from splinterp.training.pam_state import PAMState
+from splinterp.training.race import Race, Racing
 from splinterp.training.resampling import Resampling
 from splinterp.training.sgd import SGD
 from splinterp.training.solver import GCV, DecoderSolver, HeldOut
@@ -33,8 +35,11 @@ __all__ = [
     "GradientOptions",
     "HeldOut",
     "Method",
+    "Muon",
     "PAMState",
     "ProcessGroup",
+    "Race",
+    "Racing",
     "Refresh",
     "Resampling",
     "SAELike",

@@ -44,10 +44,10 @@ class GradientOptions:
     lr: float = 3e-3
     """Step size at the start (after `warmup`)."""
     optimizer: str | Callable[..., torch.optim.Optimizer] = "adam"
-    """One of "adam", "adamw", "sgd"; a torch optimizer class that takes `lr`; or a function of the parameter groups (dicts with
-    "params" and "weight_decay") that returns an optimizer, whose own step sizes then stand in for `lr`."""
+    """One of "adam", "adamw", "sgd", "muon" (`splinterp.training.Muon`); a torch optimizer class that takes `lr`; or a function of the
+    parameter groups (dicts with "params" and "weight_decay") that returns an optimizer, whose own step sizes then stand in for `lr`."""
     betas: tuple[float, float] = (0.9, 0.999)
-    """Of Adam and AdamW, and of an optimizer class that takes them."""
+    """Of Adam, AdamW and Muon, and of an optimizer class that takes them."""
     schedule: str | Callable[[torch.optim.Optimizer], Any] = "cosine"
     """Either "cosine" (towards 0 after the last step; constant where the number of steps is unknown) or "constant"; or a function of
     the optimizer that returns a torch scheduler, stepped once a batch."""

@@ -30,7 +30,10 @@ class State(Protocol):
 
 @runtime_checkable
 class Method(Protocol):
-    """What `fit` asks of a training method, all of it."""
+    """What `fit` asks of a training method, all of it.
+
+    A method may also have read_out(sae, state), which returns a `splinterp.decoder.Readout` that history rows are to be of, or None.
+    """
 
     @property
     def couples_batches(self) -> bool:
@@ -43,8 +46,8 @@ class Method(Protocol):
     def init(self, sae: Any, x: Any, total_steps: int | None = None, *, x_val: Any = None) -> Any:
         """Start; returns a `State`."""
 
-    def step(self, sae: Any, state: Any, x: Any) -> None:
-        """Train on a batch."""
+    def step(self, sae: Any, state: Any, x: Any) -> int | None:
+        """Train on a batch. Returns how many of the steps that `fit` was asked for this was; None: one."""
 
     def end_epoch(self, sae: Any, state: Any, batches: Any) -> None:
         """Finish a pass over the `batches`."""

@@ -10,10 +10,13 @@ from typing import Any, Protocol, runtime_checkable
 import torch
 from torch import nn
 
+from splinterp.training.muon import Muon
+
 OPTIMIZERS: dict[str, type[torch.optim.Optimizer]] = {
     "adam": torch.optim.Adam,
     "adamw": torch.optim.AdamW,
     "sgd": torch.optim.SGD,
+    "muon": Muon,
 }
 
 
@@ -70,7 +73,7 @@ def build(
     if decay and "weight_decay" not in known:
         raise ValueError(f"weight_decay={decay} has no effect on {made_by.__name__}, which has no such option")
     extra: dict[str, Any] = {"betas": options["betas"]} if "betas" in known else {}
-    if made_by in OPTIMIZERS.values():
+    if "fused" in known and made_by in OPTIMIZERS.values():
         extra["fused"] = True
     return made_by(groups, lr=options["lr"], **extra)
 

@@ -8,7 +8,8 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -18,21 +19,26 @@ from torch import nn
 from splinterp._checks import at_least, one_of, whole
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.data.store import ActivationStore
-from splinterp.decoder import DecoderStats
+from splinterp.decoder import DecoderStats, Readout
 from splinterp.decoder.matrix_free import MatrixFreeStats
 from splinterp.losses.forward import Forward
 from splinterp.losses.terms import Reconstruction, SquaredError, Term
-from splinterp.protocol import SAELike, SparseModel, as_model, blocks_of
+from splinterp.protocol import Block, SAELike, SparseModel, as_model, blocks_of
 from splinterp.training.base import DivergenceError, GradientOptions
 from splinterp.training.batches import rows_of
 from splinterp.training.optimizers import L2_DECAY, evaluated, set_apart
 from splinterp.training.pam_state import PAMState
+from splinterp.training.race import OPEN, TIED, Arm, Race, Racing
+from splinterp.training.reading import read_out, write
 from splinterp.training.shorthands import WHEN_SHORTHANDS, Shorthands, gap_of, named
 from splinterp.training.solver import GCV, DecoderSolver, HeldOut
+from splinterp.training.train_state import ENTRYWISE
 from splinterp.training.when import GRAM_LATENTS, AtEnd, EveryEpoch, EverySteps, When
 
 PULLED = "pulled by the ridge"
 """Mark of the group of parameters whose decay is the ridge's."""
+READ_SAMPLES = 10_000
+"""Training samples that a readout at a history row goes by, or four times the latents; the last one goes by all."""
 MATRIX_FREE_FROM = GRAM_LATENTS
 """Latents from which solves of k-sparse codes are matrix-free: the Gram matrix would have 512 MiB in float64."""
 
@@ -63,11 +69,19 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
     gradient: str = "both"
     """Blocks the gradient phase moves: "both"; "tied": all but the residual of a tied-residual decoder, which moves by solves alone;
     or "encoder" (the decoder, bias and all, moves by solves alone)."""
-    hold: float = 0.0
+    hold: float | str = 0.0
     """Share of the steps for which the residual of a tied-residual decoder stays as it starts, at 0, and nothing is solved; the first
     solve after it decides by its ridge whether the residual comes in. (Let in from the start it is fitted to an encoder that has
     learned nothing, which then learns around it.) 0: let in from the first step. Where the number of steps is unknown, any other
-    share means until the first solve."""
+    share means until the first solve. "race": decided in the run, see `racing`."""
+    racing: Racing = field(default=Racing())
+    """Of hold="race": after a first part of the steps two arms train on the same batches, one with the residual held and one with it let
+    in, and the one of the lower held-out error, both after a readout, goes on. The steps of both count, so that the run makes no more
+    updates than it was asked for; the other arm's are lost. `state.race` says who won and by what."""
+    readout: bool = False
+    """At every history row, and at the end in place of the last solve, the decoder is read out: solved for with a ridge, and a scale of
+    the prior, that are chosen on held-out samples, where that is better there than the decoder as it is
+    (`splinterp.decoder.readout`). Training goes on from the decoder as it was; the row, `keep_best` and the result have the readout."""
     encoder_updates: int = 1
     """Gradient updates on each batch; steps and the schedule count batches."""
     prox_enc: float = 0.0
@@ -109,11 +123,35 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
         one_of("gradient", self.gradient, ("both", "tied", "encoder"))
         whole("encoder_updates", self.encoder_updates, 1)
         at_least("prox_enc", self.prox_enc, 0.0)
-        at_least("hold", self.hold, 0.0)
-        if self.hold > 1:
-            raise ValueError(f"hold={self.hold} is a share of the steps: at most 1")
+        if isinstance(self.hold, str):
+            one_of("hold", self.hold, ("race",))
+        else:
+            at_least("hold", self.hold, 0.0)
+            if self.hold > 1:
+                raise ValueError(f"hold={self.hold} is a share of the steps: at most 1")
         if self.hold and self.gradient != "both":
-            raise ValueError(f"hold={self.hold} acts only with gradient='both', not gradient={self.gradient!r}")
+            raise ValueError(f"hold={self.hold!r} acts only with gradient='both', not gradient={self.gradient!r}")
+        if self.races and not self._raceable:
+            raise ValueError(
+                "hold='race' keeps two sets of parameters: it needs optimizer='adam', 'adamw', 'sgd' or 'muon', and no resample"
+            )
+        if (self.races or self.readout) and self.when.streams:
+            raise ValueError("hold='race' and readout=True look at all of the data: they are not for a stream")
+        if self.readout and not self.solver.chooses:
+            raise ValueError(
+                f"readout=True chooses the ridge on held-out samples, which ridge={self.ridge} and prox_dec={self.prox_dec} leave no room "
+                "for: leave them out"
+            )
+
+    @property
+    def races(self) -> bool:
+        """Whether it is decided in the run when the residual comes in."""
+        return self.hold == "race"
+
+    @property
+    def _raceable(self) -> bool:
+        known = isinstance(self.optimizer, str) or self.optimizer in ENTRYWISE
+        return known and self.resample is None
 
     @property
     def couples_batches(self) -> bool:  # type: ignore[override]
@@ -194,13 +232,19 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
         if block.prior is None and self.ridge == math.inf:
             raise ValueError("ridge=inf would hold a free W_dec at 0: choose a finite ridge or decoder='tied_residual'")
         if (self.gradient == "tied" or self.hold) and block.residual is None:
-            option = "gradient='tied'" if self.gradient == "tied" else f"hold={self.hold}"
+            option = "gradient='tied'" if self.gradient == "tied" else f"hold={self.hold!r}"
             raise ValueError(f"{option} holds a residual: it needs SAE(decoder='tied_residual')")
+        if self.readout:
+            self._check_readout(model, block)
+        if self.races and total_steps is None:
+            raise ValueError("hold='race' is planned by the number of steps, which is not known: pass total_steps")
         scales = () if block.scales is None else (block.scales,)
         fixed = {"both": (), "tied": block.weights, "encoder": (*block.weights, *block.bias, *scales)}[self.gradient]
         known = self.solver.ridge
         ridge = None if block.tied or isinstance(known, GCV | HeldOut) else float(known)
-        state = PAMState(**self.start(sae, x, total_steps, fixed), ridge=ridge, held=self.hold > 0, held_out=x_val)
+        state = PAMState(**self.start(sae, x, total_steps, fixed), ridge=ridge, held=self.hold != 0, held_out=x_val)
+        state.sae = sae
+        state.one_process = "hold='race'" if self.races else "readout=True" if self.readout else ""
         model.check_linear()
         state.totals = self.no_totals(model)
         self.when.start(state, self.solver.dtype)
@@ -209,8 +253,19 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
 
     @property
     def wants_x_val(self) -> bool:  # type: ignore[override]
-        """Whether the ridge is chosen by held-out samples."""
-        return self.solver.wants_x_val
+        """Whether the ridge, a race or a readout goes by held-out samples."""
+        return self.solver.wants_x_val or self.races or self.readout
+
+    def _check_readout(self, model: SparseModel, block: Block) -> None:
+        if not block.weights:
+            raise ValueError(f"readout=True solves for a decoder of its own, which {model.label}'s is not: leave it out")
+        if self.row_penalties:
+            names = ", ".join(term.name for term in self.row_penalties)
+            raise ValueError(f"readout=True does not see penalties on the decoder's rows ({names}): leave one of them out")
+        if self._matrix_free(model):
+            raise ValueError(
+                f"readout=True needs the Gram matrix, which is not formed for {model.shape[1]} latents: leave it out"
+            )
 
     def make_optimizer(self, sae: SAELike, fixed: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
         """As for other methods, but the decoder's own weights are a third group where the ridge's gradient can be the optimizer's L2
@@ -222,8 +277,61 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
                 group[PULLED] = True
         return optimizer
 
-    def step(self, sae: SAELike, state: PAMState, x: Tensor) -> None:
-        """The gradient phase on a batch (n, d_in), and a solve where one is due. Raises DivergenceError."""
+    def step(self, sae: SAELike, state: PAMState, x: Tensor) -> int:
+        """The gradient phase on a batch (n, d_in), and a solve where one is due; in a race, of both arms.
+
+        Returns the number of steps that this counts for. Raises DivergenceError.
+        """
+        if self.races and state.race is None:
+            self._plan(state, len(x))
+        race = state.race
+        if race is None or not race.runs_at(state.step):
+            self._step(sae, state, x)
+            return 1
+        if race.other is None:
+            race.other = Arm.copied(state)
+            with self._open_arm(race, state):  # decided anew, on all samples
+                self._timed(state, lambda: self.decoder_step(sae, state, state.data.split(len(x))))
+        at = state.step
+        with self._open_arm(race, state):
+            self._step(sae, state, x)
+        state.step = at
+        self._step(sae, state, x)
+        if state.step == race.end:
+            self._timed(state, lambda: self._judge(sae, state, race))
+        return 2
+
+    encoder_step = step
+
+    def _plan(self, state: PAMState, batch_size: int) -> None:
+        assert state.total_steps is not None
+        state.race = self.racing.plan(state.total_steps, math.ceil(len(state.data) / batch_size))
+        state.total_steps -= state.race.length
+        state.held = state.race.length > 0 or self.racing.otherwise > 0
+
+    @contextmanager
+    def _open_arm(self, race: Race, state: PAMState) -> Iterator[None]:
+        """Inside, the open arm is the one that moves."""
+        assert race.other is not None
+        race.other.swap(state)
+        try:
+            yield
+        finally:
+            race.other.swap(state)
+
+    def _judge(self, sae: SAELike, state: PAMState, race: Race) -> None:
+        """End the race with the arm that is better after a readout."""
+        assert race.other is not None
+        with self._open_arm(race, state), evaluated(state.optimizer):
+            opened = read_out(self, sae, state).score
+        with evaluated(state.optimizer):
+            tied = read_out(self, sae, state).score
+        if race.judge({TIED: tied, OPEN: opened}) == OPEN:
+            race.other.swap(state)
+        race.other = None
+
+    def _step(self, sae: SAELike, state: PAMState, x: Tensor) -> None:
+        """One step of the arm that moves."""
         if state.processes is not None and self.when.streams:
             raise ValueError("a stream is trained in one process")
         if not state.in_epoch and self.when.before_epoch(state) and not self.waits(state):
@@ -238,14 +346,38 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
             with evaluated(state.optimizer):
                 self._solve_due(sae, state, state.data.split(len(x)))
 
-    encoder_step = step
-
     def end_epoch(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
-        """The exact solve on `batches`, or some of them, if one is due: see `when` and `hold`."""
+        """The exact solve on `batches`, or some of them, if one is due: see `when`, `hold` and `readout`; of both arms of a race."""
+        if state.race is not None and state.race.other is not None:
+            with self._open_arm(state.race, state):
+                self._end_epoch(sae, state, batches)
+        self._end_epoch(sae, state, batches)
+
+    def _end_epoch(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
         state.in_epoch = False
         state.epochs_since_solve += 1
-        if self.when.after_epoch(state, self._rests(state)):
+        if self._reads_out(state) and _finished(state):
+            if state.since_solve:
+                self._timed(state, lambda: self._end_on_a_readout(sae, state))
+        elif self.when.after_epoch(state, self._rests(state)):
             self._solve_due(sae, state, batches)
+
+    def _end_on_a_readout(self, sae: SAELike, state: PAMState) -> None:
+        found = read_out(self, sae, state)
+        write(sae, found)
+        if not math.isnan(found.ridge):
+            state.ridge = found.ridge
+        self._after_solve(state)
+
+    def _reads_out(self, state: PAMState) -> bool:
+        return self.readout and state.held_out is not None
+
+    def read_out(self, sae: SAELike, state: PAMState) -> Readout | None:
+        """What the SAE's decoder would be, chosen on held-out samples, from at most `READ_SAMPLES` training samples (evenly spaced); None
+        without `readout`, without held-out samples, and at the end, where it is the decoder already. Nothing is moved."""
+        if not self._reads_out(state) or (_finished(state) and not state.since_solve):
+            return None
+        return read_out(self, sae, state, max(READ_SAMPLES, 4 * state.model.shape[1]))
 
     def _rests(self, state: PAMState) -> bool:
         """Whether the decoder moves by gradients between solves, and nothing holds it."""
@@ -253,9 +385,14 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
 
     def _solve_due(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
         """A solve that is due: of a stream on what it has gathered, else on `batches`; none while the residual is held."""
+        self._timed(state, lambda: self._solve(sae, state, batches))
+
+    @staticmethod
+    def _timed(state: PAMState, solve: Callable[[], None]) -> None:
+        """A solve in full precision, whose seconds are counted."""
         start, device = time.perf_counter(), state.model.b_dec.device
         with torch.autocast(device.type, enabled=False):
-            self._solve(sae, state, batches)
+            solve()
         if device.type == "cuda":
             torch.cuda.synchronize(device)
         state.solve_seconds += time.perf_counter() - start
@@ -271,8 +408,14 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
             self.decoder_step(sae, state, found)
 
     def waits(self, state: PAMState) -> bool:
-        """Whether the residual is held and its share of the steps is not over."""
-        return state.held and state.total_steps is not None and state.step < self.hold * state.total_steps
+        """Whether the residual is held and its share of the steps is not over; in a race, and where the tied arm has won it, until the
+        last step."""
+        if not state.held or state.total_steps is None:
+            return False
+        share = self.hold
+        if isinstance(share, str):
+            share = 1.0 if state.race is None or state.race.length else self.racing.otherwise
+        return state.step < share * state.total_steps
 
     @torch.no_grad()
     def decoder_step(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
@@ -364,6 +507,9 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
             return total
 
         self.solver.solve(state, stats, lambda found, batches: self.gather(sae, state, found, batches), row_ridge)
+        self._after_solve(state)
+
+    def _after_solve(self, state: PAMState) -> None:
         state.since_solve, state.epochs_since_solve, state.in_epoch, state.held = 0, 0, False, False
         state.solves += 1
         self._set_anchor(state)
@@ -404,3 +550,7 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
         """N d_in: the numbers that the strengths' sums run over, a ridge chosen on a part included; of a stream, d_in for each effective
         sample."""
         return state.data.numel() if state.stats is None else max(1.0, state.stats.n_samples) * state.stats.d_in
+
+
+def _finished(state: PAMState) -> bool:
+    return state.total_steps is not None and state.step >= state.total_steps

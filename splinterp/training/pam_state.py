@@ -9,10 +9,23 @@ from typing import Any
 from splinterp._typing import Tensor
 from splinterp.data.store import ActivationStore
 from splinterp.decoder import DecoderStats
+from splinterp.training.distributed import ProcessGroup
+from splinterp.training.race import Race, load_race, saved_race
 from splinterp.training.train_state import TrainState, copy_whole
 
 SUMS = ("mean_acts", "mean_x", "gram", "cross", "total")
-SAVED = ("ridge", "residual", "anchor", "since_solve", "epochs_since_solve", "solves", "in_epoch", "held", "solve_seconds")
+SAVED = (
+    "ridge",
+    "residual",
+    "anchor",
+    "since_solve",
+    "epochs_since_solve",
+    "solves",
+    "in_epoch",
+    "held",
+    "solve_seconds",
+    "readout_ridge",
+)
 
 
 @dataclass
@@ -37,6 +50,14 @@ class PAMState(TrainState):
     held: bool = False
     solve_seconds: float = 0.0
     """Of solves so far, codes and statistics included."""
+    sae: Any = None
+    """The module that is trained."""
+    race: Race | None = None
+    """Of hold="race": its plan, and after it who won and by what."""
+    one_process: str = ""
+    """The option that takes one process to train, if any."""
+    readout_ridge: float | None = None
+    """Of the last readout."""
     totals: dict[str, Tensor] = field(default_factory=dict)
     """Each latent's sums for penalties on the decoder's rows, by the term's name, of the samples of the statistics."""
 
@@ -45,11 +66,17 @@ class PAMState(TrainState):
     window: list[Tensor] = field(default_factory=list)
     """Its batches since the last refresh."""
 
+    def join(self, processes: ProcessGroup) -> None:
+        """As for every method. Raises ValueError for a race or readouts, which one process does."""
+        if self.one_process:
+            raise ValueError(f"{self.one_process} is for one process: leave it out, or train in one")
+        super().join(processes)
+
     def log(self) -> dict[str, float]:
         return {**super().log(), "ridge": math.nan if self.ridge is None else self.ridge, "solve_seconds": self.solve_seconds}
 
     def state_dict(self) -> dict[str, Any]:
-        saved = {**super().state_dict(), **{name: getattr(self, name) for name in SAVED}}
+        saved = {**super().state_dict(), **{name: getattr(self, name) for name in SAVED}, "race": saved_race(self)}
         if self.stats is None:
             return saved
         sums = {name: getattr(self.stats, name) for name in SUMS}
@@ -64,6 +91,7 @@ class PAMState(TrainState):
                 raise ValueError(f"the saved anchor has shapes other than the encoder's {[tuple(shape) for shape in shapes]}")
         for name in SAVED:
             setattr(self, name, saved[name])
+        load_race(self, saved.get("race"))
         if self.stats is None:
             return
         self.stats.n_samples, self.stats.n_distinct = saved["n_samples"], saved["n_distinct"]

@@ -27,6 +27,7 @@ from splinterp.training.checkpoints import check_like, read_checkpoint, save_sum
 from splinterp.training.distributed import ProcessGroup
 from splinterp.training.health import check_row
 from splinterp.training.method import Method
+from splinterp.training.reading import read_out_decoder
 
 JOINING = {
     "x": "pass every process all of the data; each takes its own rows of every batch",
@@ -114,15 +115,16 @@ class Run:
         self._set_training(True)
         processes, start = self.processes, time.perf_counter()
         self.epoch += 1
-        left = min(len(batches), self.total - self.step)
+        due = False
         for index, x in enumerate(batches.shuffled(self.generator)):
-            if index == left:
+            if self.step >= self.total:
                 break
             with nullcontext() if self.autocast is None else torch.autocast(x.device.type, self.autocast):
-                self.method.step(self.sae, self.state, x if processes is None else processes.share(x))
-            self.step += 1
-            bar.update()
-            if log_every_steps is not None and self.step % log_every_steps == 0 and index < left - 1:
+                taken = self.method.step(self.sae, self.state, x if processes is None else processes.share(x))
+            before, self.step = self.step, self.step + (1 if taken is None else taken)
+            bar.update(self.step - before)
+            due = log_every_steps is not None and self.step // log_every_steps > before // log_every_steps
+            if due and index < len(batches) - 1 and self.step < self.total:
                 self._stop_clock(batches, start)
                 self._set_training(False)
                 log()
@@ -132,7 +134,7 @@ class Run:
         self.state.set_training(False)
         self.method.end_epoch(self.sae, self.state, batches)
         self._stop_clock(batches, start)
-        if log_every_steps is not None and self.step % log_every_steps == 0:
+        if due and not self.logged:
             log()
 
     def _set_training(self, training: bool) -> None:
@@ -147,6 +149,10 @@ class Run:
 
     def log(self, x: Tensor, x_val: Tensor | ActivationStore | None) -> dict[str, float]:
         """Evaluate, and add a row to the history."""
+        with read_out_decoder(self.method, self.sae, self.state):
+            return self._log(x, x_val)
+
+    def _log(self, x: Tensor, x_val: Tensor | ActivationStore | None) -> dict[str, float]:
         as_model(self.sae).calibrate(x)
         train = evaluate(self.sae, x)
         if not math.isfinite(train.fvu):  # the last update diverged, after its loss was checked
@@ -205,7 +211,7 @@ class Run:
                 if isinstance(value, torch.Tensor) and name not in _buffers(self.sae):  # those may be NaN until they are set
                     check_numbers(path, name, value, infinite=True)
             self.sae.load_state_dict(saved["sae"])
-            self.state.load_state_dict({**saved["state"], "total_steps": self.total} if extended else saved["state"])
+            self.state.load_state_dict(_extended(saved, self.total) if extended else saved["state"])
             self.generator.set_state(saved["generator"])
         if saved.get("threads") not in (None, torch.get_num_threads()):
             warnings.warn(
@@ -227,3 +233,10 @@ def _content(data: Tensor | ActivationStore) -> str:
 
 def _buffers(sae: Any) -> dict[str, Tensor]:
     return dict(sae.named_buffers()) if isinstance(sae, torch.nn.Module) else {}
+
+
+def _extended(saved: dict[str, Any], total: int) -> dict[str, Any]:
+    """The saved state of a method with a new number of steps, less those that a race has lost."""
+    state = saved["state"]
+    lost = saved["step"] - state["step"] if "step" in state else 0
+    return {**state, "total_steps": total - lost}

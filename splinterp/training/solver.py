@@ -160,7 +160,7 @@ class DecoderSolver:
         chosen: GCVResult | HeldOutResult | None = None
         solution: DecoderSolution | None = None
         if isinstance(self.ridge, HeldOut):
-            held_out = _held_out_stats(state, stats, gather)
+            held_out = held_out_stats(state, stats, gather)
             solution, chosen = solve_by_held_out(stats, held_out, block.prior, around=state.ridge)
         elif isinstance(self.ridge, GCV) and self.prox:
             chosen = gcv_ridge(stats, block.prior, prox=self.prox, previous=W, inflation=self.ridge.inflation)
@@ -214,7 +214,8 @@ class DecoderSolver:
         return solution
 
 
-def _held_out_stats(state: PAMState, stats: DecoderStats, gather: Gather) -> DecoderStats:
+def held_out_stats(state: PAMState, stats: DecoderStats, gather: Gather) -> DecoderStats:
+    """Statistics of the held-out samples' codes, like those of the training samples. Raises ValueError: there are no such samples."""
     if state.held_out is None:
         raise ValueError(
             "ridge='held_out' needs samples that the encoder is not trained on: pass x_val to fit, or set state.held_out"

@@ -1,0 +1,77 @@
+"""Readouts in training: on held-out samples, with the training left as it is."""
+
+from __future__ import annotations
+
+from collections.abc import Iterable, Iterator
+from contextlib import contextmanager
+from typing import TYPE_CHECKING, Any
+
+import torch
+
+from splinterp._typing import Tensor
+from splinterp.decoder import DecoderStats, Readout, readout
+from splinterp.protocol import as_model
+from splinterp.training.batches import Batches, evenly_spaced
+from splinterp.training.optimizers import evaluated
+from splinterp.training.solver import held_out_stats
+
+if TYPE_CHECKING:
+    from splinterp.training.pam import PAMSGD
+    from splinterp.training.pam_state import PAMState
+
+BLOCK = 1_024
+"""Samples coded at a time."""
+
+
+@torch.no_grad()
+def read_out(method: PAMSGD, sae: Any, state: PAMState, most: int | None = None) -> Readout:
+    """The readout of the encoder as it is, from at most so many training samples (evenly spaced), the decoder left as it is."""
+    block = state.model.decoder_block()
+    b_dec = state.model.b_dec
+    data = state.data if most is None else evenly_spaced(state.data, most)
+    batches = Batches(data, BLOCK, b_dec.device, b_dec.dtype)
+    stats = method.solver.statistics(state.model, len(data))
+
+    def gather(found: DecoderStats, several: Iterable[Tensor]) -> None:
+        method.gather(sae, state, found, several)
+
+    with torch.autocast(b_dec.device.type, enabled=False), evaluated(state.optimizer):
+        gather(stats, batches)
+        found = readout(
+            stats,
+            held_out_stats(state, stats, gather),
+            state.model.W_dec,
+            state.model.b_dec,
+            block.prior,
+            around=state.readout_ridge,
+        )
+    if 0 < found.ridge < float("inf"):
+        state.readout_ridge = found.ridge
+    return found
+
+
+@contextmanager
+def read_out_decoder(method: Any, sae: Any, state: Any) -> Iterator[None]:
+    """Inside, the SAE has the decoder that `method.read_out` finds, if it has such a thing; afterwards, bit for bit, its own."""
+    found = method.read_out(sae, state) if hasattr(method, "read_out") else None
+    if found is None:
+        yield
+        return
+    block = as_model(sae).decoder_block()
+    moved = (*block.weights, *block.bias)
+    before = [p.detach().clone() for p in moved]
+    write(sae, found)
+    try:
+        yield
+    finally:
+        with torch.no_grad():
+            for p, value in zip(moved, before, strict=True):
+                p.copy_(value)
+
+
+@torch.no_grad()
+def write(sae: Any, found: Readout) -> None:
+    """Make a readout the SAE's decoder; nothing where it is the one that the SAE has."""
+    if found.ridge == found.ridge:  # NaN: not solved
+        block = as_model(sae).decoder_block()
+        block.write(found.W_dec, found.b_dec)

@@ -1,0 +1,218 @@
+"""The race and readouts in training: their guarantees, their budget, what they leave alone."""
+
+from __future__ import annotations
+
+import dataclasses
+import math
+
+import pytest
+import torch
+
+from splinterp import PAMSGD, SAE, SGD, BatchTopK, TopK, fit
+from splinterp.losses import AuxK, SquaredError
+from splinterp.metrics import evaluate
+from splinterp.training import Race, Racing, Refresh, Resampling, start_at_mean
+from splinterp.training.batches import Batches
+from splinterp.training.race import OPEN, TIED
+from tests.helpers import rng
+
+N, D, M = 600, 16, 48
+STEPS, LENGTH = 440, 1 / 11
+
+
+def data(n=N, seed=0):
+    atoms = torch.randn(40, D, generator=rng(7))
+    g = rng(seed)
+    return torch.relu(torch.randn(n, 40, generator=g) - 1.2) @ atoms + 0.3 * torch.randn(n, D, generator=g) + 2.0
+
+
+def model(decoder="tied_residual", activation=None):
+    return SAE(D, M, activation or TopK(4), decoder, generator=0)
+
+
+def train(method, steps=STEPS, sae=None, **options):
+    return fit(
+        sae or model(),
+        data(),
+        method,
+        steps=steps,
+        **{"batch_size": 60, "generator": 0, "x_val": data(200, 1), "log_every": 10, **options},
+    )
+
+
+def race(winner, **options):
+    margin = math.inf if winner == TIED else 0.0
+    return PAMSGD(lr=4e-3, hold="race", racing=Racing(margin=margin, length=LENGTH), **options)
+
+
+def parameters(result):
+    return result.sae.state_dict()
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "sgd", "muon"])
+def test_where_the_tied_arm_wins_the_run_is_tied_sgd_less_the_lost_steps_bit_for_bit(optimizer):
+    raced = train(race(TIED, readout=True, optimizer=optimizer))
+    assert raced.state.race.winner == TIED
+    assert raced.history[-1]["step"] == STEPS
+    assert raced.state.step == raced.state.total_steps == STEPS - raced.state.race.length == 400
+    tied = train(SGD(lr=4e-3, optimizer=optimizer), steps=400, sae=model("tied"))
+    assert torch.equal(raced.sae.W_enc, tied.sae.W_enc)
+    assert torch.equal(raced.sae.b_enc, tied.sae.b_enc)
+
+
+def test_hold_one_is_tied_sgd_until_its_readout():
+    held = train(PAMSGD(lr=4e-3, hold=1.0, readout=True))
+    tied = train(SGD(lr=4e-3), sae=model("tied"))
+    assert torch.equal(held.sae.W_enc, tied.sae.W_enc)
+    assert held.history[-1]["val_fvu"] <= tied.history[-1]["val_fvu"]
+    assert not torch.equal(held.sae.W_dec, held.sae.W_enc.T)
+
+
+def test_where_the_open_arm_wins_the_run_is_the_held_one_less_the_lost_steps_bit_for_bit(monkeypatch):
+    judge = Race.judge
+
+    def for_the_open_arm(self, scores):
+        judge(self, scores)
+        self.winner = OPEN
+        return OPEN
+
+    monkeypatch.setattr(Race, "judge", for_the_open_arm)
+    raced = train(race(OPEN))
+    assert raced.state.race.begin == 40  # the end of an epoch, where the held one is let in too
+    held = train(PAMSGD(lr=4e-3, hold=0.1), steps=400)
+    assert held.state.solves == raced.state.solves
+    for name, value in held.sae.state_dict().items():
+        assert torch.equal(value, raced.sae.state_dict()[name]), name
+
+
+@pytest.mark.parametrize("margin", [0.0, 0.01, 0.5, math.inf])
+def test_the_arm_of_the_lower_error_goes_on(margin):
+    found = Race(1, 1, margin)
+    for tied, opened, winner in (
+        (1.0, 0.995, margin < 0.005),
+        (1.0, 1.0, False),
+        (1.0, 0.4, math.isfinite(margin)),
+        (1.0, 1.1, False),
+    ):
+        assert found.judge({TIED: tied, OPEN: opened}) == (OPEN if winner else TIED)
+
+
+def test_the_scores_are_those_of_both_arms_after_a_readout():
+    raced = train(race(TIED))
+    state = raced.state
+    alone = model("tied_residual")
+    method = PAMSGD(lr=4e-3, hold=1.0, readout=True)
+    driven = method.init(alone, data(), total_steps=400, x_val=data(200, 1))
+    order = torch.Generator().manual_seed(0)
+    start_at_mean(alone, data())
+    for _ in range(8):
+        for x in Batches(data(), 60, torch.device("cpu"), torch.float32).shuffled(order):
+            method.step(alone, driven, x)
+    assert state.race.end == driven.step == 80
+    assert method.read_out(alone, driven).score == pytest.approx(state.race.scores[TIED], rel=1e-6)
+    assert state.race.scores[OPEN] != state.race.scores[TIED]
+
+
+def test_the_arms_see_the_same_batches(monkeypatch):
+    seen = {TIED: [], OPEN: []}
+    step = PAMSGD._step
+
+    def watched(self, sae, state, x):
+        if state.race.runs_at(state.step):
+            seen[TIED if state.held else OPEN].append((state.step, x.clone()))
+        step(self, sae, state, x)
+
+    monkeypatch.setattr(PAMSGD, "_step", watched)
+    result = train(race(TIED))
+    assert len(seen[TIED]) == len(seen[OPEN]) == result.state.race.length
+    for (one, x), (other, y) in zip(seen[TIED], seen[OPEN], strict=True):
+        assert one == other
+        assert torch.equal(x, y)
+
+
+@pytest.mark.parametrize("share", [0.12, 0.14, 0.5])
+@pytest.mark.parametrize("method", [race(TIED, readout=True), race(OPEN), race(OPEN, readout=True, optimizer="muon")])
+def test_a_race_resumes_in_its_middle(method, share, tmp_path):
+    options = {"log_every": 1, "batch_size": 60}
+    whole = train(method, **options)
+    path = tmp_path / "run.pt"
+
+    def stop(row):
+        if row["step"] >= share * STEPS:
+            raise InterruptedError
+
+    with pytest.raises(InterruptedError):
+        train(method, checkpoint=path, callback=stop, **options)
+    again = train(method, checkpoint=path, resume=True, **options)
+    for name, value in parameters(again).items():
+        assert torch.equal(value, parameters(whole)[name]), name
+    assert again.state.race == whole.state.race
+    assert [r["val_fvu"] for r in again.history] == [r["val_fvu"] for r in whole.history]
+
+
+def test_a_finished_run_that_raced_can_be_extended(tmp_path):
+    path = tmp_path / "run.pt"
+    first = train(race(TIED), checkpoint=path)
+    longer = train(race(TIED), steps=540, checkpoint=path, resume=True)
+    assert longer.history[-1]["step"] == 540
+    assert longer.state.step == longer.state.total_steps == first.state.step + 100
+
+
+@pytest.mark.parametrize("method", [PAMSGD(lr=4e-3), PAMSGD(lr=4e-3, hold=0.3), PAMSGD(lr=4e-3, hold=1.0), race(OPEN)])
+@pytest.mark.parametrize("activation", [TopK(4), BatchTopK(4)])
+def test_readouts_leave_the_training_alone_and_are_never_worse(method, activation):
+    rows = {"log_every": 1, "steps": 290, "generator": 3}
+    plain = train(method, sae=model(activation=activation), **rows)
+    read = train(dataclasses.replace(method, readout=True), sae=model(activation=activation), **rows)
+    assert torch.equal(plain.sae.W_enc, read.sae.W_enc)  # all the way to the last step
+    for one, other in zip(plain.history[:-1], read.history[:-1], strict=True):
+        assert other["loss"] == one["loss"]
+        assert other["val_fvu"] <= one["val_fvu"] * (1 + 1e-5)
+    assert any(other["val_fvu"] < 0.999 * one["val_fvu"] for one, other in zip(plain.history, read.history, strict=True))
+
+
+def test_keep_best_keeps_the_readout():
+    found = train(PAMSGD(lr=2e-2, hold=1.0, readout=True), keep_best=True, log_every=1)
+    lowest = min(row["val_fvu"] for row in found.history)
+    assert evaluate(found.sae, data(200, 1)).fvu == pytest.approx(lowest, rel=1e-6)
+
+
+def test_too_few_steps_to_race_take_the_rule_for_that():
+    for otherwise in (0.0, 0.5):
+        method = PAMSGD(lr=4e-3, hold="race", racing=Racing(otherwise=otherwise))
+        found = train(method, steps=100)
+        assert found.state.race.length == 0
+        assert found.state.step == 100
+        fixed = train(PAMSGD(lr=4e-3, hold=otherwise), steps=100)
+        assert torch.equal(found.sae.W_enc, fixed.sae.W_enc)
+        assert torch.equal(found.sae.W_dec, fixed.sae.W_dec)
+
+
+def test_what_terms_keep_is_each_arms_own():
+    method = race(TIED, terms=(SquaredError(), AuxK(dead_after=100)))
+    raced = train(method)
+    tied = train(PAMSGD(lr=4e-3, hold=1.0, terms=method.terms), steps=raced.state.step)
+    assert torch.equal(raced.sae.W_enc, tied.sae.W_enc)
+
+
+def test_refusals():
+    for options, match in (
+        ({"hold": "fork"}, "hold"),
+        ({"hold": "race", "gradient": "encoder"}, "hold='race' acts only with gradient='both'"),
+        ({"hold": "race", "resample": Resampling(every=10, dead_after=100)}, "no resample"),
+        ({"hold": "race", "optimizer": lambda groups: torch.optim.Adam(groups)}, "needs optimizer='adam'"),
+        ({"hold": "race", "when": Refresh()}, "not for a stream"),
+        ({"readout": True, "ridge": 1.0}, "readout=True chooses the ridge"),
+        ({"readout": True, "prox_dec": 1.0}, "readout=True chooses the ridge"),
+    ):
+        with pytest.raises(ValueError, match=match):
+            PAMSGD(**options)
+    for options in ({"begin": 0.0}, {"length": 1.0}, {"margin": -0.1}, {"otherwise": -1.0}):
+        with pytest.raises(ValueError, match=next(iter(options))):
+            Racing(**options)
+    with pytest.raises(ValueError, match="hold='race' holds a residual"):
+        train(PAMSGD(hold="race"), sae=model("free"))
+    with pytest.raises(ValueError, match="readout=True solves for a decoder of its own"):
+        train(PAMSGD(readout=True), sae=model("tied"))
+    with pytest.raises(ValueError, match="pass total_steps"):
+        PAMSGD(hold="race").init(model(), data())
