@@ -22,6 +22,7 @@ EXPERIMENTS = {
     "geometry": "regions and slices of SAEs trained on MNIST by SGD and PAM-SGD",
     "recovery": "recovery of known features: bias adaptation beside TopK and L1, resonance, seeds",
     "solves": "when PAM-SGD should solve for the decoder: --data mnist | minilm",
+    "opening": "when the residual should be let in; readouts and races: --data mnist | minilm",
     "mnist": "sample efficiency on MNIST: --preset controlled | paper",
 }
 

@@ -18,6 +18,7 @@ import torch
 from splinterp import PAMSGD, SAE, SGD, BiasAdaptation
 from splinterp.activations import Activation
 from splinterp.losses import SquaredError
+from splinterp.training import Racing
 from splinterp.training.shorthands import SOLVER_SHORTHANDS, WHEN_SHORTHANDS
 from splinterp.training.when import AtEnd, EveryEpoch, EverySteps
 
@@ -32,7 +33,9 @@ NEUTRAL: dict[type, dict[str, Any]] = {
         **_GRADIENT, "gradient": "both", "hold": 0.0, "encoder_updates": 1, "prox_enc": 0.0, "prox_dec": 0.0, "bias_prox": 0.0,
         "ridge": "gcv", "gcv_inflation": 1.0, "bias_ridge": 0.0, "bias": "joint", "solve_gap": 50, "decoder_every": None,
         "solve_first": False, "solve_parts": None, "scale": "one", "stats_dtype": torch.float64,
+        "readout": False, "racing": Racing(),
     },
+    Racing: {"begin": 0.1, "length": 0.05, "margin": 0.005, "otherwise": 0.0},
     BiasAdaptation: {
         "base": SGD(), "lr": None, "target_frequencies": None, "groups": 10, "highest": 0.5, "lowest": 0.001, "gamma_up": 0.01,
         "gamma_down": 0.01, "every": 50, "eps": 1e-6, "bounds": (-1.0, 0.0), "rule": "step", "quantile_samples": None,

@@ -19,7 +19,7 @@ from splinterp import PAMSGD, SAE, SGD, BiasAdaptation, DivergenceError, FitResu
 from splinterp.data import Standardizer, load_digits, load_mnist
 from splinterp.losses import AuxK, SquaredError
 from splinterp.metrics import evaluate
-from splinterp.training import Resampling
+from splinterp.training import Racing, Resampling
 
 VALIDATION = {"mnist": 5_000, "digits": 237}
 WIDTHS = {"mnist": 784, "digits": 64}
@@ -43,6 +43,7 @@ METHODS: dict[str, dict[str, Any]] = {
     # other variants of PAM, reported apart
     "PAM, one solve at the end": {"method": PAMSGD.final_solve, "decoder": "tied_residual"},
     "PAM, held": {"method": PAMSGD, "decoder": "tied_residual", "hold": 0.1, "solve_gap": SOLVE_GAP},
+    "PAM, race of a tenth": {"method": PAMSGD, "decoder": "tied_residual", "hold": "race", "racing": Racing(length=0.1)},
     "PAM published": {
         "method": PAMSGD.published,
         "decoder": "free",
@@ -266,6 +267,9 @@ def execute(run: Run, data_dir: str | None = None, device: str = "cpu") -> dict[
     }  # fmt: skip
     if "ridge" in last:
         record["ridge"] = [float(f"{row['ridge']:.4g}") for row in result.history]
+    race = getattr(result.state, "race", None)
+    if race is not None:
+        record["winner"] = race.winner or "none"
     if run.role == "reported":
         record["test_last"] = _measure(sae, data.x_test)
         sae.load_state_dict(best_state.parameters)

@@ -7,7 +7,20 @@ from collections.abc import Callable
 from pathlib import Path
 from typing import Any
 
-from experiments import abstopk, adaptation, atoms, baselines, bench, bridge, centring, dead, geometry, recovery, solves
+from experiments import (
+    abstopk,
+    adaptation,
+    atoms,
+    baselines,
+    bench,
+    bridge,
+    centring,
+    dead,
+    geometry,
+    opening,
+    recovery,
+    solves,
+)
 from experiments.files import COMMITTED, read_results
 from experiments.report import render, summary
 
@@ -49,6 +62,8 @@ def _renderer(results: dict[str, Any], short: bool) -> Callable[[dict[str, Any],
         return bridge.render
     if "centres" in results:
         return centring.render
+    if "ways" in results:
+        return opening.render
     if "schedules" in results:
         return solves.render
     if "adapted" in results:

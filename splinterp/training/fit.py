@@ -19,7 +19,7 @@ from splinterp.training.base import training_data
 from splinterp.training.batches import Batches
 from splinterp.training.distributed import ProcessGroup
 from splinterp.training.health import check_dtype, fvu_at_start, warn_silent
-from splinterp.training.inspection import inspect, start_at
+from splinterp.training.inspection import inspect, set_aside, start_at
 from splinterp.training.method import STATE_NAMES, Method, State, check_method
 from splinterp.training.run import Run
 
@@ -71,7 +71,9 @@ def fit(
     Args:
         epochs, batch_size: passes over x (None: 20), and samples a step; the last partial batch is used.
         steps: a budget of batches in place of epochs; the last pass is cut short.
-        x_val: held-out samples (n, d_in), or a store of them, for the history, and for methods that choose by them.
+        x_val: held-out samples (n, d_in), or a store of them, for the history, and for methods that choose by them. Where there are none
+            and the method chooses by some, a twentieth of x (50 to 5,000 samples, the same ones in every call) is set aside for that,
+            and not trained on; a warning says so.
         generator: CPU generator of the data order, or an int that seeds one; None means one seeded by a draw from torch's global
             generator, so that `torch.manual_seed` decides.
         log_every: epochs between history rows; the last epoch always has one.
@@ -114,8 +116,6 @@ def fit(
     check_method(method)
     if keep_best and x_val is None:
         raise ValueError("keep_best=True chooses by val_fvu: pass x_val")
-    if method.wants_x_val and x_val is None:
-        raise ValueError(f"{type(method).__name__} chooses by held-out samples here (ridge='held_out'): pass x_val")
     if autocast not in (None, torch.bfloat16):
         raise ValueError(f"autocast={autocast} is not torch.bfloat16 (float16 would need its gradients scaled)")
     if resume and checkpoint is None:
@@ -123,6 +123,8 @@ def fit(
     model = as_model(sae)
     check_dtype(model)
     data = training_data(model, x)
+    if method.wants_x_val and x_val is None:
+        data, x_val = set_aside(data, type(method).__name__)
     x_val = None if x_val is None else _validation_data(x_val, data)
     mean = inspect(model, data, x_val, train_eval_samples)
     batches = Batches(data, batch_size, model.b_dec.device, model.b_dec.dtype)

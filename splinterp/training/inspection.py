@@ -15,6 +15,8 @@ from splinterp.protocol import SAELike, SparseModel, as_model
 from splinterp.training.base import training_data
 
 OUTLIER_RATIO = 100.0
+HELD_OUT = 50, 5_000
+"""Least and most samples that are set aside for a method that chooses by held-out ones."""
 CALLER = 4
 """Frames from a warning here to the call of `fit`."""
 
@@ -141,3 +143,22 @@ def start_at(sae: SAELike, mean: Tensor) -> None:
             center.requires_grad or not isinstance(center, torch.nn.Parameter)
         ):  # a frozen parameter stays
             center.copy_(mean)
+
+
+def set_aside(data: Tensor | ActivationStore, method: str) -> tuple[Tensor, Tensor]:
+    """(training samples, held-out samples): a twentieth of the rows, drawn with a fixed seed, for a method that chooses by them.
+
+    Warns of it. Raises ValueError: a store, or too few samples.
+    """
+    why = f"{method} chooses by held-out samples"
+    if isinstance(data, ActivationStore):
+        raise ValueError(f"{why}, which are not set aside of a store: pass x_val, a store or an array of other samples")
+    n, least, most = len(data), *HELD_OUT
+    if n < 4 * least:
+        raise ValueError(f"{why}, and of {n} samples there are too few to set {least} aside: pass x_val")
+    held_out = min(max(round(n / 20), least), most)
+    order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(data.device)
+    warnings.warn(
+        f"{why}: {held_out:,} of the {n:,} samples are set aside for that; pass x_val to choose them", stacklevel=CALLER - 1
+    )
+    return data[order[held_out:].sort().values], data[order[:held_out].sort().values]

@@ -17,7 +17,7 @@ from experiments.runs import METHODS, Run, run_from_record
 from experiments.store import RecordStore
 from splinterp import PAMSGD, SAE, SGD, BiasAdaptation, JumpReLU, TopK
 from splinterp.losses import SquaredError
-from splinterp.training import Refresh, Resampling
+from splinterp.training import Racing, Refresh, Resampling
 from splinterp.training.shorthands import SOLVER_SHORTHANDS, WHEN_SHORTHANDS
 
 RUN = Run(data="digits", method="PAM", activation="TopK", k=3, n_latents=16, n_train=60, epochs=2, lr=1e-2, seed=1)
@@ -124,6 +124,7 @@ def test_every_option_of_pam_changes_the_recipe(name):
         "ridge": 3.0, "gcv_inflation": 1.4, "bias_ridge": 1.0, "bias": "separate", "solve_gap": 1, "decoder_every": 3, "solve_first": True,
         "solve_parts": 3, "scale": "fit", "stats_dtype": torch.float32, "warmup": 0.1, "decay": 0.2, "penalty_warmup": 0.1,
         "terms": (SquaredError(weight=2.0),), "resample": Resampling(every=10, dead_after=100), "k_start": 30, "k_share": 0.2,
+        "readout": True, "racing": Racing(length=0.2),
     }[name]  # fmt: skip
     needed = {
         "decay_biases": {"weight_decay": 0.1}, "decay": {"schedule": "constant"}, "penalty_warmup": {"l1": 0.1}, "k_share": {"k_start": 30},

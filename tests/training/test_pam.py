@@ -433,7 +433,7 @@ def test_held_out_ridge_is_that_of_the_validation_samples():
 
 
 def test_held_out_ridge_needs_held_out_samples_and_no_other_option():
-    x = samples()
+    x = samples(150)
     with pytest.raises(ValueError, match="pass x_val"):
         fit(make_sae(), x, PAMSGD(ridge="held_out"))
     with pytest.raises(ValueError, match="pass x_val"):

@@ -1,0 +1,131 @@
+"""When the residual of PAM-SGD should be let in, and what a readout and a race between both answers are worth.
+
+Validation data only, as the defaults are chosen by it. Centred SAEs; each way at each step size, the best of them reported; SGD on a tied
+and on a tied-residual decoder beside. "hold 1" is tied SGD with a readout; a race is decided in the run, and its losing arm's steps count.
+"""
+
+from __future__ import annotations
+
+import math
+from dataclasses import asdict, dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from experiments.choices import data_parser, run_on, store_of
+from experiments.report import table
+from experiments.runs import Run
+
+_COST: tuple[str, Any] = ("solve_gap", None)
+WAYS: dict[str, tuple[str, tuple[tuple[str, Any], ...]]] = {
+    "SGD tied": ("SGD tied", ()),
+    "SGD tied-residual": ("SGD tied-residual", ()),
+    "hold 0, no readout": ("PAM", (_COST,)),
+    "hold 0.1, no readout": ("PAM", (_COST, ("hold", 0.1))),
+    "hold 0": ("PAM", (_COST, ("readout", True))),
+    "hold 0.1": ("PAM", (_COST, ("hold", 0.1), ("readout", True))),
+    "hold 1": ("PAM", (_COST, ("hold", 1.0), ("readout", True))),
+    "race": ("PAM", (_COST, ("hold", "race"), ("readout", True))),
+    "race of a tenth": ("PAM, race of a tenth", (_COST, ("readout", True))),
+}
+"""Method and options."""
+
+
+@dataclass(frozen=True)
+class Config:
+    """What is run."""
+
+    data: str = "mnist"
+    source: str = ""
+    """The key of the data's `experiments.sources.Source`."""
+    k: int = 15
+    n_latents: int = 256
+    batch_size: int = 128
+    grid: tuple[float, ...] = (4e-3, 8e-3, 1.6e-2)
+    sizes: tuple[int, ...] = (550, 2_750, 13_750, 55_000)
+    activations: tuple[str, ...] = ("TopK", "AbsTopK")
+    early_epochs: int = 10
+    long_steps: int = 2_000
+    seeds: tuple[int, ...] = (100,)
+
+    @property
+    def cells(self) -> list[tuple[str, str, int]]:
+        """(budget, activation, samples)."""
+        return [(budget, a, n) for budget in ("early", "long") for a in self.activations for n in self.sizes]
+
+    def run(self, cell: tuple[str, str, int], way: str, lr: float, seed: int) -> Run:
+        """One run, whose record has no test error."""
+        budget, activation, n_train = cell
+        method, options = WAYS[way]
+        run = Run(
+            data=self.data, source=self.source, method=method, activation=activation, k=self.k, n_latents=self.n_latents, n_train=n_train,
+            epochs=self.early_epochs, lr=lr, seed=seed, role="tuning", batch_size=self.batch_size,
+            options=(("b_pre", "fixed"), *options),
+        )  # fmt: skip
+        longer = math.ceil(self.long_steps / run.steps_per_epoch)
+        return replace(run, epochs=max(run.epochs, longer)) if budget == "long" else run
+
+
+MINILM = Config(
+    "minilm-3", k=32, n_latents=1_536, batch_size=256, grid=(4e-3, 8e-3), sizes=(1_000, 9_000, 36_000), early_epochs=4
+)
+CONFIGS = {"mnist": Config(), "minilm": MINILM}
+METRIC = {"early": "val_last", "long": "val_best"}
+
+
+def render(results: dict[str, Any], markdown: bool = False) -> str:
+    """Error of each way in each cell at its best step size, and by how much it is above the best of the fixed ones."""
+    cells = list(dict.fromkeys(tuple(r["cell"]) for r in results["ways"]))
+    errors, excess = [], []
+    for cell in cells:
+        here = {r["way"]: r for r in results["ways"] if tuple(r["cell"]) == cell}
+        budget, activation, n = cell
+        fixed = min(here[way]["val"] for way in ("hold 0", "hold 0.1", "hold 1"))
+        errors.append([budget, activation, f"{n:,}", *(f"{here[w]['val']:.4f}" for w in WAYS)])
+        excess.append(
+            [
+                budget,
+                activation,
+                f"{n:,}",
+                *(f"{100 * math.log(here[w]['val'] / fixed):+.1f}" for w in WAYS),
+                here["race"]["winner"],
+            ]
+        )
+    header = ["budget", "activation", "N", *WAYS]
+    return (
+        f"{results['config']['data']}: validation FVU\n\n{table(header, errors, markdown, keys=3)}\n\nits log ratio to the best of hold 0, "
+        f"0.1 and 1, in %\n\n{table([*header, 'who won the race'], excess, markdown, keys=3)}"
+    )
+
+
+def main(config: Config, out: Path, data_dir: str | None = None, jobs: int = 1, device: str = "cpu") -> Path:
+    """Run what is missing, write `opening-DATA.json`, print the tables. Returns the results file."""
+    store, source = store_of("opening", config.data, out, data_dir)
+    config = replace(config, source=source.key)
+    runs = {
+        (cell, way, lr): [config.run(cell, way, lr, seed) for seed in config.seeds]
+        for cell in config.cells for way in WAYS for lr in config.grid
+    }  # fmt: skip
+    store.complete(
+        [run for several in runs.values() for run in several], jobs=jobs, device=device, data_dir=data_dir, label="opening"
+    )
+    rows = []
+    for cell in config.cells:
+        for way in WAYS:
+            found = {}
+            for lr in config.grid:
+                records = [store.get(run) for run in runs[cell, way, lr]]
+                found[lr] = sum(r[METRIC[cell[0]]] for r in records) / len(records), records
+            lr = min(found, key=lambda lr: found[lr][0])
+            winner = "/".join(str(r.get("winner") or "none") for r in found[lr][1]) if way.startswith("race") else ""
+            by_lr = {f"{lr:g}": value for lr, (value, _) in found.items()}
+            rows.append({"cell": list(cell), "way": way, "lr": lr, "val": found[lr][0], "by_lr": by_lr, "winner": winner})
+    store.merge(asdict(config))
+    results = {"ways": rows, "config": asdict(config)}
+    path = store.write_results(f"opening-{config.data}", results)
+    print(f"{render(results)}\n\n{store.report()}\nwritten: {path}")
+    return path
+
+
+def command(argv: list[str]) -> Path:
+    """`python -m experiments opening --data mnist | minilm`"""
+    return run_on(main, CONFIGS, data_parser("opening", __doc__, CONFIGS).parse_args(argv))
