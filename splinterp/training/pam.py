@@ -8,8 +8,7 @@ from __future__ import annotations
 
 import math
 import time
-from collections.abc import Callable, Iterable, Iterator
-from contextlib import contextmanager
+from collections.abc import Callable, Iterable
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -19,32 +18,28 @@ from torch import nn
 from splinterp._checks import at_least, one_of, whole
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.data.store import ActivationStore
-from splinterp.decoder import DecoderStats, Readout
-from splinterp.decoder.matrix_free import MatrixFreeStats
-from splinterp.losses.forward import Forward
-from splinterp.losses.terms import Reconstruction, SquaredError, Term
-from splinterp.protocol import Block, SAELike, SparseModel, as_model, blocks_of
-from splinterp.training.base import DivergenceError, GradientOptions
-from splinterp.training.batches import rows_of
+from splinterp.decoder import Readout
+from splinterp.protocol import Block, SAELike, SparseModel, as_model
+from splinterp.training.base import GradientOptions
 from splinterp.training.optimizers import L2_DECAY, evaluated, set_apart
+from splinterp.training.pam_solves import Solves
 from splinterp.training.pam_state import PAMState
-from splinterp.training.race import OPEN, TIED, Arm, Race, Racing
+from splinterp.training.race import Racing
+from splinterp.training.race_step import plan, race_step
 from splinterp.training.reading import read_out, write
 from splinterp.training.shorthands import WHEN_SHORTHANDS, Shorthands, gap_of, named
 from splinterp.training.solver import GCV, DecoderSolver, HeldOut
 from splinterp.training.train_state import ENTRYWISE
-from splinterp.training.when import GRAM_LATENTS, AtEnd, EveryEpoch, EverySteps, When
+from splinterp.training.when import AtEnd, EveryEpoch, EverySteps, When
 
 PULLED = "pulled by the ridge"
 """Mark of the group of parameters whose decay is the ridge's."""
 READ_SAMPLES = 10_000
 """Training samples that a readout at a history row goes by, or four times the latents; the last one goes by all."""
-MATRIX_FREE_FROM = GRAM_LATENTS
-"""Latents from which solves of k-sparse codes are matrix-free: the Gram matrix would have 512 MiB in float64."""
 
 
 @dataclass(frozen=True, kw_only=True)
-class PAMSGD(GradientOptions, metaclass=Shorthands):
+class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     """Alternate a gradient phase with an exact decoder solve.
 
     The defaults are the variant we recommend, best with `SAE(decoder="tied_residual")`: gradients on every block, exact
@@ -262,7 +257,7 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
         if self.row_penalties:
             names = ", ".join(term.name for term in self.row_penalties)
             raise ValueError(f"readout=True does not see penalties on the decoder's rows ({names}): leave one of them out")
-        if self._matrix_free(model):
+        if self.matrix_free(model):
             raise ValueError(
                 f"readout=True needs the Gram matrix, which is not formed for {model.shape[1]} latents: leave it out"
             )
@@ -283,55 +278,17 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
         Returns the number of steps that this counts for. Raises DivergenceError.
         """
         if self.races and state.race is None:
-            self._plan(state, len(x))
-        race = state.race
-        if race is None or not race.runs_at(state.step):
-            self._step(sae, state, x)
+            plan(self.racing, state, len(x))
+        if state.race is None or not state.race.runs_at(state.step):
+            self.step_of_one(sae, state, x)
             return 1
-        if race.other is None:
-            race.other = Arm.copied(state)
-            with self._open_arm(race, state):  # decided anew, on all samples
-                self._timed(state, lambda: self.decoder_step(sae, state, state.data.split(len(x))))
-        at = state.step
-        with self._open_arm(race, state):
-            self._step(sae, state, x)
-        state.step = at
-        self._step(sae, state, x)
-        if state.step == race.end:
-            self._timed(state, lambda: self._judge(sae, state, race))
+        race_step(self, sae, state, state.race, x)
         return 2
 
     encoder_step = step
 
-    def _plan(self, state: PAMState, batch_size: int) -> None:
-        assert state.total_steps is not None
-        state.race = self.racing.plan(state.total_steps, math.ceil(len(state.data) / batch_size))
-        state.total_steps -= state.race.length
-        state.held = state.race.length > 0 or self.racing.otherwise > 0
-
-    @contextmanager
-    def _open_arm(self, race: Race, state: PAMState) -> Iterator[None]:
-        """Inside, the open arm is the one that moves."""
-        assert race.other is not None
-        race.other.swap(state)
-        try:
-            yield
-        finally:
-            race.other.swap(state)
-
-    def _judge(self, sae: SAELike, state: PAMState, race: Race) -> None:
-        """End the race with the arm that is better after a readout."""
-        assert race.other is not None
-        with self._open_arm(race, state), evaluated(state.optimizer):
-            opened = read_out(self, sae, state).score
-        with evaluated(state.optimizer):
-            tied = read_out(self, sae, state).score
-        if race.judge({TIED: tied, OPEN: opened}) == OPEN:
-            race.other.swap(state)
-        race.other = None
-
-    def _step(self, sae: SAELike, state: PAMState, x: Tensor) -> None:
-        """One step of the arm that moves."""
+    def step_of_one(self, sae: SAELike, state: PAMState, x: Tensor) -> None:
+        """A step that is not of a race, or of the arm of it that moves."""
         if state.processes is not None and self.when.streams:
             raise ValueError("a stream is trained in one process")
         if not state.in_epoch and self.when.before_epoch(state) and not self.waits(state):
@@ -349,7 +306,7 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
     def end_epoch(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
         """The exact solve on `batches`, or some of them, if one is due: see `when`, `hold` and `readout`; of both arms of a race."""
         if state.race is not None and state.race.other is not None:
-            with self._open_arm(state.race, state):
+            with state.race.open_arm(state):
                 self._end_epoch(sae, state, batches)
         self._end_epoch(sae, state, batches)
 
@@ -358,7 +315,7 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
         state.epochs_since_solve += 1
         if self._reads_out(state) and _finished(state):
             if state.since_solve:
-                self._timed(state, lambda: self._end_on_a_readout(sae, state))
+                self.timed(state, lambda: self._end_on_a_readout(sae, state))
         elif self.when.after_epoch(state, self._rests(state)):
             self._solve_due(sae, state, batches)
 
@@ -367,7 +324,7 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
         write(sae, found)
         if not math.isnan(found.ridge):
             state.ridge = found.ridge
-        self._after_solve(state)
+        self.after_solve(state)
 
     def _reads_out(self, state: PAMState) -> bool:
         return self.readout and state.held_out is not None
@@ -385,10 +342,10 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
 
     def _solve_due(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
         """A solve that is due: of a stream on what it has gathered, else on `batches`; none while the residual is held."""
-        self._timed(state, lambda: self._solve(sae, state, batches))
+        self.timed(state, lambda: self._solve(sae, state, batches))
 
     @staticmethod
-    def _timed(state: PAMState, solve: Callable[[], None]) -> None:
+    def timed(state: PAMState, solve: Callable[[], None]) -> None:
         """A solve in full precision, whose seconds are counted."""
         start, device = time.perf_counter(), state.model.b_dec.device
         with torch.autocast(device.type, enabled=False):
@@ -417,101 +374,9 @@ class PAMSGD(GradientOptions, metaclass=Shorthands):
             share = 1.0 if state.race is None or state.race.length else self.racing.otherwise
         return state.step < share * state.total_steps
 
-    @torch.no_grad()
-    def decoder_step(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
-        """Solve for the decoder exactly on all samples of `batches`, in one pass.
-
-        The objective is that of the reconstruction terms: each of their codes, by its weight. TopK and AbsTopK dictionaries of at least
-        `MATRIX_FREE_FROM` latents are solved by conjugate gradients instead (`splinterp.decoder.matrix_free`), in the SAE's dtype,
-        unless a term, or an option of the bias or of GCV, needs the Gram matrix.
-
-        Raises ValueError if there are none, DivergenceError if a code is not finite.
-        """
-        d_in, n_latents = state.model.shape
-        b_dec = state.model.b_dec
-        stats: Any
-        if self._matrix_free(state.model):
-            stats = MatrixFreeStats(n_latents, d_in, dtype=b_dec.dtype, device=b_dec.device)
-        else:
-            stats = self.solver.statistics(state.model, rows_of(batches, len(state.data)))
-        own = batches if state.processes is None else state.processes.deal(batches)
-        state.totals = self.no_totals(state.model)
-        self.gather(sae, state, stats, (x.to(device=b_dec.device, dtype=b_dec.dtype) for x in own), state.totals)
-        if state.processes is not None:
-            state.processes.merge_stats(stats)
-            state.processes.sum_(state.totals.values())
-        self.solve(sae, state, stats)
-        if state.processes is not None:  # the same solve everywhere, and the same bits
-            state.processes.broadcast_(p.detach() for p in sae.parameters())
-
-    @property
-    def reconstructions(self) -> tuple[Reconstruction, ...]:
-        """The terms that the solve minimises."""
-        return tuple(term for term in self.loss_terms if isinstance(term, Reconstruction))
-
-    @property
-    def row_penalties(self) -> tuple[Term, ...]:
-        """The other terms that the solve sees, by `row_ridge`."""
-        return tuple(term for term in self.loss_terms if type(term).row_ridge is not Term.row_ridge)
-
-    def no_totals(self, model: SparseModel) -> dict[str, Tensor]:
-        """Sums of no samples for each of `row_penalties`, by name."""
-        return {
-            term.name: torch.zeros(model.shape[1], dtype=torch.float64, device=model.b_dec.device)
-            for term in self.row_penalties
-        }
-
-    @torch.no_grad()
-    def gather(
-        self, sae: SAELike, state: PAMState, stats: Any, batches: Iterable[Tensor], totals: dict[str, Tensor] | None = None
-    ) -> None:
-        """Add the current codes of `batches` to statistics, and what penalties on rows need to `totals`.
-
-        Raises DivergenceError if a code is not finite.
-        """
-        terms = self.reconstructions
-        scores = any(term.reads_scores for term in (*terms, *(() if totals is None else self.row_penalties)))
-        for x in blocks_of(state.model, batches, alone=any(term.couples_samples for term in terms)):
-            out = Forward(state.model, x, scores)
-            if not torch.isfinite(out.values()).all():
-                raise DivergenceError(state.step, state)
-            again = False
-            for term in terms:
-                for weight, code in term.codes(out):
-                    share = weight * term.weight
-                    if again or isinstance(share, Tensor) or share != 1:
-                        stats.update(code, x, share, again)
-                    else:
-                        stats.update(code, x)
-                    again = True
-            if totals is not None:
-                for penalty in self.row_penalties:
-                    totals[penalty.name] += penalty.row_totals(out)
-
-    def _matrix_free(self, model: SparseModel) -> bool:
-        large = model.shape[1] >= MATRIX_FREE_FROM and self.reconstructions == (SquaredError(),) and not self.row_penalties
-        return large and self.solver.matrix_free(model)
-
-    @torch.no_grad()
-    def solve(self, sae: SAELike, state: PAMState, stats: DecoderStats | MatrixFreeStats) -> None:
-        """Solve for the decoder from statistics of the current codes. Raises ValueError if they are empty."""
-        if stats.n_samples == 0:
-            raise ValueError("the statistics are empty: there were no samples to solve for")
-
-        def row_ridge() -> Tensor | None:
-            total, rising = None, self.penalty_share(state)
-            for term in self.row_penalties:
-                found = term.row_ridge(state.model, state.totals[term.name], stats.n_samples)
-                if found is not None:
-                    total = term.weight * rising * found + (0.0 if total is None else total)
-            return total
-
-        self.solver.solve(state, stats, lambda found, batches: self.gather(sae, state, found, batches), row_ridge)
-        self._after_solve(state)
-
-    def _after_solve(self, state: PAMState) -> None:
-        state.since_solve, state.epochs_since_solve, state.in_epoch, state.held = 0, 0, False, False
-        state.solves += 1
+    def after_solve(self, state: PAMState) -> None:
+        """What a solve changes besides the decoder."""
+        super().after_solve(state)
         self._set_anchor(state)
 
     def _set_anchor(self, state: PAMState) -> None:

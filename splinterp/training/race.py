@@ -5,6 +5,8 @@ from __future__ import annotations
 import copy
 import math
 from collections import defaultdict
+from collections.abc import Iterator
+from contextlib import contextmanager
 from dataclasses import dataclass, field
 from typing import TYPE_CHECKING, Any
 
@@ -50,6 +52,16 @@ class Race:
     def runs_at(self, step: int) -> bool:
         """Whether the coming step is one of both arms."""
         return self.length > 0 and self.begin <= step < self.end
+
+    @contextmanager
+    def open_arm(self, state: PAMState) -> Iterator[None]:
+        """Inside, the open arm is the one that moves."""
+        assert self.other is not None
+        self.other.swap(state)
+        try:
+            yield
+        finally:
+            self.other.swap(state)
 
     def judge(self, scores: dict[str, float]) -> str:
         """Who goes on: the open arm only where it is better by the margin."""

@@ -13,7 +13,7 @@ from splinterp import PAMSGD, SAE, AbsTopK, TopActs, TopK, fit
 from splinterp.decoder import DecoderStats, gcv_ridge, solve_decoder
 from splinterp.decoder import _matrix_free_stats as streamed
 from splinterp.decoder.matrix_free import MatrixFreeStats, gcv_ridge_cg, solve_decoder_cg
-from splinterp.training import pam
+from splinterp.training import pam_solves
 from tests.helpers import rng
 
 
@@ -144,17 +144,17 @@ def test_pam_solves_large_dictionaries_matrix_free(decoder, activation, monkeypa
     method = PAMSGD(lr=1e-3, ridge="gcv" if decoder != "free" else 5.0)
     results = []
     for limit in (10**6, 40):
-        monkeypatch.setattr(pam, "MATRIX_FREE_FROM", limit)
+        monkeypatch.setattr(pam_solves, "MATRIX_FREE_FROM", limit)
         sae = SAE(8, 48, activation, decoder, generator=rng(0))
-        assert method._matrix_free(sae) == (limit == 40)
+        assert method.matrix_free(sae) == (limit == 40)
         results.append(fit(sae, x, method, epochs=3, batch_size=50, generator=0))
     dense, free = (r.history[-1] for r in results)
     assert free["train_fvu"] == pytest.approx(dense["train_fvu"], rel=0.05)
     if decoder == "free":
         torch.testing.assert_close(results[1].sae.W_dec, results[0].sae.W_dec, rtol=1e-2, atol=1e-3)
         assert 0 < results[1].state.residual < 2e-4
-    assert not PAMSGD(bias="separate", ridge=1.0)._matrix_free(results[1].sae)
-    assert not PAMSGD(prox_dec=1.0)._matrix_free(results[1].sae)
+    assert not PAMSGD(bias="separate", ridge=1.0).matrix_free(results[1].sae)
+    assert not PAMSGD(prox_dec=1.0).matrix_free(results[1].sae)
 
 
 def test_codes_that_are_held_in_a_devices_memory_give_the_same():
@@ -193,7 +193,7 @@ def test_on_a_gpu_the_solve_is_that_on_the_cpu():
 
 @pytest.mark.gpu
 def test_training_on_a_gpu_takes_the_matrix_free_solve(monkeypatch):
-    monkeypatch.setattr(pam, "MATRIX_FREE_FROM", 16)
+    monkeypatch.setattr(pam_solves, "MATRIX_FREE_FROM", 16)
     x = torch.randn(300, 8, generator=rng(1))
     found = []
     for device in ("cpu", "cuda"):

@@ -12,7 +12,7 @@ from torch import distributed as dist
 
 from splinterp import PAMSGD, SAE, SGD, ReLU, TopK, fit
 from splinterp.losses import RowNormL1, SquaredError
-from splinterp.training import ProcessGroup, pam
+from splinterp.training import ProcessGroup, pam_solves
 
 DIES_AT = 3
 METHODS = {
@@ -31,7 +31,7 @@ def train(name: str, processes: ProcessGroup | None, checkpoint: str | None = No
     """The run that every number of processes must agree on; 81 rows and batches of 16 leave one process an empty share."""
     make, activation, decoder = METHODS[name]
     if name == "matrix-free":
-        pam.MATRIX_FREE_FROM = 24
+        pam_solves.MATRIX_FREE_FROM = 24
     g = torch.Generator().manual_seed(1)
     x = torch.randn(81, 6, generator=g, dtype=torch.float64) @ torch.randn(6, 6, generator=g, dtype=torch.float64)
     sae = SAE(6, 24, activation(), decoder, dtype=torch.float64, generator=g)

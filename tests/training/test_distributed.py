@@ -12,7 +12,7 @@ import pytest
 import torch
 
 from splinterp import PAMSGD, SAE, SGD, BatchTopK, BiasAdaptation, ReLU, TopK, fit
-from splinterp.training import ProcessGroup, pam
+from splinterp.training import ProcessGroup, pam_solves
 from tests.training import distributed_worker
 
 ROOT = Path(__file__).resolve().parents[2]
@@ -29,7 +29,7 @@ def torchrun(*arguments: str) -> subprocess.CompletedProcess[str]:
     "name", [pytest.param(m, marks=() if m == "pam" else pytest.mark.slow) for m in distributed_worker.METHODS]
 )
 def test_two_processes_equal_one(name, tmp_path, monkeypatch):
-    monkeypatch.setattr(pam, "MATRIX_FREE_FROM", pam.MATRIX_FREE_FROM)  # restored after the run here
+    monkeypatch.setattr(pam_solves, "MATRIX_FREE_FROM", pam_solves.MATRIX_FREE_FROM)  # restored after the run here
     done = torchrun(name, str(tmp_path / "sae"))
     assert done.returncode == 0, done.stderr[-3000:]
     first, second = (torch.load(tmp_path / f"sae.{rank}") for rank in (0, 1))

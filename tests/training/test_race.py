@@ -115,14 +115,14 @@ def test_the_scores_are_those_of_both_arms_after_a_readout():
 
 def test_the_arms_see_the_same_batches(monkeypatch):
     seen = {TIED: [], OPEN: []}
-    step = PAMSGD._step
+    step = PAMSGD.step_of_one
 
     def watched(self, sae, state, x):
         if state.race.runs_at(state.step):
             seen[TIED if state.held else OPEN].append((state.step, x.clone()))
         step(self, sae, state, x)
 
-    monkeypatch.setattr(PAMSGD, "_step", watched)
+    monkeypatch.setattr(PAMSGD, "step_of_one", watched)
     result = train(race(TIED))
     assert len(seen[TIED]) == len(seen[OPEN]) == result.state.race.length
     for (one, x), (other, y) in zip(seen[TIED], seen[OPEN], strict=True):
