@@ -20,6 +20,7 @@ import torch
 from experiments.options import add_common_options
 from experiments.recipe import digest, options_of
 from experiments.report import table, with_interval
+from experiments.runs import AS_THEN
 from experiments.store import RecordStore
 from splinterp import PAMSGD, SAE, SGD, BiasAdaptation, DivergenceError, JumpReLU, ReLU, TopK, fit
 from splinterp.data import SparseFeatures
@@ -68,7 +69,7 @@ ROWS: dict[str, Row] = {
     "quantile rule": Row(lambda: BiasAdaptation(rule="quantile", quantile_samples=4096)),
     "ReLU": Row(BiasAdaptation, activation=ReLU),
     "tied-residual": Row(BiasAdaptation, "tied_residual"),
-    "tied-residual, PAM-SGD": Row(lambda: BiasAdaptation(base=PAMSGD(lr=LR, solve_gap=50)), "tied_residual"),
+    "tied-residual, PAM-SGD": Row(lambda: BiasAdaptation(base=PAMSGD(lr=LR, **AS_THEN)), "tied_residual"),
     "free": Row(BiasAdaptation, "free"),
     TOPK: Row(lambda: SGD(lr=LR), "tied_residual", TopK),
 }

@@ -21,6 +21,7 @@ from tqdm.auto import tqdm
 from experiments.files import command_line, provenance, write_json
 from experiments.options import add_out
 from experiments.report import table, with_interval
+from experiments.runs import AS_THEN
 from splinterp import PAMSGD, SAE, TopK, fit
 from splinterp.baselines import KMeansAutoencoder, LocalPCAAutoencoder, local_pca_bound
 from splinterp.geometry import PowerDiagram, regions_of
@@ -103,7 +104,7 @@ def published(
 def trained_sae(x: torch.Tensor, n_latents: int, k: int, config: Config, seed: int) -> SAE:
     """A TopK SAE with a tied-residual decoder, trained by PAM-SGD."""
     sae = SAE(2, n_latents, TopK(k), decoder="tied_residual", b_pre=True, generator=torch.Generator().manual_seed(seed))
-    method = PAMSGD(lr=config.lr, solve_gap=50)
+    method = PAMSGD(lr=config.lr, **AS_THEN)
     fit(
         sae,
         x,

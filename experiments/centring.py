@@ -17,7 +17,7 @@ import torch
 
 from experiments.choices import data_parser, run_on, store_of
 from experiments.report import table, with_interval
-from experiments.runs import Run
+from experiments.runs import AS_THEN, Run
 from splinterp import PAMSGD, SAE, TopK, fit
 from splinterp.data import SparseFeatures
 
@@ -66,7 +66,7 @@ def offset(config: Config, size: float, centre: str, seed: int) -> dict[str, flo
     n = len(x) * 7 // 8
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is measured here
-        row = fit(sae, x[:n], PAMSGD(solve_gap=50), epochs=15, x_val=x[n:], generator=seed).history[-1]
+        row = fit(sae, x[:n], PAMSGD(**AS_THEN), epochs=15, x_val=x[n:], generator=seed).history[-1]
     return {"val_fvu": row["val_fvu"], "frac_dead": row["frac_dead"]}
 
 

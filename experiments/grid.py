@@ -15,11 +15,16 @@ from splinterp.training.when import NEVER
 
 CONTROLS = ("SGD tied", "SGD untied", "SGD untied from W_enc^T", "SGD tied-residual")
 OURS = "PAM"
+DEFAULT = "PAM-SGD"
+"""At the defaults of today, centred: the entry of the second comparison."""
+HOLDS = tuple(f"{DEFAULT}, hold {hold:g}" for hold in (0, 0.1, 1))
 FINAL = "PAM, one solve at the end"
 HELD = "PAM, held"
-APART = {"final": FINAL, "held": HELD}
+APART = {"final": FINAL, "held": HELD, **{name.removeprefix(f"{DEFAULT}, ").replace(" ", "-"): name for name in HOLDS}}
 """Variants of PAM carried out in every cell of the main table and reported apart, by part: tied SGD and one solve at the end; the
-residual held at 0 for the first tenth of the steps."""
+residual held at 0 for the first tenth of the steps; and of the second comparison the fixed rules for when it is let in."""
+FIRST = ("sizes", "final", "held")
+SECOND = ("sizes", *(part for part, name in APART.items() if name in HOLDS))
 IN_EVERY_CELL = ("sizes", *APART)
 """Parts that have a row for every cell of the main table."""
 VARIANTS = (
@@ -57,7 +62,11 @@ class Config:
     data: str = "mnist"
     source: str = ""
     """The key of the data's `experiments.sources.Source`."""
-    parts: tuple[str, ...] = (*IN_EVERY_CELL, "causes", "relu", "variants", "ridge")
+    ours: str = OURS
+    """The entry that verdicts are on."""
+    options: tuple[tuple[str, Any], ...] = ()
+    """Of every run, of the method or the SAE."""
+    parts: tuple[str, ...] = (*FIRST, "causes", "relu", "variants", "ridge")
     pool: int | None = None
     """Images or tokens that training subsets are drawn from; None: all that `pool_size` says."""
     k: int = 15
@@ -92,6 +101,7 @@ class Config:
     def run(self, activation: str, share: float, budget: str, **fields: Any) -> Run:
         """The run at a size and budget: "early" is the paper's epochs, any other at least `long_steps` gradient steps."""
         n_train = round(share * (self.pool or pool_size(self.data)))
+        fields["options"] = (*self.options, *fields.get("options", ()))
         run = Run(
             data=self.data, source=self.source, pool=self.pool or 0, method="", activation=activation, k=self.k,
             n_latents=self.n_latents, n_train=n_train, epochs=self.early_epochs, lr=0.0, seed=0, batch_size=self.batch_size, **fields,
@@ -116,7 +126,7 @@ class Comparison:
 
     def sizes(self) -> None:
         """The main table: controls and PAM at every size, in both budgets."""
-        self._at_every_size("sizes", (*CONTROLS, OURS))
+        self._at_every_size("sizes", (*CONTROLS, self.config.ours))
 
     def carry_out(self, part: str) -> None:
         """One part: a variant of `APART`, or the method of this name."""
@@ -217,14 +227,34 @@ def _row(
     }  # fmt: skip
 
 
-def verdicts(rows: list[dict[str, Any]], method: str = OURS) -> list[dict[str, Any]]:
-    """A method against the control of lowest mean validation FVU, in every cell of the main table that it was run in."""
-    found = []
-    cells: dict[tuple[Any, ...], dict[str, dict[str, Any]]] = {}
+def _cells(rows: list[dict[str, Any]]) -> dict[tuple[str, str, int], dict[str, dict[str, Any]]]:
+    """The rows of every cell of the main table, by method."""
+    cells: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = {}
     for row in rows:
         if row["part"] in IN_EVERY_CELL:
             cells.setdefault((row["activation"], row["budget"], row["n_train"]), {})[row["method"]] = row
-    for (activation, budget, n_train), here in cells.items():
+    return cells
+
+
+def contests(rows: list[dict[str, Any]], ours: tuple[str, ...], theirs: tuple[str, ...]) -> list[dict[str, Any]]:
+    """The best of some methods against the best of others, both of lowest mean validation FVU, in every cell that has them all."""
+    found = []
+    for (activation, budget, n_train), here in _cells(rows).items():
+        if not {*ours, *theirs} <= set(here):
+            continue
+        one, other = (min((here[m] for m in several), key=lambda row: row["val"]) for several in (ours, theirs))
+        ratio = log_ratio(one["fvu"], other["fvu"])
+        found.append({
+            "activation": activation, "budget": budget, "n_train": n_train, "ours": one["method"], "theirs": other["method"],
+            "log_ratio": list(ratio), "verdict": verdict(ratio),
+        })  # fmt: skip
+    return found
+
+
+def verdicts(rows: list[dict[str, Any]], method: str = OURS) -> list[dict[str, Any]]:
+    """A method against the control of lowest mean validation FVU, in every cell of the main table that it was run in."""
+    found = []
+    for (activation, budget, n_train), here in _cells(rows).items():
         if not {method, *CONTROLS} <= set(here):
             continue
         best = min((here[m] for m in CONTROLS), key=lambda row: row["val"])

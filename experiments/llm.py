@@ -3,6 +3,8 @@
   --preset quick (default)  a small form of the comparison, in minutes on two cores
   --preset controlled       by the rules of `mnist --preset controlled`: subsets of 1,000, 9,000 and 36,000 tokens of a pool of 110,000,
                             and the whole pool; TopK and AbsTopK, k = 32 of 1,536 latents; ReLU along an L1 sweep at 9,000 tokens
+  --preset centred          the same with centred SAEs, PAM-SGD at the defaults of today, subsets of 1,000, 9,000 and 36,000 tokens, and
+                            seeds that no choice has seen
   --preset paper            the published grid (size, k, encoder updates, activation, weight decay, mu) on a small scale
   --preset paper-gemma      the authors' configuration: Gemma 2 2B, layer 12, last tokens of 10,000 texts (a GPU, access to the hub)
 
@@ -18,7 +20,7 @@ import dataclasses
 from pathlib import Path
 
 from experiments.activations import last_tokens, raw_tokens
-from experiments.grid import CAUSES, IN_EVERY_CELL, OURS, Config
+from experiments.grid import CAUSES, DEFAULT, FIRST, OURS, SECOND, Config
 from experiments.mnist import add_parts, check_parts, main, parts_of
 from experiments.options import add_common_options
 from experiments.paper import LANGUAGE_MODEL, SMALL_LANGUAGE_MODEL, PaperConfig
@@ -27,7 +29,7 @@ from experiments.sources import LAST, source_of, split_name
 from experiments.texts import add_text_options, location
 
 CONFIG = Config(
-    data="minilm-3", parts=(*IN_EVERY_CELL, "causes", "relu"),
+    data="minilm-3", parts=(*FIRST, "causes", "relu"),
     k=32, n_latents=1_536, activations=("TopK", "AbsTopK"), shares=(1_000 / TOKEN_POOL, 9_000 / TOKEN_POOL,
     36_000 / TOKEN_POOL, 1.0), batch_size=256, early_epochs=4, long_steps=2_000, grid=(2e-3, 4e-3, 8e-3, 1.6e-2), seeds=(0, 1, 2, 3),
     seeds_full=(0, 1), relu_shares=(9_000 / TOKEN_POOL,), relu_l1=(1e-3, 3e-3, 1e-2, 3e-2), part_seeds=(0, 1, 2),
@@ -44,8 +46,12 @@ QUICK = dataclasses.replace(
     long_steps=600, grid=(4e-3, 8e-3), seeds=(0, 1, 2), relu_shares=(9_000 / QUICK_POOL,), relu_l1=(1e-3, 3e-3),
     cause_cells=(("TopK", 9_000 / QUICK_POOL, "early"),),
 )  # fmt: skip
+CENTRED = dataclasses.replace(
+    CONFIG, ours=DEFAULT, options=(("b_pre", "fixed"),), parts=SECOND, full_from=2.0, seeds=(10, 11, 12, 13), tuning_seeds=(110,),
+    shares=CONFIG.shares[:3],
+)  # fmt: skip
 PRESETS: dict[str, Config | PaperConfig] = {
-    "quick": QUICK, "controlled": CONFIG, "paper": SMALL_LANGUAGE_MODEL, "paper-gemma": LANGUAGE_MODEL,
+    "quick": QUICK, "controlled": CONFIG, "centred": CENTRED, "paper": SMALL_LANGUAGE_MODEL, "paper-gemma": LANGUAGE_MODEL,
 }  # fmt: skip
 
 

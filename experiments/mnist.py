@@ -3,6 +3,7 @@
 `--preset controlled` follows the fixed rules of a fair comparison: one PAM entry, four SGD controls with the same
 optimizer, schedule, initial encoder, data order and number of gradient steps, a step size for each method and cell
 chosen on validation data from the same number of trials, two budgets, several seeds, a verdict for each cell.
+`--preset centred` does so with centred SAEs, PAM-SGD at the defaults of today, and seeds that no choice has seen.
 `--preset paper` is the published comparison with its quirks named (see experiments/paper.py).
 """
 
@@ -15,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.grid import APART, Comparison, Config, verdicts
+from experiments.grid import APART, CONTROLS, DEFAULT, HOLDS, SECOND, Comparison, Config, contests, verdicts
 from experiments.options import MNIST_HELP, add_common_options, add_data_dir
 from experiments.paper import PaperConfig, paper_parts, run_paper
 from experiments.report import render
@@ -23,7 +24,11 @@ from experiments.runs import Run
 from experiments.sources import source_of
 from experiments.store import MissingRunsError, RecordStore
 
-CONFIGS: dict[str, Config | PaperConfig] = {"controlled": Config(), "paper": PaperConfig()}
+CENTRED = Config(
+    ours=DEFAULT, options=(("b_pre", "fixed"),), parts=SECOND, full_from=2.0, seeds=(10, 11, 12, 13), tuning_seeds=(110,),
+    shares=(0.01, 0.05, 0.25),
+)  # fmt: skip
+CONFIGS: dict[str, Config | PaperConfig] = {"controlled": Config(), "centred": CENTRED, "paper": PaperConfig()}
 
 
 def parts_of(config: Config | PaperConfig) -> tuple[str, ...]:
@@ -79,7 +84,13 @@ def run_preset(config: Config | PaperConfig, store: RecordStore, parts: Iterable
             continue
     results: dict[str, Any] = {"config": asdict(config), "rows": rows}
     if isinstance(config, Config):
-        results |= {"verdicts": verdicts(rows), "apart": {m: verdicts(rows, m) for m in APART.values()}}
+        apart = {part: method for part, method in APART.items() if part in config.parts}
+        results |= {"verdicts": verdicts(rows, config.ours), "apart": {m: verdicts(rows, m) for m in apart.values()}}
+        if config.parts == SECOND:
+            results["contests"] = {
+                "the best of its fixed rules against the best control": contests(rows, HOLDS, CONTROLS),
+                "the default against the best of its fixed rules": contests(rows, (config.ours,), HOLDS),
+            }
     return results
 
 

@@ -15,17 +15,15 @@ from experiments.choices import data_parser, run_on, store_of
 from experiments.report import table
 from experiments.runs import Run
 
-_COST: tuple[str, Any] = ("solve_gap", None)
 WAYS: dict[str, tuple[str, tuple[tuple[str, Any], ...]]] = {
     "SGD tied": ("SGD tied", ()),
     "SGD tied-residual": ("SGD tied-residual", ()),
-    "hold 0, no readout": ("PAM", (_COST,)),
-    "hold 0.1, no readout": ("PAM", (_COST, ("hold", 0.1))),
-    "hold 0": ("PAM", (_COST, ("readout", True))),
-    "hold 0.1": ("PAM", (_COST, ("hold", 0.1), ("readout", True))),
-    "hold 1": ("PAM", (_COST, ("hold", 1.0), ("readout", True))),
-    "race": ("PAM", (_COST, ("hold", "race"), ("readout", True))),
-    "race of a tenth": ("PAM, race of a tenth", (_COST, ("readout", True))),
+    "hold 0.1, no readout": ("PAM-SGD", (("hold", 0.1), ("readout", False))),
+    "hold 0": ("PAM-SGD", (("hold", 0.0),)),
+    "hold 0.1": ("PAM-SGD", (("hold", 0.1),)),
+    "hold 1": ("PAM-SGD", (("hold", 1.0),)),
+    "race": ("PAM-SGD", (("hold", "race"),)),
+    "race of a tenth": ("PAM, race of a tenth", ()),
 }
 """Method and options."""
 

@@ -135,11 +135,20 @@ def size_tables(results: dict[str, Any], markdown: bool = False) -> str:
 
 def summary(results: dict[str, Any], markdown: bool = False) -> str:
     """One row a cell of the main comparison: the best control, PAM, ratio and verdict; its variants apart."""
-    tables = [_summary(results, results["verdicts"], OURS, ("PAM's FVU", "PAM against control"), markdown)]
+    ours = results["config"].get("ours", OURS)
+    tables = [_summary(results, results["verdicts"], ours, ("PAM's FVU", "PAM against control"), markdown)]
     for method, found in results.get("apart", {}).items():
         if found:
             apart = _summary(results, found, method, ("its FVU", "it against control"), markdown)
             tables.append(f"apart: {method}\n\n{apart}")
+    for title, found in results.get("contests", {}).items():
+        lines = [
+            [c["budget"], c["activation"], f"{c['n_train']:,}", c["ours"], c["theirs"], percent(c["log_ratio"]), c["verdict"]]
+            for c in sorted(found, key=lambda c: (c["budget"], c["activation"], c["n_train"]))
+        ]
+        if lines:
+            header = ["budget", "activation", unit(results), "one", "the other", "one against the other", "verdict"]
+            tables.append(f"{title}\n\n{table(header, lines, markdown, keys=3)}")
     return "\n\n".join(tables)
 
 

@@ -33,23 +33,29 @@ LOGGED_ROWS = 20
 SOLVE_GAP = 50
 """Least number of steps between solves of all samples, in the comparisons; by default their cost decides since (`solves`)."""
 
+AS_THEN: dict[str, Any] = {"solve_gap": SOLVE_GAP, "hold": 0.0, "readout": False}
+"""What was the default when the first comparison was made."""
+
 METHODS: dict[str, dict[str, Any]] = {
     # the rows of the comparison: one PAM entry, four controls with the same optimizer, schedule, W_enc and data order
     "SGD tied": {"method": SGD, "decoder": "tied"},
     "SGD untied": {"method": SGD, "decoder": "free", "init_dec": "random"},
     "SGD untied from W_enc^T": {"method": SGD, "decoder": "free", "init_dec": "transpose"},
     "SGD tied-residual": {"method": SGD, "decoder": "tied_residual"},
-    "PAM": {"method": PAMSGD, "decoder": "tied_residual", "solve_gap": SOLVE_GAP},
+    "PAM": {"method": PAMSGD, "decoder": "tied_residual", **AS_THEN},
     # other variants of PAM, reported apart
-    "PAM, one solve at the end": {"method": PAMSGD.final_solve, "decoder": "tied_residual"},
-    "PAM, held": {"method": PAMSGD, "decoder": "tied_residual", "hold": 0.1, "solve_gap": SOLVE_GAP},
+    "PAM, one solve at the end": {"method": PAMSGD.final_solve, "decoder": "tied_residual", "hold": 0.0, "readout": False},
+    "PAM, held": {"method": PAMSGD, "decoder": "tied_residual", **AS_THEN, "hold": 0.1},
+    # of the second comparison: at the defaults of today, and fixed rules for when the residual is let in
+    "PAM-SGD": {"method": PAMSGD, "decoder": "tied_residual"},
+    **{f"PAM-SGD, hold {hold:g}": {"method": PAMSGD, "decoder": "tied_residual", "hold": hold} for hold in (0.0, 0.1, 1.0)},
     "PAM, race of a tenth": {"method": PAMSGD, "decoder": "tied_residual", "hold": "race", "racing": Racing(length=0.1)},
     "PAM published": {
         "method": PAMSGD.published,
         "decoder": "free",
         "init_dec": "random",
         "schedule": "cosine",
-        "solve_gap": SOLVE_GAP,
+        **AS_THEN,
     },
     "PAM joint bias": {
         "method": PAMSGD.published,
@@ -57,21 +63,21 @@ METHODS: dict[str, dict[str, Any]] = {
         "init_dec": "random",
         "schedule": "cosine",
         "bias": "joint",
-        "solve_gap": SOLVE_GAP,
+        **AS_THEN,
     },
     "PAM encoder-only, GCV": {
         "method": PAMSGD,
         "decoder": "free",
         "init_dec": "random",
         "gradient": "encoder",
-        "solve_gap": SOLVE_GAP,
+        **AS_THEN,
     },
-    "PAM untied, GCV": {"method": PAMSGD, "decoder": "free", "init_dec": "random", "solve_gap": SOLVE_GAP},
+    "PAM untied, GCV": {"method": PAMSGD, "decoder": "free", "init_dec": "random", **AS_THEN},
     "PAM encoder-only tied-residual": {
         "method": PAMSGD,
         "decoder": "tied_residual",
         "gradient": "encoder",
-        "solve_gap": SOLVE_GAP,
+        **AS_THEN,
     },
 }
 """What makes a row: the method, the decoder it trains, and the options that differ from the defaults."""
@@ -79,7 +85,7 @@ METHODS: dict[str, dict[str, Any]] = {
 
 def _adapted(base: type[SGD | PAMSGD]) -> Callable[..., BiasAdaptation]:
     def method(lr: float, share: float) -> BiasAdaptation:
-        own = PAMSGD(lr=lr, solve_gap=SOLVE_GAP) if base is PAMSGD else base(lr=lr)
+        own = PAMSGD(lr=lr, **AS_THEN) if base is PAMSGD else base(lr=lr)
         return BiasAdaptation(base=own, target_frequencies=share, gamma_up=0.1, gamma_down=0.1, every=50, gain=1.0)
 
     return method
@@ -88,7 +94,7 @@ def _adapted(base: type[SGD | PAMSGD]) -> Callable[..., BiasAdaptation]:
 REMEDIES = ("none", "AuxK", "resampling", "bias adaptation")
 """Against latents that die, by SGD and PAM-SGD; `share` is k / n_latents."""
 for _name, _base in {"SGD": SGD, "PAM": PAMSGD}.items():
-    _timed = {"solve_gap": SOLVE_GAP} if _base is PAMSGD else {}
+    _timed = AS_THEN if _base is PAMSGD else {}
     METHODS[f"{_name}, none"] = {"method": _base, **_timed}
     METHODS[f"{_name}, AuxK"] = {"method": _base, **_timed, "terms": (SquaredError(), AuxK())}
     METHODS[f"{_name}, resampling"] = {"method": _base, **_timed, "resample": Resampling(every=100, dead_after=10_000)}

@@ -18,6 +18,7 @@ import torch
 from splinterp._checks import at_least, one_of, whole
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.data.store import ActivationStore
+from splinterp.decoder import Readout
 from splinterp.protocol import SAELike, SparseModel, as_model
 from splinterp.training.base import DivergenceError, GradientOptions, training_data
 from splinterp.training.bias_block import fitting_gain, multiply_output, quantile_bias, rms_norm, without_gradient
@@ -181,6 +182,8 @@ class BiasAdaptation:
             raise ValueError(
                 f"bounds={self.bounds} must be finite, low < high <= 0: a positive bias fires on nothing in particular"
             )
+        if isinstance(self.base, PAMSGD) and self.base.hold == "race":
+            raise ValueError("base.hold='race' trains two SAEs at a time, whose biases would need two counts: choose a number")
         if isinstance(self.base, PAMSGD) and self.base.decoder_every is not None:
             raise ValueError("base.decoder_every solves before the columns of W_enc are rescaled: use solve_gap instead")
         if self.base.l0:
@@ -260,7 +263,8 @@ class BiasAdaptation:
         group = torch.arange(n_latents, device=device) * len(frequencies) // n_latents
         targets = torch.tensor(frequencies, dtype=torch.float64, device=device)[group]
         counter = FiringCounter(n_latents, model.b_dec.dtype, device)
-        state = BiasState(self.base.init(sae, data, total_steps, x_val=x_val), targets, group, counter, scale)
+        base = replace(self.base, hold=0.0) if isinstance(self.base, PAMSGD) and self.base.hold is None else self.base
+        state = BiasState(base.init(sae, data, total_steps, x_val=x_val), targets, group, counter, scale)
         state.base.observer = counter.update
         if self.rule == "quantile":
             self.adapt(sae, state)
@@ -289,6 +293,10 @@ class BiasAdaptation:
             self.adapt(sae, state)
 
     encoder_step = step
+
+    def read_out(self, sae: SAELike, state: BiasState) -> Readout | None:
+        """The base's readout, where it has such a thing."""
+        return self.base.read_out(sae, state.base) if isinstance(self.base, PAMSGD) else None
 
     def end_epoch(self, sae: SAELike, state: BiasState, batches: Iterable[Tensor]) -> None:
         """The base's: for PAMSGD the exact decoder solve, where one is due."""

@@ -26,7 +26,7 @@ from splinterp.training.pam_solves import Solves
 from splinterp.training.pam_state import PAMState
 from splinterp.training.race import Racing
 from splinterp.training.race_step import plan, race_step
-from splinterp.training.reading import read_out, write
+from splinterp.training.reading import read_is_paid, read_out, write
 from splinterp.training.shorthands import WHEN_SHORTHANDS, Shorthands, gap_of, named
 from splinterp.training.solver import GCV, DecoderSolver, HeldOut
 from splinterp.training.train_state import ENTRYWISE
@@ -34,6 +34,8 @@ from splinterp.training.when import AtEnd, EveryEpoch, EverySteps, When
 
 PULLED = "pulled by the ridge"
 """Mark of the group of parameters whose decay is the ridge's."""
+ENOUGH = 200
+"""Held-out samples from which on they decide what was left open."""
 READ_SAMPLES = 10_000
 """Training samples that a readout at a history row goes by, or four times the latents; the last one goes by all."""
 
@@ -64,19 +66,22 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     gradient: str = "both"
     """Blocks the gradient phase moves: "both"; "tied": all but the residual of a tied-residual decoder, which moves by solves alone;
     or "encoder" (the decoder, bias and all, moves by solves alone)."""
-    hold: float | str = 0.0
+    hold: float | str | None = None
     """Share of the steps for which the residual of a tied-residual decoder stays as it starts, at 0, and nothing is solved; the first
     solve after it decides by its ridge whether the residual comes in. (Let in from the start it is fitted to an encoder that has
     learned nothing, which then learns around it.) 0: let in from the first step. Where the number of steps is unknown, any other
-    share means until the first solve. "race": decided in the run, see `racing`."""
+    share means until the first solve. "race": decided in the run, see `racing`. None: by a race where the SAE has a residual, the number of
+    steps is known and there are at least 200 held-out samples (`x_val`); else `racing.otherwise`."""
     racing: Racing = field(default=Racing())
     """Of hold="race": after a first part of the steps two arms train on the same batches, one with the residual held and one with it let
     in, and the one of the lower held-out error, both after a readout, goes on. The steps of both count, so that the run makes no more
     updates than it was asked for; the other arm's are lost. `state.race` says who won and by what."""
-    readout: bool = False
+    readout: bool | None = None
     """At every history row, and at the end in place of the last solve, the decoder is read out: solved for with a ridge, and a scale of
     the prior, that are chosen on held-out samples, where that is better there than the decoder as it is
-    (`splinterp.decoder.readout`). Training goes on from the decoder as it was; the row, `keep_best` and the result have the readout."""
+    (`splinterp.decoder.readout`). Training goes on from the decoder as it was; the row, `keep_best` and the result have the readout. None:
+    where there are at least 200 held-out samples, and the ridge is chosen by a rule from a Gram matrix; and of the rows those that are
+    far enough from the last such one for a readout to take about a tenth of the steps' time."""
     encoder_updates: int = 1
     """Gradient updates on each batch; steps and the schedule count batches."""
     prox_enc: float = 0.0
@@ -120,28 +125,23 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         at_least("prox_enc", self.prox_enc, 0.0)
         if isinstance(self.hold, str):
             one_of("hold", self.hold, ("race",))
-        else:
+        elif self.hold is not None:
             at_least("hold", self.hold, 0.0)
             if self.hold > 1:
                 raise ValueError(f"hold={self.hold} is a share of the steps: at most 1")
         if self.hold and self.gradient != "both":
             raise ValueError(f"hold={self.hold!r} acts only with gradient='both', not gradient={self.gradient!r}")
-        if self.races and not self._raceable:
+        if self.hold == "race" and not self._raceable:
             raise ValueError(
                 "hold='race' keeps two sets of parameters: it needs optimizer='adam', 'adamw', 'sgd' or 'muon', and no resample"
             )
-        if (self.races or self.readout) and self.when.streams:
+        if (self.hold == "race" or self.readout) and self.when.streams:
             raise ValueError("hold='race' and readout=True look at all of the data: they are not for a stream")
         if self.readout and not self.solver.chooses:
             raise ValueError(
                 f"readout=True chooses the ridge on held-out samples, which ridge={self.ridge} and prox_dec={self.prox_dec} leave no room "
                 "for: leave them out"
             )
-
-    @property
-    def races(self) -> bool:
-        """Whether it is decided in the run when the residual comes in."""
-        return self.hold == "race"
 
     @property
     def _raceable(self) -> bool:
@@ -176,7 +176,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         size = (n_samples or 0) * (d_in or 0)
         solve = {} if "solver" in options else {"ridge": weight_decay**2, "bias": "separate", "prox_dec": nu * size}
         defaults: dict[str, Any] = {
-            "gradient": "encoder", "schedule": "constant", "weight_decay": weight_decay, "prox_enc": mu * size, **solve,
+            "gradient": "encoder", "readout": False, "schedule": "constant", "weight_decay": weight_decay, "prox_enc": mu * size, **solve,
         }  # fmt: skip
         return cls(**{**defaults, **options})
 
@@ -188,7 +188,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         """
         timed = any(name in options for name in WHEN_SHORTHANDS)
         solve = {} if "solver" in options else {"ridge": "held_out"}
-        defaults: dict[str, Any] = {"gradient": "tied", **solve, **({} if timed else {"when": AtEnd()})}
+        defaults: dict[str, Any] = {"gradient": "tied", "readout": False, **solve, **({} if timed else {"when": AtEnd()})}
         return cls(**{**defaults, **options})
 
     def init(
@@ -229,17 +229,23 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         if (self.gradient == "tied" or self.hold) and block.residual is None:
             option = "gradient='tied'" if self.gradient == "tied" else f"hold={self.hold!r}"
             raise ValueError(f"{option} holds a residual: it needs SAE(decoder='tied_residual')")
-        if self.readout:
-            self._check_readout(model, block)
-        if self.races and total_steps is None:
+        unread = self._unread(model, block)
+        if unread and (self.readout or self.hold == "race"):
+            raise ValueError(f"{'readout=True' if self.readout else 'a race'} {unread}")
+        if self.hold == "race" and total_steps is None:
             raise ValueError("hold='race' is planned by the number of steps, which is not known: pass total_steps")
         scales = () if block.scales is None else (block.scales,)
         fixed = {"both": (), "tied": block.weights, "encoder": (*block.weights, *block.bias, *scales)}[self.gradient]
         known = self.solver.ridge
         ridge = None if block.tied or isinstance(known, GCV | HeldOut) else float(known)
-        state = PAMState(**self.start(sae, x, total_steps, fixed), ridge=ridge, held=self.hold != 0, held_out=x_val)
-        state.sae = sae
-        state.one_process = "hold='race'" if self.races else "readout=True" if self.readout else ""
+        n_held_out = 0 if x_val is None or unread else len(x_val)
+        hold = self._hold(block, n_held_out >= ENOUGH and total_steps is not None)
+        state = PAMState(
+            **self.start(sae, x, total_steps, fixed), ridge=ridge, held=hold != 0, held_out=x_val, sae=sae, hold=hold
+        )
+        state.reads = n_held_out >= ENOUGH if self.readout is None else self.readout and n_held_out > 0
+        state.one_process = "hold='race'" if self.hold == "race" else "readout=True" if self.readout else ""
+        state.otherwise = self._hold(block, False)
         model.check_linear()
         state.totals = self.no_totals(model)
         self.when.start(state, self.solver.dtype)
@@ -249,18 +255,29 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     @property
     def wants_x_val(self) -> bool:  # type: ignore[override]
         """Whether the ridge, a race or a readout goes by held-out samples."""
-        return self.solver.wants_x_val or self.races or self.readout
+        return self.solver.wants_x_val or self.hold == "race" or bool(self.readout)
 
-    def _check_readout(self, model: SparseModel, block: Block) -> None:
+    def _hold(self, block: Block, may_race: bool) -> float | str:
+        """`hold`, or what None stands for."""
+        if self.hold is not None:
+            return self.hold
+        if self.gradient != "both" or block.residual is None:
+            return 0.0
+        return "race" if may_race and self._raceable and not self.when.streams else self.racing.otherwise
+
+    def _unread(self, model: SparseModel, block: Block) -> str:
+        """Why there is no readout, with advice; "" where there may be one."""
         if not block.weights:
-            raise ValueError(f"readout=True solves for a decoder of its own, which {model.label}'s is not: leave it out")
+            return f"solves for a decoder of its own, which {model.label}'s is not: leave it out"
         if self.row_penalties:
-            names = ", ".join(term.name for term in self.row_penalties)
-            raise ValueError(f"readout=True does not see penalties on the decoder's rows ({names}): leave one of them out")
+            return f"does not see penalties on the decoder's rows ({self.row_penalties[0].name}): leave one of them out"
+        if not self.solver.chooses:
+            return "chooses the ridge on held-out samples, which a ridge that is given, or prox_dec, leaves no room for: leave one out"
+        if self.when.streams:
+            return "looks at all of the data, which a stream does not keep: leave it out"
         if self.matrix_free(model):
-            raise ValueError(
-                f"readout=True needs the Gram matrix, which is not formed for {model.shape[1]} latents: leave it out"
-            )
+            return f"needs the Gram matrix, which is not formed for {model.shape[1]} latents: leave it out"
+        return ""
 
     def make_optimizer(self, sae: SAELike, fixed: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
         """As for other methods, but the decoder's own weights are a third group where the ridge's gradient can be the optimizer's L2
@@ -277,7 +294,8 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
 
         Returns the number of steps that this counts for. Raises DivergenceError.
         """
-        if self.races and state.race is None:
+        state.batch_size = max(state.batch_size, len(x))
+        if state.hold == "race" and state.race is None:
             plan(self.racing, state, len(x))
         if state.race is None or not state.race.runs_at(state.step):
             self.step_of_one(sae, state, x)
@@ -327,14 +345,18 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         self.after_solve(state)
 
     def _reads_out(self, state: PAMState) -> bool:
-        return self.readout and state.held_out is not None
+        return state.reads and state.held_out is not None
 
     def read_out(self, sae: SAELike, state: PAMState) -> Readout | None:
         """What the SAE's decoder would be, chosen on held-out samples, from at most `READ_SAMPLES` training samples (evenly spaced); None
-        without `readout`, without held-out samples, and at the end, where it is the decoder already. Nothing is moved."""
+        where there are no readouts, where none is due, and at the end, where it is the decoder already. Nothing is moved."""
         if not self._reads_out(state) or (_finished(state) and not state.since_solve):
             return None
-        return read_out(self, sae, state, max(READ_SAMPLES, 4 * state.model.shape[1]))
+        most = max(READ_SAMPLES, 4 * state.model.shape[1])
+        if self.readout is None and not read_is_paid(state, most):
+            return None
+        state.read_at = state.step
+        return read_out(self, sae, state, most)
 
     def _rests(self, state: PAMState) -> bool:
         """Whether the decoder moves by gradients between solves, and nothing holds it."""
@@ -369,7 +391,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         last step."""
         if not state.held or state.total_steps is None:
             return False
-        share = self.hold
+        share = state.hold
         if isinstance(share, str):
             share = 1.0 if state.race is None or state.race.length else self.racing.otherwise
         return state.step < share * state.total_steps

@@ -25,6 +25,8 @@ SAVED = (
     "held",
     "solve_seconds",
     "readout_ridge",
+    "read_at",
+    "batch_size",
 )
 
 
@@ -52,10 +54,20 @@ class PAMState(TrainState):
     """Of solves so far, codes and statistics included."""
     sae: Any = None
     """The module that is trained."""
+    hold: float | str = 0.0
+    """As it was asked for, or what was made of None."""
+    otherwise: float | str = 0.0
+    """What is made of it in several processes."""
+    reads: bool = False
+    """Whether there are readouts."""
     race: Race | None = None
     """Of hold="race": its plan, and after it who won and by what."""
     one_process: str = ""
     """The option that takes one process to train, if any."""
+    read_at: int = 0
+    """The step of the last readout."""
+    batch_size: int = 0
+    """The largest batch so far."""
     readout_ridge: float | None = None
     """Of the last readout."""
     totals: dict[str, Tensor] = field(default_factory=dict)
@@ -71,6 +83,9 @@ class PAMState(TrainState):
         if self.one_process:
             raise ValueError(f"{self.one_process} is for one process: leave it out, or train in one")
         super().join(processes)
+        if self.hold == "race":  # nobody asked for it
+            self.hold, self.held = self.otherwise, self.held and self.otherwise != 0
+        self.reads = False
 
     def log(self) -> dict[str, float]:
         return {**super().log(), "ridge": math.nan if self.ridge is None else self.ridge, "solve_seconds": self.solve_seconds}

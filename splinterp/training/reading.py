@@ -14,6 +14,7 @@ from splinterp.protocol import as_model
 from splinterp.training.batches import Batches, evenly_spaced
 from splinterp.training.optimizers import evaluated
 from splinterp.training.solver import held_out_stats
+from splinterp.training.when import FACTORS, PRICE, factor_cost
 
 if TYPE_CHECKING:
     from splinterp.training.pam import PAMSGD
@@ -21,6 +22,8 @@ if TYPE_CHECKING:
 
 BLOCK = 1_024
 """Samples coded at a time."""
+CODED = 0.4
+"""What a sample's code and its share of the sums cost, in samples that a gradient step goes by."""
 
 
 @torch.no_grad()
@@ -48,6 +51,14 @@ def read_out(method: PAMSGD, sae: Any, state: PAMState, most: int | None = None)
     if 0 < found.ridge < float("inf"):
         state.readout_ridge = found.ridge
     return found
+
+
+def read_is_paid(state: PAMState, most: int) -> bool:
+    """Whether the steps since the last readout cost ten times as much as another one of so many training samples."""
+    assert state.held_out is not None
+    coded = min(most, len(state.data)) + len(state.held_out)
+    cost = CODED * coded + FACTORS * factor_cost(*state.model.shape)
+    return PRICE * (state.step - state.read_at) * state.batch_size >= cost
 
 
 @contextmanager

@@ -61,6 +61,12 @@ class When:
         raise NotImplementedError
 
 
+def factor_cost(d_in: int, n_latents: int) -> float:
+    """Of a Cholesky factor and its triangular solves, in samples that a gradient step goes by: they have n^3 / 6 + n^2 d_in
+    multiplications in float64, a gradient step has 2 n d_in for a sample in float32."""
+    return n_latents**2 / (6 * d_in) + n_latents
+
+
 def _unfinished(state: PAMState) -> bool:
     return state.total_steps is not None and state.step < state.total_steps
 
@@ -118,11 +124,8 @@ class EveryEpoch(When):
 
     def _cost(self, state: PAMState) -> float:
         """Of a solve, in samples that a gradient step goes by."""
-        d_in, n_latents = state.model.shape
-        rows = len(state.data) / self._parts(state)
-        # a factor and its solves have n^3 / 6 + n^2 d_in multiplications in float64, a gradient step has 2 n d_in for a sample in float32
-        factor = n_latents**2 / (6 * d_in) + n_latents
-        return rows + (FACTORS if rows > n_latents else EIGENVECTORS) * factor
+        rows, (d_in, n_latents) = len(state.data) / self._parts(state), state.model.shape
+        return rows + (FACTORS if rows > n_latents else EIGENVECTORS) * factor_cost(d_in, n_latents)
 
     def _parts(self, state: PAMState) -> int:
         if self.parts is not None or self.gap is not None:

@@ -419,9 +419,9 @@ def test_methods_are_frozen():
 def test_held_out_ridge_is_that_of_the_validation_samples():
     x, x_val = samples(300), samples(200, seed=5)
     sae = make_sae(decoder="tied_residual", m=40)
-    result = fit(sae, x, PAMSGD(ridge="held_out", solve_gap=1), epochs=3, x_val=x_val)
+    result = fit(sae, x, PAMSGD(ridge="held_out", solve_gap=1, readout=False), epochs=3, x_val=x_val)
     other = make_sae(decoder="tied_residual", m=40)
-    fit(other, x, PAMSGD(solve_gap=1), epochs=3, x_val=x_val)
+    fit(other, x, PAMSGD(solve_gap=1, readout=False), epochs=3, x_val=x_val)
     assert not torch.equal(sae.residual, other.residual)
     with torch.no_grad():
         codes = [stats_of(sae.encode(part).double(), part.double()) for part in (x, x_val)]
