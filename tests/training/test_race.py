@@ -8,10 +8,10 @@ import math
 import pytest
 import torch
 
-from splinterp import PAMSGD, SAE, SGD, BatchTopK, TopK, fit
-from splinterp.losses import AuxK, SquaredError
+from splinterp import PAMSGD, SAE, SGD, BatchTopK, BiasAdaptation, ReLU, TopK, fit
+from splinterp.losses import AuxK, RowNormL1, SquaredError
 from splinterp.metrics import evaluate
-from splinterp.training import Race, Racing, Refresh, Resampling, start_at_mean
+from splinterp.training import ProcessGroup, Race, Racing, Refresh, Resampling, start_at_mean
 from splinterp.training.batches import Batches
 from splinterp.training.race import OPEN, TIED
 from tests.helpers import rng
@@ -216,3 +216,80 @@ def test_refusals():
         train(PAMSGD(readout=True), sae=model("tied"))
     with pytest.raises(ValueError, match="pass total_steps"):
         PAMSGD(hold="race").init(model(), data())
+
+
+def test_what_is_left_open_is_decided_by_what_there_is():
+    def started(method=None, sae=None, total_steps=STEPS, n_held_out=200, **options):
+        x_val = data(n_held_out, 1) if n_held_out else None
+        return (method or PAMSGD(**options)).init(sae or model(), data(), total_steps=total_steps, x_val=x_val)
+
+    assert (started().hold, started().reads) == ("race", True)
+    otherwise = Racing().otherwise
+    for options in (
+        {"n_held_out": 199}, {"n_held_out": 0}, {"total_steps": None}, {"resample": Resampling(every=10, dead_after=100)},
+        {"optimizer": lambda groups: torch.optim.Adam(groups)}, {"racing": Racing(otherwise=0.3), "n_held_out": 0},
+    ):  # fmt: skip
+        expected = options["racing"].otherwise if "racing" in options else otherwise
+        assert started(**options).hold == expected, options
+    assert not started(n_held_out=199).reads
+    assert not started(readout=False).reads
+    assert started(readout=True, n_held_out=50).reads
+    for sae in (model("free"), model("tied")):
+        assert started(sae=sae).hold == 0.0
+    assert started(sae=model("free")).reads
+    assert not started(sae=model("tied")).reads
+    for options in (
+        {"ridge": 1.0},
+        {"prox_dec": 1.0},
+        {"when": Refresh(), "ridge": 1.0},
+    ):
+        state = started(**options)
+        assert (state.hold, state.reads) == (otherwise, False), options
+    state = started(sae=model(activation=ReLU()), terms=(SquaredError(), RowNormL1(weight=1e-3)))
+    assert (state.hold, state.reads) == (otherwise, False)
+    assert started(PAMSGD.published()).hold == 0.0
+    assert not started(PAMSGD.published()).reads
+    assert not started(PAMSGD.final_solve()).reads
+    assert started(PAMSGD(gradient="tied")).hold == 0.0
+
+
+def test_the_defaults_race_in_fit_and_bias_adaptation_does_not():
+    assert train(PAMSGD(lr=4e-3), steps=800).state.race.winner in (TIED, OPEN)
+    sae = SAE(D, M, TopK(4), "tied_residual", tie_scale=True, generator=0)
+    adapted = train(BiasAdaptation(base=PAMSGD(lr=4e-3), target_frequencies=0.1), sae=sae)
+    assert adapted.state.base.race is None
+    with pytest.raises(ValueError, match="base.hold='race' trains two SAEs"):
+        BiasAdaptation(base=PAMSGD(hold="race"), target_frequencies=0.1)
+
+
+def test_in_several_processes_nobody_races_unless_it_was_asked_for():
+    processes = ProcessGroup.__new__(ProcessGroup)
+    state = PAMSGD().init(model(), data(), total_steps=STEPS, x_val=data(200, 1))
+    state.join(processes)
+    assert (state.hold, state.reads) == (Racing().otherwise, False)
+    for method, option in ((PAMSGD(hold="race"), "hold='race'"), (PAMSGD(readout=True), "readout=True")):
+        state = method.init(model(), data(), total_steps=STEPS, x_val=data(200, 1))
+        with pytest.raises(ValueError, match=f"{option} is for one process"):
+            state.join(processes)
+
+
+def test_readouts_at_rows_are_paid_for_unless_asked_for():
+    def rows(readout):
+        method = PAMSGD(lr=4e-3, hold=1.0, readout=readout)
+        found = []
+        read_out = PAMSGD.read_out
+
+        def watched(self, sae, state):
+            result = read_out(self, sae, state)
+            found.append(result is not None)
+            return result
+
+        with pytest.MonkeyPatch.context() as patch:
+            patch.setattr(PAMSGD, "read_out", watched)
+            train(method, log_every=1)
+        return found
+
+    every, paid, never = rows(True), rows(None), rows(False)
+    assert all(every[:-1])
+    assert not any(never)
+    assert 0 < sum(paid) < sum(every) / 2
