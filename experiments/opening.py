@@ -38,7 +38,7 @@ class Config:
     k: int = 15
     n_latents: int = 256
     batch_size: int = 128
-    grid: tuple[float, ...] = (4e-3, 8e-3, 1.6e-2)
+    grid: tuple[float, ...] = (4e-3, 8e-3)
     sizes: tuple[int, ...] = (550, 2_750, 13_750, 55_000)
     activations: tuple[str, ...] = ("TopK", "AbsTopK")
     early_epochs: int = 10

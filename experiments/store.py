@@ -4,10 +4,12 @@ from __future__ import annotations
 
 import json
 import multiprocessing
+import os
 import shutil
 import signal
 import sys
 import threading
+import time
 from collections.abc import Callable, Iterable
 from concurrent.futures import ProcessPoolExecutor, as_completed
 from pathlib import Path
@@ -210,5 +212,13 @@ class RecordStore:
 
 def _start_worker() -> None:
     torch.set_num_threads(1)
+    threading.Thread(target=_end_with_parent, args=(os.getppid(),), daemon=True).start()
     signal.signal(signal.SIGINT, signal.SIG_DFL)  # Ctrl-C reaches workers too: they end without a traceback each
     tqdm.set_lock(threading.RLock())  # tqdm's own is a semaphore of the system, which an ended worker would leave behind
+
+
+def _end_with_parent(parent: int) -> None:
+    """End this worker when the process that started it is gone, killed say: nobody would keep what it makes."""
+    while os.getppid() == parent:
+        time.sleep(1)
+    os._exit(1)

@@ -8,6 +8,7 @@ import signal
 import subprocess
 import sys
 import time
+from pathlib import Path
 
 import pytest
 import torch
@@ -249,3 +250,24 @@ def test_ctrl_c_says_that_the_command_goes_on(jobs, tmp_path):
     assert len(RecordStore(tmp_path, "digits-runs", source=mnist.source_of("digits")).records) == kept
     assert digits.CONFIG.data == "digits"
     assert torch.get_num_threads() >= 1
+
+
+@pytest.mark.slow
+def test_workers_end_with_a_command_that_is_killed(tmp_path):
+    command = [sys.executable, "-m", "experiments", "digits", "--out", str(tmp_path), "--jobs", "2"]
+    process = subprocess.Popen(command, cwd=ROOT, stderr=subprocess.DEVNULL, env=os.environ | {"OMP_NUM_THREADS": "1"})
+
+    def workers():
+        found = subprocess.run(["ps", "-o", "pid=", "--ppid", str(process.pid)], capture_output=True, text=True, check=False)
+        return [int(pid) for pid in found.stdout.split()]
+
+    deadline = time.monotonic() + 120
+    while not list(tmp_path.glob("digits-runs.cells/*.json")) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    pids = workers()
+    assert len(pids) >= 2
+    process.kill()
+    process.wait()
+    while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
+        time.sleep(0.2)
+    assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
