@@ -64,7 +64,7 @@ class Config:
 
 
 MINILM = Config(
-    "minilm-3", k=32, n_latents=1_536, batch_size=256, grid=(4e-3, 8e-3), sizes=(1_000, 9_000, 36_000), early_epochs=4
+    "minilm-3", k=32, n_latents=1_536, batch_size=256, grid=(4e-3,), sizes=(1_000, 9_000, 36_000), early_epochs=4
 )
 CONFIGS = {"mnist": Config(), "minilm": MINILM}
 METRIC = {"early": "val_last", "long": "val_best"}
