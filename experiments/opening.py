@@ -23,6 +23,7 @@ WAYS: dict[str, tuple[str, tuple[tuple[str, Any], ...]]] = {
     "hold 0.1": ("PAM-SGD", (("hold", 0.1),)),
     "hold 1": ("PAM-SGD", (("hold", 1.0),)),
     "race": ("PAM-SGD", (("hold", "race"),)),
+    "race from the start": ("PAM, race from the start", ()),
     "race of a tenth": ("PAM, race of a tenth", ()),
 }
 """Method and options."""
@@ -63,9 +64,7 @@ class Config:
         return replace(run, epochs=max(run.epochs, longer)) if budget == "long" else run
 
 
-MINILM = Config(
-    "minilm-3", k=32, n_latents=1_536, batch_size=256, grid=(4e-3,), sizes=(1_000, 9_000, 36_000), early_epochs=4
-)
+MINILM = Config("minilm-3", k=32, n_latents=1_536, batch_size=256, grid=(4e-3,), sizes=(1_000, 9_000, 36_000), early_epochs=4)
 CONFIGS = {"mnist": Config(), "minilm": MINILM}
 METRIC = {"early": "val_last", "long": "val_best"}
 
@@ -91,7 +90,7 @@ def render(results: dict[str, Any], markdown: bool = False) -> str:
     header = ["budget", "activation", "N", *WAYS]
     return (
         f"{results['config']['data']}: validation FVU\n\n{table(header, errors, markdown, keys=3)}\n\nits log ratio to the best of hold 0, "
-        f"0.1 and 1, in %\n\n{table([*header, 'who won the race'], excess, markdown, keys=3)}"
+        f"0.1 and 1, in %\n\n{table([*header, *('won ' + w for w in WAYS if w.startswith('race'))], excess, markdown, keys=3)}"
     )
 
 

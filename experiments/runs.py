@@ -49,6 +49,7 @@ METHODS: dict[str, dict[str, Any]] = {
     # of the second comparison: at the defaults of today, and fixed rules for when the residual is let in
     "PAM-SGD": {"method": PAMSGD, "decoder": "tied_residual"},
     **{f"PAM-SGD, hold {hold:g}": {"method": PAMSGD, "decoder": "tied_residual", "hold": hold} for hold in (0.0, 0.1, 1.0)},
+    "PAM, race from the start": {"method": PAMSGD, "decoder": "tied_residual", "hold": "race", "racing": Racing(begin=0.0)},
     "PAM, race of a tenth": {"method": PAMSGD, "decoder": "tied_residual", "hold": "race", "racing": Racing(length=0.1)},
     "PAM published": {
         "method": PAMSGD.published,

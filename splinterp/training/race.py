@@ -76,11 +76,11 @@ class Racing:
     """How a race is run, as shares of the steps.
 
     Raises:
-        ValueError: a share that is not in (0, 1), or a margin below 0.
+        ValueError: a share that is not below 1, a length of 0, or a margin below 0.
     """
 
     begin: float = 0.1
-    """What both arms have in common: a decoder that is let in before fits an encoder that has learned nothing."""
+    """What both arms have in common, as tied SGD; at its end the open one is solved for. 0: they part at the first step."""
     length: float = 0.05
     """What each arm has of its own, but at least one epoch: before the second visit of a sample nothing shows of overfitting."""
     margin: float = 0.005
@@ -89,9 +89,10 @@ class Racing:
     """`hold` where there are too few steps to race: fewer than 30 of an arm, or an epoch of more than 15 % of them."""
 
     def __post_init__(self) -> None:
-        for name in ("begin", "length"):
-            if not 0 < getattr(self, name) < 1:
-                raise ValueError(f"racing: {name}={getattr(self, name)} is a share of the steps between 0 and 1")
+        if not 0 <= self.begin < 1:
+            raise ValueError(f"racing: begin={self.begin} is a share of the steps, at least 0 and below 1")
+        if not 0 < self.length < 1:
+            raise ValueError(f"racing: length={self.length} is a share of the steps, above 0 and below 1")
         at_least("margin", self.margin, 0.0)
         at_least("otherwise", self.otherwise, 0.0)
 

@@ -27,7 +27,9 @@ def race_step(method: PAMSGD, sae: Any, state: PAMState, race: Race, x: Tensor) 
     if race.other is None:
         race.other = Arm.copied(state)
         with race.open_arm(state):
-            method.timed(state, lambda: method.decoder_step(sae, state, state.data.split(len(x))))
+            if race.begin:
+                method.timed(state, lambda: method.decoder_step(sae, state, state.data.split(len(x))))
+            state.held = False
     at = state.step
     with race.open_arm(state):
         method.step_of_one(sae, state, x)

@@ -32,7 +32,7 @@ def test_tables_and_records(tmp_path, monkeypatch):
     assert len(records) == 2 * 2 * len(WAYS)
     assert not any("test_last" in r for r in records)  # a choice reads validation data alone
     printed = tables._renderer(results, short=False)(results, False)
-    assert all(word in printed for word in ("hold 0.1", "who won"))
+    assert all(word in printed for word in ("hold 0.1", "won race"))
     monkeypatch.setattr("experiments.runs.train", lambda *_, **__: pytest.fail("trained again"))
     before = path.read_bytes()
     opening.main(SMALL, tmp_path)

@@ -85,6 +85,15 @@ def test_where_the_open_arm_wins_the_run_is_the_held_one_less_the_lost_steps_bit
         assert torch.equal(value, raced.sae.state_dict()[name]), name
 
 
+def test_from_the_start_the_open_arm_is_the_default_less_the_lost_steps_bit_for_bit(monkeypatch):
+    monkeypatch.setattr(Race, "judge", lambda self, scores: OPEN)
+    method = PAMSGD(lr=4e-3, hold="race", racing=Racing(begin=0.0, length=LENGTH), readout=False)
+    raced, open_ = train(method), train(PAMSGD(lr=4e-3, hold=0.0, readout=False), steps=400)
+    assert raced.state.step == 400
+    for name, value in open_.sae.state_dict().items():
+        assert torch.equal(value, raced.sae.state_dict()[name]), name
+
+
 @pytest.mark.parametrize("margin", [0.0, 0.01, 0.5, math.inf])
 def test_the_arm_of_the_lower_error_goes_on(margin):
     found = Race(1, 1, margin)
@@ -207,7 +216,7 @@ def test_refusals():
     ):
         with pytest.raises(ValueError, match=match):
             PAMSGD(**options)
-    for options in ({"begin": 0.0}, {"length": 1.0}, {"margin": -0.1}, {"otherwise": -1.0}):
+    for options in ({"begin": 1.0}, {"begin": -0.1}, {"length": 0.0}, {"length": 1.0}, {"margin": -0.1}, {"otherwise": -1.0}):
         with pytest.raises(ValueError, match=next(iter(options))):
             Racing(**options)
     with pytest.raises(ValueError, match="hold='race' holds a residual"):
