@@ -39,9 +39,10 @@ class Config:
     k: int = 15
     n_latents: int = 256
     batch_size: int = 128
-    grid: tuple[float, ...] = (4e-3, 8e-3)
-    sizes: tuple[int, ...] = (550, 2_750, 13_750, 55_000)
+    grid: tuple[float, ...] = (4e-3, 8e-3, 1.6e-2)
+    sizes: tuple[int, ...] = (550, 2_750)
     activations: tuple[str, ...] = ("TopK", "AbsTopK")
+    budgets: tuple[str, ...] = ("long",)
     early_epochs: int = 10
     long_steps: int = 2_000
     seeds: tuple[int, ...] = (100,)
@@ -49,7 +50,7 @@ class Config:
     @property
     def cells(self) -> list[tuple[str, str, int]]:
         """(budget, activation, samples)."""
-        return [(budget, a, n) for budget in ("early", "long") for a in self.activations for n in self.sizes]
+        return [(budget, a, n) for budget in self.budgets for a in self.activations for n in self.sizes]
 
     def run(self, cell: tuple[str, str, int], way: str, lr: float, seed: int) -> Run:
         """One run, whose record has no test error."""
@@ -84,7 +85,7 @@ def render(results: dict[str, Any], markdown: bool = False) -> str:
                 activation,
                 f"{n:,}",
                 *(f"{100 * math.log(here[w]['val'] / fixed):+.1f}" for w in WAYS),
-                here["race"]["winner"],
+                *(here[w]["winner"] for w in WAYS if w.startswith("race")),
             ]
         )
     header = ["budget", "activation", "N", *WAYS]

@@ -243,6 +243,7 @@ class GradientOptions:
         if self.resample is not None and self.resample.due(state):
             self.adjust_resampled(state, self.resample.revive(state))
         self._set_rates(state)
+        torch.clear_autocast_cache()  # of an earlier update on this batch: the parameters have moved
         moved = []
         for p in (p for group in state.optimizer.param_groups for p in group["params"]):
             if p.requires_grad:

@@ -263,8 +263,7 @@ class BiasAdaptation:
         group = torch.arange(n_latents, device=device) * len(frequencies) // n_latents
         targets = torch.tensor(frequencies, dtype=torch.float64, device=device)[group]
         counter = FiringCounter(n_latents, model.b_dec.dtype, device)
-        base = replace(self.base, hold=0.0) if isinstance(self.base, PAMSGD) and self.base.hold is None else self.base
-        state = BiasState(base.init(sae, data, total_steps, x_val=x_val), targets, group, counter, scale)
+        state = BiasState(self.base.init(sae, data, total_steps, x_val=x_val), targets, group, counter, scale)
         state.base.observer = counter.update
         if self.rule == "quantile":
             self.adapt(sae, state)

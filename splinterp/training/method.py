@@ -46,8 +46,8 @@ class Method(Protocol):
     def init(self, sae: Any, x: Any, total_steps: int | None = None, *, x_val: Any = None) -> Any:
         """Start; returns a `State`."""
 
-    def step(self, sae: Any, state: Any, x: Any) -> int | None:
-        """Train on a batch. Returns how many of the steps that `fit` was asked for this was; None: one."""
+    def step(self, sae: Any, state: Any, x: Any) -> Any:
+        """Train on a batch. Returns how many of the steps that `fit` was asked for this was; anything but a positive int: one."""
 
     def end_epoch(self, sae: Any, state: Any, batches: Any) -> None:
         """Finish a pass over the `batches`."""

@@ -16,6 +16,8 @@ from splinterp._typing import Tensor
 COEFFICIENTS = (3.4445, -4.775, 2.0315)
 STEPS = 5
 """Newton-Schulz steps; singular values end within about 0.7 to 1.2."""
+EPS = 1e-7
+"""Added to the norm that a matrix is divided by: updates of far smaller ones fade."""
 MATCH = 0.2
 """Root mean square entry of an update of Adam, which the scale aims at."""
 
@@ -28,7 +30,7 @@ def orthogonalised(x: Tensor, steps: int = STEPS) -> Tensor:
     """
     tall = x.shape[0] > x.shape[1]
     short = x.T if tall else x
-    short = short / torch.linalg.vector_norm(short).clamp_min(torch.finfo(x.dtype).tiny)
+    short = short / (torch.linalg.vector_norm(short) + EPS)
     a, b, c = COEFFICIENTS
     gram = short @ short.T
     total: Tensor | None = None

@@ -43,7 +43,7 @@ def training_mode(optimizer: Any, training: bool) -> None:
 
 @contextmanager
 def evaluated(optimizer: Any) -> Iterator[None]:
-    """Inside, the parameters are those that are evaluated; afterwards those that gradients are taken at."""
+    """Inside, the parameters are those that are evaluated; afterwards those that gradients are taken at. Only from there."""
     training_mode(optimizer, False)
     try:
         yield

@@ -66,12 +66,11 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     gradient: str = "both"
     """Blocks the gradient phase moves: "both"; "tied": all but the residual of a tied-residual decoder, which moves by solves alone;
     or "encoder" (the decoder, bias and all, moves by solves alone)."""
-    hold: float | str | None = None
+    hold: float | str = 0.0
     """Share of the steps for which the residual of a tied-residual decoder stays as it starts, at 0, and nothing is solved; the first
     solve after it decides by its ridge whether the residual comes in. (Let in from the start it is fitted to an encoder that has
     learned nothing, which then learns around it.) 0: let in from the first step. Where the number of steps is unknown, any other
-    share means until the first solve. "race": decided in the run, see `racing`. None: by a race where the SAE has a residual, the number of
-    steps is known and there are at least 200 held-out samples (`x_val`); else `racing.otherwise`."""
+    share means until the first solve. "race": decided in the run, see `racing`."""
     racing: Racing = field(default=Racing())
     """Of hold="race": after a first part of the steps two arms train on the same batches, one with the residual held and one with it let
     in, and the one of the lower held-out error, both after a readout, goes on. The steps of both count, so that the run makes no more
@@ -125,7 +124,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         at_least("prox_enc", self.prox_enc, 0.0)
         if isinstance(self.hold, str):
             one_of("hold", self.hold, ("race",))
-        elif self.hold is not None:
+        else:
             at_least("hold", self.hold, 0.0)
             if self.hold > 1:
                 raise ValueError(f"hold={self.hold} is a share of the steps: at most 1")
@@ -133,7 +132,8 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
             raise ValueError(f"hold={self.hold!r} acts only with gradient='both', not gradient={self.gradient!r}")
         if self.hold == "race" and not self._raceable:
             raise ValueError(
-                "hold='race' keeps two sets of parameters: it needs optimizer='adam', 'adamw', 'sgd' or 'muon', and no resample"
+                "hold='race' keeps two sets of parameters: it needs an optimizer='adam', 'adamw', 'sgd' or 'muon', a schedule by name, "
+                "and no resample"
             )
         if (self.hold == "race" or self.readout) and self.when.streams:
             raise ValueError("hold='race' and readout=True look at all of the data: they are not for a stream")
@@ -146,7 +146,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     @property
     def _raceable(self) -> bool:
         known = isinstance(self.optimizer, str) or self.optimizer in ENTRYWISE
-        return known and self.resample is None
+        return known and self.resample is None and isinstance(self.schedule, str)
 
     @property
     def couples_batches(self) -> bool:  # type: ignore[override]
@@ -239,13 +239,9 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         known = self.solver.ridge
         ridge = None if block.tied or isinstance(known, GCV | HeldOut) else float(known)
         n_held_out = 0 if x_val is None or unread else len(x_val)
-        hold = self._hold(block, n_held_out >= ENOUGH and total_steps is not None)
-        state = PAMState(
-            **self.start(sae, x, total_steps, fixed), ridge=ridge, held=hold != 0, held_out=x_val, sae=sae, hold=hold
-        )
+        state = PAMState(**self.start(sae, x, total_steps, fixed), ridge=ridge, held=self.hold != 0, held_out=x_val, sae=sae)
         state.reads = n_held_out >= ENOUGH if self.readout is None else self.readout and n_held_out > 0
         state.one_process = "hold='race'" if self.hold == "race" else "readout=True" if self.readout else ""
-        state.otherwise = self._hold(block, False)
         model.check_linear()
         state.totals = self.no_totals(model)
         self.when.start(state, self.solver.dtype)
@@ -256,14 +252,6 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     def wants_x_val(self) -> bool:  # type: ignore[override]
         """Whether the ridge, a race or a readout goes by held-out samples."""
         return self.solver.wants_x_val or self.hold == "race" or bool(self.readout)
-
-    def _hold(self, block: Block, may_race: bool) -> float | str:
-        """`hold`, or what None stands for."""
-        if self.hold is not None:
-            return self.hold
-        if self.gradient != "both" or block.residual is None:
-            return 0.0
-        return "race" if may_race and self._raceable and not self.when.streams else self.racing.otherwise
 
     def _unread(self, model: SparseModel, block: Block) -> str:
         """Why there is no readout, with advice; "" where there may be one."""
@@ -295,7 +283,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         Returns the number of steps that this counts for. Raises DivergenceError.
         """
         state.batch_size = max(state.batch_size, len(x))
-        if state.hold == "race" and state.race is None:
+        if self.hold == "race" and state.race is None and state.step == 0:
             plan(self.racing, state, len(x))
         if state.race is None or not state.race.runs_at(state.step):
             self.step_of_one(sae, state, x)
@@ -311,15 +299,16 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
             raise ValueError("a stream is trained in one process")
         if not state.in_epoch and self.when.before_epoch(state) and not self.waits(state):
             with evaluated(state.optimizer):
-                self._solve_due(sae, state, state.data.split(len(x)))
+                self._solve_due(sae, state, state.data.split(state.batch_size))
         state.in_epoch = True
         for _ in range(self.encoder_updates):
             self.gradient_update(sae, state, x)
         state.step += 1
         state.since_solve += 1
+        state.read_last = False
         if self.when.after_step(state, x):
             with evaluated(state.optimizer):
-                self._solve_due(sae, state, state.data.split(len(x)))
+                self._solve_due(sae, state, state.data.split(state.batch_size))
 
     def end_epoch(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
         """The exact solve on `batches`, or some of them, if one is due: see `when`, `hold` and `readout`; of both arms of a race."""
@@ -332,17 +321,20 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         state.in_epoch = False
         state.epochs_since_solve += 1
         if self._reads_out(state) and _finished(state):
-            if state.since_solve:
+            if not state.read_last:
                 self.timed(state, lambda: self._end_on_a_readout(sae, state))
         elif self.when.after_epoch(state, self._rests(state)):
             self._solve_due(sae, state, batches)
 
     def _end_on_a_readout(self, sae: SAELike, state: PAMState) -> None:
-        found = read_out(self, sae, state)
+        found = read_out(self, sae, state, around=state.ridge)
         write(sae, found)
-        if not math.isnan(found.ridge):
-            state.ridge = found.ridge
+        if math.isfinite(found.ridge) or found.scale == 1:  # a residual that is not 0 is not to be held
+            state.ridge = state.ridge if math.isnan(found.ridge) else found.ridge
+        else:
+            state.ridge = None
         self.after_solve(state)
+        state.read_last = True
 
     def _reads_out(self, state: PAMState) -> bool:
         return state.reads and state.held_out is not None
@@ -350,13 +342,16 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     def read_out(self, sae: SAELike, state: PAMState) -> Readout | None:
         """What the SAE's decoder would be, chosen on held-out samples, from at most `READ_SAMPLES` training samples (evenly spaced); None
         where there are no readouts, where none is due, and at the end, where it is the decoder already. Nothing is moved."""
-        if not self._reads_out(state) or (_finished(state) and not state.since_solve):
+        if not self._reads_out(state) or state.read_last:
             return None
         most = max(READ_SAMPLES, 4 * state.model.shape[1])
         if self.readout is None and not read_is_paid(state, most):
             return None
         state.read_at = state.step
-        return read_out(self, sae, state, most)
+        found = read_out(self, sae, state, most, around=state.readout_ridge)
+        if 0 < found.ridge < math.inf:
+            state.readout_ridge = found.ridge
+        return found
 
     def _rests(self, state: PAMState) -> bool:
         """Whether the decoder moves by gradients between solves, and nothing holds it."""
@@ -391,7 +386,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         last step."""
         if not state.held or state.total_steps is None:
             return False
-        share = state.hold
+        share = self.hold
         if isinstance(share, str):
             share = 1.0 if state.race is None or state.race.length else self.racing.otherwise
         return state.step < share * state.total_steps

@@ -26,6 +26,7 @@ SAVED = (
     "solve_seconds",
     "readout_ridge",
     "read_at",
+    "read_last",
     "batch_size",
 )
 
@@ -54,16 +55,14 @@ class PAMState(TrainState):
     """Of solves so far, codes and statistics included."""
     sae: Any = None
     """The module that is trained."""
-    hold: float | str = 0.0
-    """As it was asked for, or what was made of None."""
-    otherwise: float | str = 0.0
-    """What is made of it in several processes."""
     reads: bool = False
     """Whether there are readouts."""
     race: Race | None = None
     """Of hold="race": its plan, and after it who won and by what."""
     one_process: str = ""
     """The option that takes one process to train, if any."""
+    read_last: bool = False
+    """Whether the decoder is the readout of the last step."""
     read_at: int = 0
     """The step of the last readout."""
     batch_size: int = 0
@@ -83,8 +82,6 @@ class PAMState(TrainState):
         if self.one_process:
             raise ValueError(f"{self.one_process} is for one process: leave it out, or train in one")
         super().join(processes)
-        if self.hold == "race":  # nobody asked for it
-            self.hold, self.held = self.otherwise, self.held and self.otherwise != 0
         self.reads = False
 
     def log(self) -> dict[str, float]:

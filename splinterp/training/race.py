@@ -86,7 +86,7 @@ class Racing:
     margin: float = 0.005
     """Share by which the open arm's error has to be lower: the tied one is the simpler. `math.inf`: tied in any case."""
     otherwise: float = 0.0
-    """`hold` where there are too few steps to race: fewer than 30 of an arm, or an epoch of more than 15 % of them."""
+    """`hold`, at most 1, where there are too few steps to race: fewer than 30 of an arm, or an epoch of more than 15 % of them."""
 
     def __post_init__(self) -> None:
         if not 0 <= self.begin < 1:
@@ -94,7 +94,8 @@ class Racing:
         if not 0 < self.length < 1:
             raise ValueError(f"racing: length={self.length} is a share of the steps, above 0 and below 1")
         at_least("margin", self.margin, 0.0)
-        at_least("otherwise", self.otherwise, 0.0)
+        if not 0 <= self.otherwise <= 1:
+            raise ValueError(f"racing: otherwise={self.otherwise} is a share of the steps between 0 and 1")
 
     def plan(self, total_steps: int, steps_per_epoch: int) -> Race:
         """The race of a run of so many steps, those of the losing arm counted; of length 0 where there are too few."""
@@ -126,6 +127,7 @@ class Arm:
 
     def swap(self, state: PAMState) -> None:
         """Run with this arm, and keep here what ran."""
+        torch.clear_autocast_cache()  # which knows tensors by the object, not by what they hold
         for name, tensor in _tensors(state).items():
             tensor.data, self.tensors[name] = self.tensors[name], tensor.data
         state.optimizer.state, self.moments = self.moments, state.optimizer.state
@@ -176,4 +178,7 @@ def load_race(state: PAMState, saved: dict[str, Any] | None) -> None:
     state.optimizer.load_state_dict(other["optimizer"])
     lay_out_moments(state.optimizer)
     arm.swap(state)
+    for ours, theirs in zip(arm.fields["terms"], other["fields"].pop("terms"), strict=True):
+        for name, value in theirs.items():
+            copy_whole(ours[name], value, f"{name} of a loss term of the other arm")
     arm.fields.update(other["fields"])

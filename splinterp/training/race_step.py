@@ -3,9 +3,11 @@
 from __future__ import annotations
 
 import math
+from contextlib import nullcontext
 from typing import TYPE_CHECKING, Any
 
 from splinterp._typing import Tensor
+from splinterp.training.optimizers import evaluated
 from splinterp.training.race import OPEN, TIED, Arm, Race, Racing
 from splinterp.training.reading import read_out
 
@@ -28,7 +30,7 @@ def race_step(method: PAMSGD, sae: Any, state: PAMState, race: Race, x: Tensor) 
         race.other = Arm.copied(state)
         with race.open_arm(state):
             if race.begin:
-                method.timed(state, lambda: method.decoder_step(sae, state, state.data.split(len(x))))
+                method.timed(state, lambda: method.decoder_step(sae, state, state.data.split(state.batch_size)))
             state.held = False
     at = state.step
     with race.open_arm(state):
@@ -42,8 +44,10 @@ def race_step(method: PAMSGD, sae: Any, state: PAMState, race: Race, x: Tensor) 
 def _decide(method: PAMSGD, sae: Any, state: PAMState, race: Race) -> None:
     """End the race with the arm that is better after a readout."""
     assert race.other is not None
-    with race.open_arm(state):
-        opened = read_out(method, sae, state).score
-    if race.judge({TIED: read_out(method, sae, state).score, OPEN: opened}) == OPEN:
+    scores = {}
+    for arm in (OPEN, TIED):
+        with race.open_arm(state) if arm == OPEN else nullcontext(), evaluated(state.optimizer):
+            scores[arm] = read_out(method, sae, state).score
+    if race.judge(scores) == OPEN:
         race.other.swap(state)
     race.other = None

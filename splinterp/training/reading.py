@@ -12,7 +12,6 @@ from splinterp._typing import Tensor
 from splinterp.decoder import DecoderStats, Readout, readout
 from splinterp.protocol import as_model
 from splinterp.training.batches import Batches, evenly_spaced
-from splinterp.training.optimizers import evaluated
 from splinterp.training.solver import held_out_stats
 from splinterp.training.when import FACTORS, PRICE, factor_cost
 
@@ -27,8 +26,9 @@ CODED = 0.4
 
 
 @torch.no_grad()
-def read_out(method: PAMSGD, sae: Any, state: PAMState, most: int | None = None) -> Readout:
-    """The readout of the encoder as it is, from at most so many training samples (evenly spaced), the decoder left as it is."""
+def read_out(method: PAMSGD, sae: Any, state: PAMState, most: int | None = None, around: float | None = None) -> Readout:
+    """The readout of the encoder as it is, from at most so many training samples (evenly spaced), the SAE left as it is; the search of its
+    ridge begins `around` an earlier one. An optimizer of two modes has to be in that of evaluation."""
     block = state.model.decoder_block()
     b_dec = state.model.b_dec
     data = state.data if most is None else evenly_spaced(state.data, most)
@@ -38,19 +38,13 @@ def read_out(method: PAMSGD, sae: Any, state: PAMState, most: int | None = None)
     def gather(found: DecoderStats, several: Iterable[Tensor]) -> None:
         method.gather(sae, state, found, several)
 
-    with torch.autocast(b_dec.device.type, enabled=False), evaluated(state.optimizer):
+    buffers = {name: b.clone() for name, b in sae.named_buffers()}  # the threshold of a BatchTopK
+    with torch.autocast(b_dec.device.type, enabled=False):
         gather(stats, batches)
-        found = readout(
-            stats,
-            held_out_stats(state, stats, gather),
-            state.model.W_dec,
-            state.model.b_dec,
-            block.prior,
-            around=state.readout_ridge,
-        )
-    if 0 < found.ridge < float("inf"):
-        state.readout_ridge = found.ridge
-    return found
+        held_out = held_out_stats(state, stats, gather)
+    for name, b in sae.named_buffers():
+        b.copy_(buffers[name])
+    return readout(stats, held_out, state.model.W_dec, state.model.b_dec, block.prior, around=around)
 
 
 def read_is_paid(state: PAMState, most: int) -> bool:

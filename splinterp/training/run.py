@@ -121,7 +121,7 @@ class Run:
                 break
             with nullcontext() if self.autocast is None else torch.autocast(x.device.type, self.autocast):
                 taken = self.method.step(self.sae, self.state, x if processes is None else processes.share(x))
-            before, self.step = self.step, self.step + (1 if taken is None else taken)
+            before, self.step = self.step, self.step + (taken if type(taken) is int and taken > 0 else 1)
             bar.update(self.step - before)
             due = log_every_steps is not None and self.step // log_every_steps > before // log_every_steps
             if due and index < len(batches) - 1 and self.step < self.total:
@@ -238,5 +238,7 @@ def _buffers(sae: Any) -> dict[str, Tensor]:
 def _extended(saved: dict[str, Any], total: int) -> dict[str, Any]:
     """The saved state of a method with a new number of steps, less those that a race has lost."""
     state = saved["state"]
+    if "base" in state:  # of a method around another
+        return {**state, "base": _extended({**saved, "state": state["base"]}, total)}
     lost = saved["step"] - state["step"] if "step" in state else 0
     return {**state, "total_steps": total - lost}

@@ -16,7 +16,7 @@ from tests.helpers import rng
 def plainly(x, steps=5):
     """The iteration as published, step by step on the matrix."""
     a, b, c = COEFFICIENTS
-    x = x / x.norm()
+    x = x / (x.norm() + 1e-7)
     for _ in range(steps):
         gram = x @ x.T
         x = a * x + (b * gram + c * gram @ gram) @ x
@@ -43,6 +43,14 @@ def test_singular_values_are_brought_near_one_and_singular_vectors_kept():
 
 def test_a_gradient_of_zeros_moves_nothing():
     assert torch.equal(orthogonalised(torch.zeros(3, 5)), torch.zeros(3, 5))
+    p = torch.nn.Parameter(torch.randn(8, 16, generator=rng(0)))
+    optimizer = Muon([p], lr=1e-3)
+    for step in range(1_200):
+        p.grad = torch.randn(8, 16, generator=rng(step)) if step < 5 else torch.zeros(8, 16)
+        if step == 1_100:
+            before = p.detach().clone()
+        optimizer.step()
+    assert torch.equal(p, before)
 
 
 def test_vectors_go_by_adam():

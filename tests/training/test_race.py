@@ -14,6 +14,7 @@ from splinterp.metrics import evaluate
 from splinterp.training import ProcessGroup, Race, Racing, Refresh, Resampling, start_at_mean
 from splinterp.training.batches import Batches
 from splinterp.training.race import OPEN, TIED
+from splinterp.training.reading import read_out
 from tests.helpers import rng
 
 N, D, M = 600, 16, 48
@@ -209,14 +210,23 @@ def test_refusals():
         ({"hold": "fork"}, "hold"),
         ({"hold": "race", "gradient": "encoder"}, "hold='race' acts only with gradient='both'"),
         ({"hold": "race", "resample": Resampling(every=10, dead_after=100)}, "no resample"),
-        ({"hold": "race", "optimizer": lambda groups: torch.optim.Adam(groups)}, "needs optimizer='adam'"),
+        ({"hold": "race", "optimizer": lambda groups: torch.optim.Adam(groups)}, "needs an optimizer='adam'"),
+        ({"hold": "race", "schedule": lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer)}, "a schedule by name"),
         ({"hold": "race", "when": Refresh()}, "not for a stream"),
         ({"readout": True, "ridge": 1.0}, "readout=True chooses the ridge"),
         ({"readout": True, "prox_dec": 1.0}, "readout=True chooses the ridge"),
     ):
         with pytest.raises(ValueError, match=match):
             PAMSGD(**options)
-    for options in ({"begin": 1.0}, {"begin": -0.1}, {"length": 0.0}, {"length": 1.0}, {"margin": -0.1}, {"otherwise": -1.0}):
+    for options in (
+        {"begin": 1.0},
+        {"begin": -0.1},
+        {"length": 0.0},
+        {"length": 1.0},
+        {"margin": -0.1},
+        {"otherwise": -1.0},
+        {"otherwise": 2.0},
+    ):
         with pytest.raises(ValueError, match=next(iter(options))):
             Racing(**options)
     with pytest.raises(ValueError, match="hold='race' holds a residual"):
@@ -227,55 +237,40 @@ def test_refusals():
         PAMSGD(hold="race").init(model(), data())
 
 
-def test_what_is_left_open_is_decided_by_what_there_is():
-    def started(method=None, sae=None, total_steps=STEPS, n_held_out=200, **options):
+def test_whether_there_are_readouts_is_decided_by_what_there_is():
+    def reads(method=None, sae=None, n_held_out=200, **options):
         x_val = data(n_held_out, 1) if n_held_out else None
-        return (method or PAMSGD(**options)).init(sae or model(), data(), total_steps=total_steps, x_val=x_val)
+        return (method or PAMSGD(**options)).init(sae or model(), data(), total_steps=STEPS, x_val=x_val).reads
 
-    assert (started().hold, started().reads) == ("race", True)
-    otherwise = Racing().otherwise
-    for options in (
-        {"n_held_out": 199}, {"n_held_out": 0}, {"total_steps": None}, {"resample": Resampling(every=10, dead_after=100)},
-        {"optimizer": lambda groups: torch.optim.Adam(groups)}, {"racing": Racing(otherwise=0.3), "n_held_out": 0},
-    ):  # fmt: skip
-        expected = options["racing"].otherwise if "racing" in options else otherwise
-        assert started(**options).hold == expected, options
-    assert not started(n_held_out=199).reads
-    assert not started(readout=False).reads
-    assert started(readout=True, n_held_out=50).reads
-    for sae in (model("free"), model("tied")):
-        assert started(sae=sae).hold == 0.0
-    assert started(sae=model("free")).reads
-    assert not started(sae=model("tied")).reads
-    for options in (
-        {"ridge": 1.0},
-        {"prox_dec": 1.0},
-        {"when": Refresh(), "ridge": 1.0},
-    ):
-        state = started(**options)
-        assert (state.hold, state.reads) == (otherwise, False), options
-    state = started(sae=model(activation=ReLU()), terms=(SquaredError(), RowNormL1(weight=1e-3)))
-    assert (state.hold, state.reads) == (otherwise, False)
-    assert started(PAMSGD.published()).hold == 0.0
-    assert not started(PAMSGD.published()).reads
-    assert not started(PAMSGD.final_solve()).reads
-    assert started(PAMSGD(gradient="tied")).hold == 0.0
+    assert reads()
+    assert not reads(n_held_out=199)
+    assert not reads(n_held_out=0)
+    assert not reads(readout=False)
+    assert reads(readout=True, n_held_out=50)
+    assert reads(sae=model("free"))
+    assert not reads(sae=model("tied"))
+    for options in ({"ridge": 1.0}, {"prox_dec": 1.0}, {"when": Refresh(), "ridge": 1.0}):
+        assert not reads(**options), options
+    assert not reads(sae=model(activation=ReLU()), terms=(SquaredError(), RowNormL1(weight=1e-3)))
+    assert not reads(PAMSGD.published())
+    assert not reads(PAMSGD.final_solve())
+    assert reads(PAMSGD(gradient="tied"))
 
 
-def test_the_defaults_race_in_fit_and_bias_adaptation_does_not():
-    assert train(PAMSGD(lr=4e-3), steps=800).state.race.winner in (TIED, OPEN)
+def test_bias_adaptation_reads_out_and_does_not_race():
     sae = SAE(D, M, TopK(4), "tied_residual", tie_scale=True, generator=0)
-    adapted = train(BiasAdaptation(base=PAMSGD(lr=4e-3), target_frequencies=0.1), sae=sae)
-    assert adapted.state.base.race is None
+    adapted = train(BiasAdaptation(base=PAMSGD(lr=4e-3, readout=True), target_frequencies=0.1), sae=sae)
+    assert adapted.state.base.readout_ridge is not None
     with pytest.raises(ValueError, match="base.hold='race' trains two SAEs"):
         BiasAdaptation(base=PAMSGD(hold="race"), target_frequencies=0.1)
 
 
-def test_in_several_processes_nobody_races_unless_it_was_asked_for():
+def test_in_several_processes_there_is_no_readout_and_no_race():
     processes = ProcessGroup.__new__(ProcessGroup)
     state = PAMSGD().init(model(), data(), total_steps=STEPS, x_val=data(200, 1))
+    assert state.reads
     state.join(processes)
-    assert (state.hold, state.reads) == (Racing().otherwise, False)
+    assert not state.reads
     for method, option in ((PAMSGD(hold="race"), "hold='race'"), (PAMSGD(readout=True), "readout=True")):
         state = method.init(model(), data(), total_steps=STEPS, x_val=data(200, 1))
         with pytest.raises(ValueError, match=f"{option} is for one process"):
@@ -302,3 +297,81 @@ def test_readouts_at_rows_are_paid_for_unless_asked_for():
     assert all(every[:-1])
     assert not any(never)
     assert 0 < sum(paid) < sum(every) / 2
+
+
+@pytest.mark.parametrize("activation", [ReLU(), BatchTopK(4)])
+def test_arms_and_updates_have_products_of_their_own_under_autocast(activation):
+    raced = train(race(TIED, readout=False), sae=model(activation=activation), autocast=torch.bfloat16)
+    tied = train(PAMSGD(lr=4e-3, hold=1.0, readout=False), sae=model(activation=activation), steps=400, autocast=torch.bfloat16)
+    assert torch.equal(raced.sae.W_enc, tied.sae.W_enc)
+
+
+def test_the_last_row_is_of_the_result_for_an_optimizer_of_two_modes():
+    for readout in (None, True):
+        method = PAMSGD(lr=1e-2, optimizer=ScheduleFree, schedule="constant", readout=readout)
+        found = train(method)
+        assert evaluate(found.sae, data(200, 1)).fvu == pytest.approx(found.history[-1]["val_fvu"], rel=1e-6)
+
+
+class ScheduleFree(torch.optim.SGD):
+    """Two sets of parameters: those that are evaluated are a running mean."""
+
+    def __init__(self, params, lr):
+        super().__init__(params, lr=lr)
+        self.training = True
+
+    def step(self, closure=None):
+        super().step(closure)
+        for p in (p for group in self.param_groups for p in group["params"]):
+            kept = self.state[p]
+            kept["mean"] = kept.get("mean", p.detach().clone()) * 0.9 + 0.1 * p.detach()
+
+    def _switch(self, training):
+        if training != self.training:
+            self.training = training
+            for p in (p for group in self.param_groups for p in group["params"]):
+                if "mean" in self.state[p]:
+                    p.data, self.state[p]["mean"] = self.state[p]["mean"].clone(), p.data.clone()
+
+    def train(self):
+        self._switch(True)
+
+    def eval(self):
+        self._switch(False)
+
+
+def test_the_end_is_read_out_where_a_solve_fell_on_the_last_step_too():
+    found = train(PAMSGD(lr=4e-3, decoder_every=20, readout=True))
+    assert found.state.read_last
+    after = read_out(PAMSGD(readout=True), found.sae, found.state)
+    assert after.score == pytest.approx(after.unsolved, rel=1e-6)
+
+
+@pytest.mark.parametrize("method", [PAMSGD(lr=4e-3, readout=True), race(OPEN, readout=True)])
+def test_how_often_rows_are_made_changes_nothing_in_the_result(method):
+    results = [
+        train(method, sae=SAE(D, 160, BatchTopK(4), "tied_residual", generator=0), log_every=every) for every in (1, 1_000)
+    ]
+    for name, value in results[0].sae.state_dict().items():
+        assert torch.equal(value, results[1].sae.state_dict()[name]), name
+    assert results[0].state.race == results[1].state.race
+
+
+def test_a_readout_by_hand_moves_no_threshold():
+    method, sae = PAMSGD(readout=True), model(activation=BatchTopK(4))
+    state = method.init(sae, data(), total_steps=10, x_val=data(200, 1))
+    method.step(sae, state, data()[:60])
+    before = {name: value.clone() for name, value in sae.state_dict().items()}
+    assert method.read_out(sae, state) is not None
+    for name, value in sae.state_dict().items():
+        torch.testing.assert_close(value, before[name], rtol=0, atol=0, equal_nan=True)
+
+
+def test_what_a_step_returns_counts_only_as_a_number_of_steps():
+    class Talkative(SGD):
+        def step(self, sae, state, x):
+            super().step(sae, state, x)
+            return float(state.loss)
+
+    found = train(Talkative(lr=4e-3), steps=20)
+    assert found.state.step == found.history[-1]["step"] == 20
