@@ -44,11 +44,15 @@ READ_SAMPLES = 10_000
 class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     """Alternate a gradient phase with an exact decoder solve.
 
-    The defaults are the variant we recommend, best with `SAE(decoder="tied_residual")`: gradients on every block, exact
-    solves at ends of epochs, as often as a tenth of the gradient steps' time allows, their ridge by GCV; on a language model's
-    activations `hold=0.1` is better (see experiments/RESULTS.md). `PAMSGD.published()` is the paper's
-    algorithm. To drive it by hand: `encoder_step` (which `fit` calls as `step`) on batches, `decoder_step` when you
-    want the solve; `end_epoch` is `decoder_step` where one is due.
+    By default, and best with `SAE(decoder="tied_residual")`: gradients move every block; at ends of epochs, as often as a tenth of the
+    gradient steps' time allows, the decoder is solved for exactly, its ridge by GCV; with at least 200 held-out samples (`x_val` of `fit`)
+    the result, `keep_best` and some of the rows have a readout, a solve whose ridge and scale those samples choose, where it is better.
+    Something else: `hold=1` (tied SGD, then one readout) or `hold="race"` where few samples are seen hundreds of times, by half a percent
+    at best; `PAMSGD.published()` for the paper's algorithm; SGD where nothing may be held back and no solve is wanted.
+    See experiments/RESULTS.md.
+
+    To drive it by hand: `encoder_step` (which `fit` calls as `step`) on batches, `end_epoch` after each pass, or `decoder_step` when you
+    want the solve; `read_out` tells what a readout would be.
 
     All strengths multiply sums over the N training samples; the gradient phase, whose loss is a mean, divides them by
     N d_in. The solve minimises over weights and bias together: a free W_dec is pulled to 0 by the ridge, a tied-residual
