@@ -30,10 +30,7 @@ class State(Protocol):
 
 @runtime_checkable
 class Method(Protocol):
-    """What `fit` asks of a training method, all of it.
-
-    A method may also have read_out(sae, state), which returns a `splinterp.decoder.Readout` that history rows are to be of, or None.
-    """
+    """What `fit` asks of a training method, all of it; one that is `ReadsOut` too is asked for readouts."""
 
     @property
     def couples_batches(self) -> bool:
@@ -51,6 +48,14 @@ class Method(Protocol):
 
     def end_epoch(self, sae: Any, state: Any, batches: Any) -> None:
         """Finish a pass over the `batches`."""
+
+
+@runtime_checkable
+class ReadsOut(Protocol):
+    """A training method whose history rows may be of another decoder than the one that is trained."""
+
+    def read_out(self, sae: Any, state: Any) -> Any:
+        """The `splinterp.decoder.Readout` that a row is to be of, or None."""
 
 
 def check_method(method: Any) -> None:

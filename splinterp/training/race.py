@@ -8,16 +8,13 @@ from collections import defaultdict
 from collections.abc import Iterator
 from contextlib import contextmanager
 from dataclasses import dataclass, field
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
 from splinterp._checks import at_least
 from splinterp._typing import Tensor
 from splinterp.training.train_state import check_moments, copy_whole, lay_out_moments
-
-if TYPE_CHECKING:
-    from splinterp.training.pam_state import PAMState
 
 SHORTEST, LONGEST = 30, 0.15
 """Steps of an arm below which nothing is to be seen, and the share of the steps above which a race costs too much."""
@@ -54,7 +51,7 @@ class Race:
         return self.length > 0 and self.begin <= step < self.end
 
     @contextmanager
-    def open_arm(self, state: PAMState) -> Iterator[None]:
+    def open_arm(self, state: Any) -> Iterator[None]:
         """Inside, the open arm is the one that moves."""
         assert self.other is not None
         self.other.swap(state)
@@ -115,24 +112,24 @@ class Arm:
     fields: dict[str, Any]
 
     @classmethod
-    def copied(cls, state: PAMState) -> Arm:
+    def copied(cls, state: Any) -> Arm:
         """As the running one is."""
         return cls(
             {name: t.detach().clone() for name, t in _tensors(state).items()},
             defaultdict(
                 dict, {p: {key: _copied(value) for key, value in kept.items()} for p, kept in state.optimizer.state.items()}
             ),
-            {name: copy.deepcopy(getattr(state, name)) for name in OWN},
+            {name: copy.deepcopy(vars(state)[name]) for name in OWN},
         )
 
-    def swap(self, state: PAMState) -> None:
+    def swap(self, state: Any) -> None:
         """Run with this arm, and keep here what ran."""
         torch.clear_autocast_cache()  # which knows tensors by the object, not by what they hold
         for name, tensor in _tensors(state).items():
             tensor.data, self.tensors[name] = self.tensors[name], tensor.data
         state.optimizer.state, self.moments = self.moments, state.optimizer.state
         for name in OWN:
-            own = getattr(state, name)
+            own = vars(state)[name]
             setattr(state, name, self.fields[name])
             self.fields[name] = own
 
@@ -141,12 +138,12 @@ def _copied(value: Any) -> Any:
     return value.clone() if isinstance(value, torch.Tensor) else copy.deepcopy(value)
 
 
-def _tensors(state: PAMState) -> dict[str, Tensor]:
+def _tensors(state: Any) -> dict[str, Tensor]:
     assert state.sae is not None
     return {**dict(state.sae.named_parameters()), **dict(state.sae.named_buffers())}
 
 
-def saved_race(state: PAMState) -> dict[str, Any] | None:
+def saved_race(state: Any) -> dict[str, Any] | None:
     """Everything needed to go on with a race, as `torch.load(weights_only=True)` reads it."""
     race = state.race
     if race is None:
@@ -161,7 +158,7 @@ def saved_race(state: PAMState) -> dict[str, Any] | None:
     return {**found, "other": {"tensors": race.other.tensors, "optimizer": optimizer, "fields": fields}}
 
 
-def load_race(state: PAMState, saved: dict[str, Any] | None) -> None:
+def load_race(state: Any, saved: dict[str, Any] | None) -> None:
     """Go on with what `saved_race` gave. Raises ValueError for a tensor of another shape."""
     if saved is None:
         state.race = None

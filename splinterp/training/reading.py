@@ -12,6 +12,7 @@ from splinterp._typing import Tensor
 from splinterp.decoder import DecoderStats, Readout, readout
 from splinterp.protocol import as_model
 from splinterp.training.batches import Batches, evenly_spaced
+from splinterp.training.method import ReadsOut
 from splinterp.training.solver import held_out_stats
 from splinterp.training.when import FACTORS, PRICE, factor_cost
 
@@ -58,7 +59,7 @@ def read_is_paid(state: PAMState, most: int) -> bool:
 @contextmanager
 def read_out_decoder(method: Any, sae: Any, state: Any) -> Iterator[None]:
     """Inside, the SAE has the decoder that `method.read_out` finds, if it has such a thing; afterwards, bit for bit, its own."""
-    found = method.read_out(sae, state) if hasattr(method, "read_out") else None
+    found = method.read_out(sae, state) if isinstance(method, ReadsOut) else None
     if found is None:
         yield
         return

@@ -17,6 +17,7 @@ SMALL = Config(
     grid=(4e-3, 8e-3),
     sizes=(100,),
     activations=("TopK",),
+    budgets=("early", "long"),
     early_epochs=3,
     long_steps=700,
 )
