@@ -4,19 +4,15 @@ from __future__ import annotations
 
 import math
 from contextlib import nullcontext
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 from splinterp._typing import Tensor
 from splinterp.training.optimizers import evaluated
 from splinterp.training.race import OPEN, TIED, Arm, Race, Racing
 from splinterp.training.reading import read_out
 
-if TYPE_CHECKING:
-    from splinterp.training.pam import PAMSGD
-    from splinterp.training.pam_state import PAMState
 
-
-def plan(racing: Racing, state: PAMState, batch_size: int) -> None:
+def plan(racing: Racing, state: Any, batch_size: int) -> None:
     """Plan the race of a run whose first batch is here. The losing arm's steps are taken from those of the schedule."""
     assert state.total_steps is not None
     state.race = racing.plan(state.total_steps, math.ceil(len(state.data) / batch_size))
@@ -24,7 +20,7 @@ def plan(racing: Racing, state: PAMState, batch_size: int) -> None:
     state.held = state.race.length > 0 or racing.otherwise > 0
 
 
-def race_step(method: PAMSGD, sae: Any, state: PAMState, race: Race, x: Tensor) -> None:
+def race_step(method: Any, sae: Any, state: Any, race: Race, x: Tensor) -> None:
     """A step of both arms on a batch, after the open arm's first solve where they part, and before the decision where they end."""
     if race.other is None:
         race.other = Arm.copied(state)
@@ -41,7 +37,7 @@ def race_step(method: PAMSGD, sae: Any, state: PAMState, race: Race, x: Tensor) 
         method.timed(state, lambda: _decide(method, sae, state, race))
 
 
-def _decide(method: PAMSGD, sae: Any, state: PAMState, race: Race) -> None:
+def _decide(method: Any, sae: Any, state: Any, race: Race) -> None:
     """End the race with the arm that is better after a readout."""
     assert race.other is not None
     scores = {}

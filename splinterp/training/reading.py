@@ -4,7 +4,7 @@ from __future__ import annotations
 
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
-from typing import TYPE_CHECKING, Any
+from typing import Any
 
 import torch
 
@@ -16,10 +16,6 @@ from splinterp.training.method import ReadsOut
 from splinterp.training.solver import held_out_stats
 from splinterp.training.when import FACTORS, PRICE, factor_cost
 
-if TYPE_CHECKING:
-    from splinterp.training.pam import PAMSGD
-    from splinterp.training.pam_state import PAMState
-
 BLOCK = 1_024
 """Samples coded at a time."""
 CODED = 0.4
@@ -27,7 +23,7 @@ CODED = 0.4
 
 
 @torch.no_grad()
-def read_out(method: PAMSGD, sae: Any, state: PAMState, most: int | None = None, around: float | None = None) -> Readout:
+def read_out(method: Any, sae: Any, state: Any, most: int | None = None, around: float | None = None) -> Readout:
     """The readout of the encoder as it is, from at most so many training samples (evenly spaced), the SAE left as it is; the search of its
     ridge begins `around` an earlier one. An optimizer of two modes has to be in that of evaluation."""
     block = state.model.decoder_block()
@@ -48,7 +44,7 @@ def read_out(method: PAMSGD, sae: Any, state: PAMState, most: int | None = None,
     return readout(stats, held_out, state.model.W_dec, state.model.b_dec, block.prior, around=around)
 
 
-def read_is_paid(state: PAMState, most: int) -> bool:
+def read_is_paid(state: Any, most: int) -> bool:
     """Whether the steps since the last readout cost ten times as much as another one of so many training samples."""
     assert state.held_out is not None
     coded = min(most, len(state.data)) + len(state.held_out)
