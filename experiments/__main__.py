@@ -16,14 +16,14 @@ EXPERIMENTS = {
     "bridge": "from k-means through SAEs to local PCA, in the plane",
     "centring": "whether the encoder should see samples less their mean: --data mnist | minilm",
     "dead": "latents that die, and remedies: --data mnist | minilm",
-    "llm": "sample efficiency on a language model's activations: --preset quick | controlled | paper | paper-gemma",
+    "llm": "sample efficiency on a language model's activations: --preset quick | controlled | centred | paper | paper-gemma",
     "digits": "sample efficiency on scikit-learn's digits, under a minute, no download",
     "tables": "print the tables of a results file: tables mnist-controlled [--markdown] [--summary]",
     "geometry": "regions and slices of SAEs trained on MNIST by SGD and PAM-SGD",
     "recovery": "recovery of known features: bias adaptation beside TopK and L1, resonance, seeds",
     "solves": "when PAM-SGD should solve for the decoder: --data mnist | minilm",
     "opening": "when the residual should be let in; readouts and races: --data mnist | minilm",
-    "mnist": "sample efficiency on MNIST: --preset controlled | paper",
+    "mnist": "sample efficiency on MNIST: --preset controlled | centred | paper",
 }
 
 
@@ -33,7 +33,7 @@ def main(argv: list[str]) -> int:
         if argv and argv[0] not in ("-h", "--help"):
             print(f"unknown experiment {argv[0]!r}\n", file=sys.stderr)
         print(
-            "usage: python -m experiments NAME [options]\n\n" + "\n".join(f"  {n:10}{text}" for n, text in EXPERIMENTS.items())
+            "usage: python -m experiments NAME [options]\n\n" + "\n".join(f"  {n:12}{text}" for n, text in EXPERIMENTS.items())
         )
         return 0 if argv and argv[0] in ("-h", "--help") else 2
     return guarded(
