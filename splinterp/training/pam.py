@@ -73,8 +73,8 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     hold: float | str = 0.0
     """Share of the steps for which the residual of a tied-residual decoder stays as it starts, at 0, and nothing is solved; the first
     solve after it decides by its ridge whether the residual comes in. 0: let in from the first step, which is best for centred SAEs in
-    all but the smallest data (before SAEs were centred and solves spaced by their cost, 0.1 was better on activations). Where the number of steps is unknown, any other
-    share means until the first solve. "race": decided in the run, see `racing`."""
+    all but the smallest data (before SAEs were centred and solves spaced by their cost, 0.1 was better on activations). Where the number
+    of steps is unknown, any other share means until the first solve. "race": decided in the run, see `racing`."""
     racing: Racing = field(default=Racing())
     """Of hold="race": after a first part of the steps two arms train on the same batches, one with the residual held and one with it let
     in, and the one of the lower held-out error, both after a readout, goes on. The steps of both count, so that the run makes no more
