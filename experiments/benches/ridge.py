@@ -76,7 +76,8 @@ def run(quick: bool, device: str) -> dict[str, Any]:
                     curve.score_at_infinity() if math.isinf(chosen.ridge) else float(curve.score(np.array([chosen.ridge]))[0])
                 )
                 found[share].append({
-                    "excess": score / full.score - 1, "looks": sum(math.isfinite(ridge) for ridge, _ in chosen.path) if by_factors else math.nan, "start": name,
+                    "excess": score / full.score - 1, "start": name,
+                    "looks": sum(math.isfinite(ridge) for ridge, _ in chosen.path) if by_factors else math.nan,
                     "factors": by_factors, "lower": stats is lower, "problem": (data, n_latents, str(activation), decoder),
                 })  # fmt: skip
         print(f"{data} {n_latents} {activation} {decoder} {share}", file=sys.stderr)
