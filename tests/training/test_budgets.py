@@ -7,7 +7,7 @@ import math
 import pytest
 import torch
 
-from splinterp import PAMSGD, SGD, fit
+from splinterp import PAMSGD, SAE, SGD, BiasAdaptation, TopK, fit
 from splinterp.data import ActivationStore
 from splinterp.data.store_writer import StoreWriter
 from splinterp.metrics import evaluate
@@ -166,3 +166,18 @@ def test_the_global_seed_decides_the_data_order():
     assert not same(found[0], found[2])
     by_int = [fit(make_sae(), samples(), SGD(), epochs=2, batch_size=50, generator=g).sae for g in (3, rng(3))]
     assert same(*by_int)
+
+
+def test_an_extended_run_of_a_method_around_another_goes_on_under_the_new_length(tmp_path):
+    def run(epochs, **options):
+        sae = SAE(8, 20, TopK(3), "tied_residual", tie_scale=True, generator=0)
+        x = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+        method = BiasAdaptation(base=PAMSGD(lr=1e-2), target_frequencies=0.2)
+        return fit(sae, x, method, epochs=epochs, batch_size=50, generator=0, checkpoint=tmp_path / "run.pt", **options)
+
+    first = run(3)
+    assert first.state.base.total_steps == 12
+    weights = first.sae.W_enc.detach().clone()
+    longer = run(6, resume=True)
+    assert longer.state.base.total_steps == 24
+    assert not torch.equal(longer.sae.W_enc, weights)
