@@ -15,7 +15,7 @@ from typing import Any
 
 import torch
 
-from experiments.choices import data_parser, run_on, store_of
+from experiments.choices import Choice, data_parser, run_on, store_of
 from experiments.report import table, with_interval
 from experiments.runs import AS_THEN, Run
 from splinterp import PAMSGD, SAE, TopK, fit
@@ -25,14 +25,9 @@ CENTRES: dict[str, Any] = {"none": False, "fixed": "fixed", "trained": True}
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Choice):
     """What is run."""
 
-    data: str = "mnist"
-    source: str = ""
-    """The key of the data's `experiments.sources.Source`."""
-    k: int = 15
-    n_latents: int = 256
     n_train: int = 13_750
     epochs: int = 19
     batch_size: int = 128
@@ -44,9 +39,8 @@ class Config:
 
     def run(self, method: str, centre: str, seed: int) -> Run:
         """One run, whose record has no test error."""
-        return Run(
-            data=self.data, source=self.source, method=method, activation="TopK", k=self.k, n_latents=self.n_latents,
-            n_train=self.n_train, epochs=self.epochs, lr=self.lr, seed=seed, role="tuning", batch_size=self.batch_size,
+        return self.validation_run(
+            method=method, activation="TopK", n_train=self.n_train, epochs=self.epochs, lr=self.lr, seed=seed, batch_size=self.batch_size,
             options=(("b_pre", CENTRES[centre]),),
         )  # fmt: skip
 

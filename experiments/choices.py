@@ -4,15 +4,31 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any
 
 from experiments.activations import raw_tokens
 from experiments.options import MNIST_HELP, add_common_options, add_data_dir
-from experiments.runs import pool_size
+from experiments.runs import Run, pool_size
 from experiments.sources import IMAGES, Source, source_of, split_name
 from experiments.store import RecordStore
 from experiments.texts import location
+
+
+@dataclass(frozen=True)
+class Choice:
+    """The settings of such an experiment that all have."""
+
+    data: str = "mnist"
+    source: str = ""
+    """The key of the data's `experiments.sources.Source`."""
+    k: int = 15
+    n_latents: int = 256
+
+    def validation_run(self, **fields: Any) -> Run:
+        """A run whose record has no test error."""
+        return Run(data=self.data, source=self.source, k=self.k, n_latents=self.n_latents, role="tuning", **fields)
 
 
 def store_of(experiment: str, data: str, out: Path, data_dir: str | None) -> tuple[RecordStore, Source]:

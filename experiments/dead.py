@@ -17,7 +17,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.choices import data_parser, run_on, store_of
+from experiments.choices import Choice, data_parser, run_on, store_of
 from experiments.report import table, with_interval
 from experiments.runs import REMEDIES, Run
 from experiments.store import RecordStore
@@ -29,14 +29,9 @@ METHODS = tuple(f"{base}, {remedy}" for base in BASES for remedy in REMEDIES)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Choice):
     """What is run."""
 
-    data: str = "mnist"
-    source: str = ""
-    """The key of the data's `experiments.sources.Source`."""
-    k: int = 15
-    n_latents: int = 256
     batch_size: int = 128
     settings: tuple[tuple[str, int, int], ...] = (("tied_residual", 550, 400), ("tied_residual", 13_750, 19))
     """(decoder, training samples, epochs)."""

@@ -8,16 +8,13 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from experiments.compare import log_ratio, t_interval, verdict
-from experiments.runs import Run, pool_size
+from experiments.runs import DEFAULT, HOLDS, Run, pool_size
 from experiments.store import RecordStore
 from experiments.tuning import Cell, choose_step_sizes
 from splinterp.training.when import NEVER
 
 CONTROLS = ("SGD tied", "SGD untied", "SGD untied from W_enc^T", "SGD tied-residual")
 OURS = "PAM"
-DEFAULT = "PAM-SGD"
-"""At the defaults of today, centred: the entry of the second comparison."""
-HOLDS = tuple(f"{DEFAULT}, hold {hold:g}" for hold in (0, 0.1, 1))
 FINAL = "PAM, one solve at the end"
 HELD = "PAM, held"
 APART = {"final": FINAL, "held": HELD, **{name.removeprefix(f"{DEFAULT}, ").replace(" ", "-"): name for name in HOLDS}}

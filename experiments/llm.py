@@ -20,11 +20,11 @@ import dataclasses
 from pathlib import Path
 
 from experiments.activations import last_tokens, raw_tokens
-from experiments.grid import CAUSES, DEFAULT, FIRST, OURS, SECOND, Config
+from experiments.grid import CAUSES, FIRST, OURS, SECOND, Config
 from experiments.mnist import add_parts, check_parts, main, parts_of
 from experiments.options import add_common_options
 from experiments.paper import LANGUAGE_MODEL, SMALL_LANGUAGE_MODEL, PaperConfig
-from experiments.runs import TOKEN_POOL, pool_size
+from experiments.runs import DEFAULT, TOKEN_POOL, pool_size
 from experiments.sources import LAST, source_of, split_name
 from experiments.texts import add_text_options, location
 

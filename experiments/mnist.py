@@ -16,11 +16,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.grid import APART, CONTROLS, DEFAULT, HOLDS, SECOND, Comparison, Config, contests, verdicts
+from experiments.grid import APART, CONTROLS, SECOND, Comparison, Config, contests, verdicts
 from experiments.options import MNIST_HELP, add_common_options, add_data_dir
 from experiments.paper import PaperConfig, paper_parts, run_paper
 from experiments.report import render
-from experiments.runs import Run
+from experiments.runs import DEFAULT, HOLDS, Run
 from experiments.sources import source_of
 from experiments.store import MissingRunsError, RecordStore
 
@@ -88,8 +88,8 @@ def run_preset(config: Config | PaperConfig, store: RecordStore, parts: Iterable
         results |= {"verdicts": verdicts(rows, config.ours), "apart": {m: verdicts(rows, m) for m in apart.values()}}
         if config.parts == SECOND:
             results["contests"] = {
-                "the best of its fixed rules against the best control": contests(rows, HOLDS, CONTROLS),
-                "the default against the best of its fixed rules": contests(rows, (config.ours,), HOLDS),
+                "the best of its fixed rules against the best control": contests(rows, tuple(HOLDS), CONTROLS),
+                "the default against the best of its fixed rules": contests(rows, (config.ours,), tuple(HOLDS)),
             }
     return results
 

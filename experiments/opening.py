@@ -11,7 +11,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.choices import data_parser, run_on, store_of
+from experiments.choices import Choice, data_parser, run_on, store_of
 from experiments.report import table
 from experiments.runs import Run
 
@@ -30,14 +30,9 @@ WAYS: dict[str, tuple[str, tuple[tuple[str, Any], ...]]] = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Choice):
     """What is run."""
 
-    data: str = "mnist"
-    source: str = ""
-    """The key of the data's `experiments.sources.Source`."""
-    k: int = 15
-    n_latents: int = 256
     batch_size: int = 128
     grid: tuple[float, ...] = (4e-3, 8e-3, 1.6e-2)
     sizes: tuple[int, ...] = (550, 2_750)
@@ -56,9 +51,8 @@ class Config:
         """One run, whose record has no test error."""
         budget, activation, n_train = cell
         method, options = WAYS[way]
-        run = Run(
-            data=self.data, source=self.source, method=method, activation=activation, k=self.k, n_latents=self.n_latents, n_train=n_train,
-            epochs=self.early_epochs, lr=lr, seed=seed, role="tuning", batch_size=self.batch_size,
+        run = self.validation_run(
+            method=method, activation=activation, n_train=n_train, epochs=self.early_epochs, lr=lr, seed=seed, batch_size=self.batch_size,
             options=(("b_pre", "fixed"), *options),
         )  # fmt: skip
         longer = math.ceil(self.long_steps / run.steps_per_epoch)

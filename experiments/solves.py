@@ -12,7 +12,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.choices import data_parser, run_on, store_of
+from experiments.choices import Choice, data_parser, run_on, store_of
 from experiments.report import table, with_interval
 from experiments.runs import Run
 from splinterp.training.when import NEVER
@@ -26,14 +26,9 @@ SCHEDULES: dict[str, tuple[tuple[str, Any], ...]] = {
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Choice):
     """What is run."""
 
-    data: str = "mnist"
-    source: str = ""
-    """The key of the data's `experiments.sources.Source`."""
-    k: int = 15
-    n_latents: int = 256
     batch_size: int = 128
     lr: float = 4e-3
     cells: tuple[tuple[int, str, int], ...] = (
@@ -46,9 +41,8 @@ class Config:
     def run(self, cell: tuple[int, str, int], schedule: str, seed: int) -> Run:
         """One run, whose record has no test error."""
         n_train, activation, epochs = cell
-        return Run(
-            data=self.data, source=self.source, method="PAM", activation=activation, k=self.k, n_latents=self.n_latents, n_train=n_train,
-            epochs=epochs, lr=self.lr, seed=seed, role="tuning", batch_size=self.batch_size,
+        return self.validation_run(
+            method="PAM", activation=activation, n_train=n_train, epochs=epochs, lr=self.lr, seed=seed, batch_size=self.batch_size,
             options=(("b_pre", "fixed"), *SCHEDULES[schedule]),
         )  # fmt: skip
 

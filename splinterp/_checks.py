@@ -29,6 +29,13 @@ def at_least(name: str, value: float, low: float, strict: bool = False) -> None:
         raise ValueError(f"{name}={value} must be {'greater than' if strict else 'at least'} {low}")
 
 
+def share_of_steps(name: str, value: float, strict: bool = False) -> None:
+    """Raise ValueError unless `value` is a share, from 0 (above 0 if strict) to 1."""
+    at_least(name, value, 0.0, strict)
+    if value > 1:
+        raise ValueError(f"{name}={value} is a share of the steps: at most 1")
+
+
 def whole(name: str, value: object, low: int) -> int:
     """`value` as an int. Raises TypeError unless it is one (of Python or NumPy), ValueError unless it is at least `low`."""
     if not isinstance(value, Integral) or isinstance(value, bool):

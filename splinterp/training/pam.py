@@ -15,7 +15,7 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from splinterp._checks import at_least, one_of, whole
+from splinterp._checks import at_least, one_of, share_of_steps, whole
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.data.store import ActivationStore
 from splinterp.decoder import Readout
@@ -129,9 +129,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         if isinstance(self.hold, str):
             one_of("hold", self.hold, ("race",))
         else:
-            at_least("hold", self.hold, 0.0)
-            if self.hold > 1:
-                raise ValueError(f"hold={self.hold} is a share of the steps: at most 1")
+            share_of_steps("hold", self.hold)
         if self.hold and self.gradient != "both":
             raise ValueError(f"hold={self.hold!r} acts only with gradient='both', not gradient={self.gradient!r}")
         if self.hold == "race" and not self._raceable:
@@ -139,13 +137,25 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
                 "hold='race' keeps two sets of parameters: it needs an optimizer='adam', 'adamw', 'sgd' or 'muon', a schedule by name, "
                 "and no resample"
             )
-        if (self.hold == "race" or self.readout) and self.when.streams:
-            raise ValueError("hold='race' and readout=True look at all of the data: they are not for a stream")
-        if self.readout and not self.solver.chooses:
-            raise ValueError(
-                f"readout=True chooses the ridge on held-out samples, which ridge={self.ridge} and prox_dec={self.prox_dec} leave no room "
-                "for: leave them out"
+        if self._reader and self._unreadable:
+            raise ValueError(f"{self._reader} {self._unreadable}")
+
+    @property
+    def _reader(self) -> str:
+        """The option that asks for readouts, if any."""
+        return "hold='race'" if self.hold == "race" else "readout=True" if self.readout else ""
+
+    @property
+    def _unreadable(self) -> str:
+        """Why there are no readouts with these options, with advice; "" where there may be some."""
+        if self.when.streams:
+            return "looks at all of the data: it is not for a stream"
+        if not self.solver.chooses:
+            return (
+                f"chooses the ridge on held-out samples, which ridge={self.ridge} and prox_dec={self.prox_dec} leave no room for: "
+                "leave them out"
             )
+        return ""
 
     @property
     def _raceable(self) -> bool:
@@ -234,8 +244,8 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
             option = "gradient='tied'" if self.gradient == "tied" else f"hold={self.hold!r}"
             raise ValueError(f"{option} holds a residual: it needs SAE(decoder='tied_residual')")
         unread = self._unread(model, block)
-        if unread and (self.readout or self.hold == "race"):
-            raise ValueError(f"{'readout=True' if self.readout else 'a race'} {unread}")
+        if self._reader and unread:
+            raise ValueError(f"{self._reader} {unread}")
         if self.hold == "race" and total_steps is None:
             raise ValueError("hold='race' is planned by the number of steps, which is not known: pass total_steps")
         scales = () if block.scales is None else (block.scales,)
@@ -245,7 +255,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         n_held_out = 0 if x_val is None or unread else len(x_val)
         state = PAMState(**self.start(sae, x, total_steps, fixed), ridge=ridge, held=self.hold != 0, held_out=x_val, sae=sae)
         state.reads = n_held_out >= ENOUGH if self.readout is None else self.readout and n_held_out > 0
-        state.one_process = "hold='race'" if self.hold == "race" else "readout=True" if self.readout else ""
+        state.one_process = self._reader
         model.check_linear()
         state.totals = self.no_totals(model)
         self.when.start(state, self.solver.dtype)
@@ -255,21 +265,17 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     @property
     def wants_x_val(self) -> bool:  # type: ignore[override]
         """Whether the ridge, a race or a readout goes by held-out samples."""
-        return self.solver.wants_x_val or self.hold == "race" or bool(self.readout)
+        return self.solver.wants_x_val or bool(self._reader)
 
     def _unread(self, model: SparseModel, block: Block) -> str:
-        """Why there is no readout, with advice; "" where there may be one."""
+        """Why there is no readout of this model, with advice; "" where there may be one."""
         if not block.weights:
             return f"solves for a decoder of its own, which {model.label}'s is not: leave it out"
         if self.row_penalties:
             return f"does not see penalties on the decoder's rows ({self.row_penalties[0].name}): leave one of them out"
-        if not self.solver.chooses:
-            return "chooses the ridge on held-out samples, which a ridge that is given, or prox_dec, leaves no room for: leave one out"
-        if self.when.streams:
-            return "looks at all of the data, which a stream does not keep: leave it out"
         if self.matrix_free(model):
             return f"needs the Gram matrix, which is not formed for {model.shape[1]} latents: leave it out"
-        return ""
+        return self._unreadable
 
     def make_optimizer(self, sae: SAELike, fixed: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
         """As for other methods, but the decoder's own weights are a third group where the ridge's gradient can be the optimizer's L2
@@ -324,7 +330,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     def _end_epoch(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
         state.in_epoch = False
         state.epochs_since_solve += 1
-        if self._reads_out(state) and _finished(state):
+        if self._reads_out(state) and state.finished:
             if not state.read_last:
                 self.timed(state, lambda: self._end_on_a_readout(sae, state))
         elif self.when.after_epoch(state, self._rests(state)):
@@ -436,7 +442,3 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         """N d_in: the numbers that the strengths' sums run over, a ridge chosen on a part included; of a stream, d_in for each effective
         sample."""
         return state.data.numel() if state.stats is None else max(1.0, state.stats.n_samples) * state.stats.d_in
-
-
-def _finished(state: PAMState) -> bool:
-    return state.total_steps is not None and state.step >= state.total_steps

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from splinterp._checks import at_least
+from splinterp._checks import at_least, share_of_steps
 from splinterp._typing import Tensor
 from splinterp.training.train_state import check_moments, copy_whole, lay_out_moments
 
@@ -91,8 +91,7 @@ class Racing:
         if not 0 < self.length < 1:
             raise ValueError(f"racing: length={self.length} is a share of the steps, above 0 and below 1")
         at_least("margin", self.margin, 0.0)
-        if not 0 <= self.otherwise <= 1:
-            raise ValueError(f"racing: otherwise={self.otherwise} is a share of the steps between 0 and 1")
+        share_of_steps("racing: otherwise", self.otherwise)
 
     def plan(self, total_steps: int, steps_per_epoch: int) -> Race:
         """The race of a run of so many steps, those of the losing arm counted; of length 0 where there are too few."""

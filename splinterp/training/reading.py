@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Iterable, Iterator
 from contextlib import contextmanager
 from typing import Any
@@ -74,6 +75,5 @@ def read_out_decoder(method: Any, sae: Any, state: Any) -> Iterator[None]:
 @torch.no_grad()
 def write(sae: Any, found: Readout) -> None:
     """Make a readout the SAE's decoder; nothing where it is the one that the SAE has."""
-    if found.ridge == found.ridge:  # NaN: not solved
-        block = as_model(sae).decoder_block()
-        block.write(found.W_dec, found.b_dec)
+    if not math.isnan(found.ridge):
+        as_model(sae).decoder_block().write(found.W_dec, found.b_dec)

@@ -16,7 +16,7 @@ from typing import Any
 import torch
 from torch import nn
 
-from splinterp._checks import at_least, whole
+from splinterp._checks import share_of_steps, whole
 from splinterp._typing import Float, Int, Tensor
 from splinterp.data.store import ActivationStore
 from splinterp.protocol import SparseModel, sharing
@@ -59,9 +59,7 @@ class Resampling:
     def __post_init__(self) -> None:
         for name in ("every", "dead_after", "samples", "seed"):
             object.__setattr__(self, name, whole(f"resample: {name}", getattr(self, name), 0 if name == "seed" else 1))
-        at_least("resample: until", self.until, 0.0, strict=True)
-        if self.until > 1:
-            raise ValueError(f"resample: until={self.until} is a share of the steps: at most 1")
+        share_of_steps("resample: until", self.until, strict=True)
         if self.samples > 2**24:
             raise ValueError(f"resample: samples={self.samples} is more than can be drawn from: at most {2**24}")
 

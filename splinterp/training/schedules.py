@@ -6,7 +6,7 @@ import inspect
 import math
 from typing import Any
 
-from splinterp._checks import at_least
+from splinterp._checks import share_of_steps
 
 SCHEDULES = ("cosine", "constant")
 K_SHARE = 0.1
@@ -42,12 +42,8 @@ def annealed(k_start: int, k: int, share: float, step: int, total: int) -> int:
 def check_shares(options: Any) -> None:
     """Raise TypeError or ValueError unless the options of a gradient phase that are shares of the steps, and `k_start`, fit together."""
     for name in ("warmup", "decay", "penalty_warmup"):
-        at_least(name, getattr(options, name), 0.0)
-        if getattr(options, name) > 1:
-            raise ValueError(f"{name}={getattr(options, name)} is a share of the steps: at most 1")
-    at_least("k_share", options.k_share, 0.0, strict=True)
-    if options.k_share > 1:
-        raise ValueError(f"k_share={options.k_share} is a share of the steps: at most 1")
+        share_of_steps(name, getattr(options, name))
+    share_of_steps("k_share", options.k_share, strict=True)
     if options.k_start is None and options.k_share != K_SHARE:
         raise ValueError(f"k_share={options.k_share} changes nothing without k_start: set k_start or leave k_share out")
     if options.k_start is not None and (not isinstance(options.k_start, int) or isinstance(options.k_start, bool)):

@@ -155,6 +155,11 @@ class TrainState:
         """Number of training samples."""
         return len(self.data)
 
+    @property
+    def finished(self) -> bool:
+        """Whether all steps are done; not where their number is unknown."""
+        return self.total_steps is not None and self.step >= self.total_steps
+
     def log(self) -> dict[str, float]:
         """The method's columns of the history."""
         row = {"loss": math.nan if self.loss is None else float(self.loss)}

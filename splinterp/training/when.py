@@ -68,7 +68,7 @@ def factor_cost(d_in: int, n_latents: int) -> float:
 
 
 def _unfinished(state: PAMState) -> bool:
-    return state.total_steps is not None and state.step < state.total_steps
+    return state.total_steps is not None and not state.finished
 
 
 @dataclass(frozen=True, kw_only=True)
