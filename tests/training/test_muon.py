@@ -107,3 +107,19 @@ def test_every_method_trains_by_it_and_goes_on_from_a_checkpoint(method, decoder
     again = run(epochs=6, checkpoint=path, resume=True)
     for name, value in again.sae.state_dict().items():
         assert torch.equal(value, whole.sae.state_dict()[name]), name
+
+
+@pytest.mark.parametrize(
+    "changed", [{"lr": 2e-3}, {"momentum": 0.5}, {"betas": (0.5, 0.9)}, {"eps": 1e-2}, {"weight_decay": 0.5}]
+)
+def test_every_option_changes_the_steps(changed):
+    ends = []
+    for options in ({}, changed):
+        parameters = [torch.nn.Parameter(torch.ones(4, 6)), torch.nn.Parameter(torch.ones(5))]
+        optimizer = Muon(parameters, **{"lr": 1e-3, **options})
+        for step in range(4):
+            for p in parameters:
+                p.grad = torch.randn(p.shape, generator=rng(step))
+            optimizer.step()
+        ends.append(torch.cat([p.detach().flatten() for p in parameters]))
+    assert not torch.equal(*ends)

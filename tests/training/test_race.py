@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import dataclasses
 import math
+from typing import NamedTuple
 
 import pytest
 import torch
@@ -375,3 +376,23 @@ def test_what_a_step_returns_counts_only_as_a_number_of_steps():
 
     found = train(Talkative(lr=4e-3), steps=20)
     assert found.state.step == found.history[-1]["step"] == 20
+
+
+@pytest.mark.parametrize("changed", [{"begin": 0.3}, {"length": 0.2}, {"margin": 0.9}])
+def test_every_setting_of_a_race_changes_the_run(changed):
+    first = {"begin": 0.1, "length": LENGTH, "margin": 0.0}
+    monkey = pytest.MonkeyPatch()
+    with monkey.context() as patch:
+        patch.setattr("splinterp.training.race_step.read_out", lambda *_: SCORES.pop())
+        found = []
+        for settings in (first, {**first, **changed}):
+            SCORES.extend([Score(1.0), Score(0.5)])  # the open arm is asked first, and half as bad
+            found.append(train(PAMSGD(lr=4e-3, hold="race", racing=Racing(**settings), readout=False)))
+    assert not torch.equal(found[0].sae.W_enc, found[1].sae.W_enc)
+
+
+class Score(NamedTuple):
+    score: float
+
+
+SCORES = []
