@@ -48,41 +48,53 @@ def _by_columns(x: Tensor) -> Tensor:
     return x.T.contiguous().T
 
 
+def rank_and_mean(stats: DecoderStats) -> tuple[int, float]:
+    """How many eigenvalues of the Gram matrix can be positive, at least 1, and their mean if all of those are."""
+    diagonal = stats.gram.diagonal()
+    rank = max(1, min(int((diagonal > 0).sum()), int(stats.n_distinct) - 1))
+    return rank, float(diagonal.sum(dtype=torch.float64)) / rank
+
+
+def beginning(stats: DecoderStats, around: float | None) -> float:
+    """The ridge to begin at: an earlier choice, the mean eigenvalue where that was infinity, or else a guess."""
+    if around is not None and 0 < around < math.inf:
+        return around
+    rank, mean = rank_and_mean(stats)
+    return mean if around == math.inf else START * mean * min(1.0, START_SAMPLES * rank / stats.n_samples)
+
+
+def signs(rows: int, columns: int, like: Tensor, generator: torch.Generator) -> Tensor:
+    """Random signs, of the dtype and on the device of `like`."""
+    return (torch.randint(0, 2, (rows, columns), generator=generator) * 2 - 1).to(like)
+
+
+def combinations(x: Tensor, generator: torch.Generator) -> Tensor | None:
+    """Random combinations of the columns of x, as a matrix to multiply it by; None where its columns are few enough to be used whole."""
+    d = x.shape[1]
+    return None if d <= 2 * COMBINATIONS else signs(d, COMBINATIONS, x, generator) / COMBINATIONS**0.5
+
+
 class Curve:
     """A score along the ridge, by factors. Subclasses say what it is: `evaluate` adds a ridge's score to `looked`."""
 
     def __init__(self, stats: DecoderStats, prior: Tensor | None) -> None:
         self.stats, self.prior = stats, None if prior is None else _by_columns(prior)
         self.cross = _by_columns(stats.cross)
-        diagonal = stats.gram.diagonal()
-        self.rank = min(int((diagonal > 0).sum()), int(stats.n_distinct) - 1)
-        self.trace = float(diagonal.sum(dtype=torch.float64))
+        self.rank, self.mean = rank_and_mean(stats)
         self.looked: dict[float, float] = {}
         self._solved: tuple[float, Tensor, Tensor] | None = None
         generator = torch.Generator().manual_seed(0)
-
-        def signs(rows: int, columns: int) -> Tensor:
-            drawn = torch.randint(0, 2, (rows, columns), generator=generator) * 2 - 1
-            return drawn.to(dtype=stats.dtype, device=stats.device)
-
         d, m = stats.d_in, stats.n_latents
-        whole, self.exact = m * d <= SMALL or d <= 2 * COMBINATIONS, m <= FEW
-        self.combinations = None if whole else signs(d, COMBINATIONS) / COMBINATIONS**0.5
-        self.probes = torch.eye(m, dtype=stats.dtype, device=stats.device) if self.exact else signs(m, PROBES)
+        self.exact = m <= FEW
+        self.combinations = None if m * d <= SMALL else combinations(stats.cross, generator)
+        self.probes = (
+            torch.eye(m, dtype=stats.dtype, device=stats.device) if self.exact else signs(m, PROBES, stats.cross, generator)
+        )
 
     @cached_property
     def gradient(self) -> Float[Tensor, "n_latents d_in"]:
         """B = C - A Q, half the downhill gradient at the prior: a product that most searches do without."""
         return self.cross if self.prior is None else torch.addmm(self.cross, self.stats.gram, self.prior, alpha=-1)
-
-    @property
-    def mean(self) -> float:
-        """Mean positive eigenvalue, if as many are positive as can be."""
-        return self.trace / self.rank
-
-    def start(self) -> float:
-        """Where to begin, knowing nothing."""
-        return START * self.mean * min(1.0, START_SAMPLES * self.rank / self.stats.n_samples)
 
     def solve(self, ridge: float) -> tuple[Factor, Float[Tensor, "n_latents d_in"], Float[Tensor, "n_latents d_in"]]:
         """The factor, W and D, once for calls on end. Raises DoubtError where there is no factor."""
@@ -111,8 +123,7 @@ class Curve:
 
     def search(self, around: float | None) -> float:
         """The chosen ridge, infinity included; its score is looked at. Raises DoubtError."""
-        start = self.start() if around is None or around == 0 else self.mean if math.isinf(around) else around
-        found = search(self.look, self.score, start, self.mean, self.falls_to_infinity)
+        found = search(self.look, self.score, beginning(self.stats, around), self.mean, self.falls_to_infinity)
         if not math.isinf(found):
             self.score(found)
         elif self.prior is None:  # infinity would be W = 0: the largest finite ridge stands in
@@ -180,7 +191,7 @@ class GCVCurve(Curve):
         return self._prior_scores(least + share * inner(few, self.stats.gram @ few)) > limit
 
     def falls_to_infinity(self) -> bool:
-        return squares(self.gradient) * (self.stats.n_distinct - 1) <= self.inflation * self.trace * self.at_prior
+        return squares(self.gradient) * (self.stats.n_distinct - 1) <= self.inflation * self.rank * self.mean * self.at_prior
 
     def evaluate(self, ridge: float) -> tuple[float, float, Tensor]:
         """(rss, slack, L^{-1} probes)."""

@@ -1,4 +1,11 @@
-"""A readout: the decoder that serves a given encoder best on held-out samples, and is never worse there than the one it has."""
+"""A readout: the decoder that serves a given encoder best on held-out samples, and is never worse there than the one it has.
+
+Along a ridge l, solutions are rational functions of the centred Gram matrix A, applied to the prior Q and to the cross products C. A
+ridge that a rule chooses is one of them, at equal weights of the two. Here there are several functions, all with the one pole -l, so
+that one Cholesky factor serves them, and held-out samples choose their weights (stacking: Wolpert 1992, Breiman 1996). It matters where
+few samples were trained on: their codes promise more than those of new samples keep, so that what the prior and the samples say both
+have to be shrunk, and not by the same factor along every eigenvector.
+"""
 
 from __future__ import annotations
 
@@ -9,24 +16,33 @@ import torch
 
 from splinterp._checks import as_samples
 from splinterp._typing import ArrayLike, Float, Tensor
-from splinterp.decoder.ridge import solve_by_held_out
+from splinterp.decoder._cholesky import Factor, factored
+from splinterp.decoder._factored import beginning, combinations, rank_and_mean
+from splinterp.decoder._search import HIGHEST
+from splinterp.decoder.ridge import HeldOutSums
 from splinterp.decoder.statistics import DecoderStats, as_rows, require_samples
 
-LARGEST = 10.0
-"""A scale above it, or below its reciprocal, tells of held-out codes that hardly move, and is not tried."""
+DEGREE = 3
+"""Functions of each kind. On MNIST and MiniLM three with one pole did as five poles with a function each."""
+LOW = 1e-3
+"""Of the mean eigenvalue: the smallest ridge at which the work is done in the precision of the statistics' products, where that is lower
+than that of their sums."""
+RANK = {torch.float64: 1e-10, torch.float32: 1e-6}
+"""Relative size of the smallest singular value that weights are determined by: functions may nearly coincide."""
 
 
 class Readout(NamedTuple):
     """A decoder chosen on held-out samples.
 
-    `scale` and `ridge` are those of the solve that it comes from, `ridge` NaN where the decoder is the one that was given; `score` and
-    `unsolved` are the mean squared errors on the held-out samples (summed over d_in) of it and of the one that was given.
+    `ridge` is the l of its functions, and `weights` are those of F C, ..., l^(j-1) F^j C, ... and then of l F Q, ..., l^j F^j Q, ...
+    with F = (A + l I)^{-1}; where the decoder is the one that was given they are NaN and (). `score` and `unsolved` are the
+    mean squared errors on the held-out samples (summed over d_in) of it and of the one that was given.
     """
 
     W_dec: Float[Tensor, "n_latents d_in"]
     b_dec: Float[Tensor, " d_in"]
-    scale: float
     ridge: float
+    weights: tuple[float, ...]
     score: float
     unsolved: float
 
@@ -44,10 +60,6 @@ def squared_error(stats: DecoderStats, W_dec: ArrayLike, b_dec: ArrayLike) -> fl
     return float(about_means / stats.n_samples + (stats.mean_x - stats.mean_acts @ W - b).square().sum())
 
 
-def _bias(value: ArrayLike, stats: DecoderStats) -> Tensor:
-    return as_samples(torch.as_tensor(value)[None], stats.d_in, dtype=stats.dtype, device=stats.device, name="b_dec")[0]
-
-
 @torch.no_grad()
 def readout(
     stats: DecoderStats,
@@ -56,23 +68,27 @@ def readout(
     b_dec: ArrayLike,
     prior: ArrayLike | None = None,
     *,
-    around: float | None = None,
+    ridge: float | None = None,
 ) -> Readout:
-    """The decoder of least error on held-out samples among the given one and solutions W = s Q + (A + l I)^{-1} (C - s A Q).
+    """The decoder of least error on held-out samples among the given one and W = sum_j (a_j / l F^j C + b_j F^j Q) l^j, j = 1, 2, 3.
 
-    A and C are sums over the training samples, Q the prior. The ridge l is chosen on the held-out samples, the prior alone (infinity)
-    included; the scale s is 1 or the prior's best one there, <Q, C_H> / <Q, A_H Q> of the held-out sums about the training means. All
-    errors are exact, so the choice is never worse there than the decoder that was given.
+    A and C are sums over the training samples, Q is the prior, F = (A + l I)^{-1}, and the bias is exact at the training means. The
+    ridge solution with the prior s Q is among them, at a_1 = 1 and b_1 = s. The weights a and b are those of least squares on the
+    held-out samples (for more than 128 columns on 64 random combinations of them, the same ones in every call). The errors that
+    are compared at the end are exact, so the choice is never worse on these samples than the decoder that was given.
+
+    It costs one Cholesky factor, triangular solves of about 4 x 2 n_latents x d_in, and about two products of the Gram matrix.
 
     Args:
         stats: of the training samples; float64 is advised.
         held_out: of the held-out samples, same widths, dtype and device.
         W_dec, b_dec: the decoder as it is, (n_latents, d_in) and (d_in,).
-        prior: Q (n_latents, d_in); None means 0, and no scale.
-        around: an earlier choice of the ridge, at which its search begins.
+        prior: Q (n_latents, d_in); None means 0.
+        ridge: l, of the sums over the training samples; a ridge that a rule has chosen is a good one, and within a factor of 3 of it
+            little changes. None: a fifth of the mean eigenvalue, less for many samples a latent. Infinity: the mean eigenvalue.
 
     Raises:
-        ValueError: empty statistics, or other shapes.
+        ValueError: empty statistics, other shapes, or a ridge below 0.
 
     >>> z, x = torch.rand(40, 6, generator=torch.Generator().manual_seed(0)), torch.eye(40, 3)
     >>> sums = [DecoderStats(6, 3).update(z[part], x[part]) for part in (slice(30), slice(30, 40))]
@@ -80,27 +96,68 @@ def readout(
     >>> found.score < found.unsolved
     True
     """
-    require_samples(stats)
     W = as_rows(W_dec, "W_dec", stats)
     b = _bias(b_dec, stats)
+    sums = HeldOutSums.of(stats, held_out)
+    if ridge is not None and not ridge >= 0:
+        raise ValueError(f"ridge={ridge} must be at least 0")
     unsolved = squared_error(held_out, W, b)
-    best = Readout(W, b, 1.0, math.nan, unsolved, unsolved)
-    Q = None if prior is None else as_rows(prior, "prior", stats)
-    for scale in (1.0,) if Q is None else (1.0, held_out_scale(stats, held_out, Q)):
-        if not 1 / LARGEST <= scale <= LARGEST:
-            continue
-        solution, chosen = solve_by_held_out(stats, held_out, Q if Q is None or scale == 1 else scale * Q, around=around)
-        if chosen.score < best.score:
-            best = Readout(*solution, scale, chosen.ridge, chosen.score, unsolved)
-        if 0 < chosen.ridge < math.inf:
-            around = chosen.ridge
-    return best
+    given = Readout(W, b, math.nan, (), unsolved, unsolved)
+    factor = _safe_factor(stats, beginning(stats, ridge))
+    if factor is None:
+        return given
+    sources = [stats.cross] if prior is None else [stats.cross, factor.strength * as_rows(prior, "prior", stats)]
+    sources = [source.to(factor.lower.dtype) for source in sources]
+    weights = _weights(factor, sources, sums)
+    solved = _combined(factor, sources, weights).to(stats.dtype)
+    score = sums.error(solved)
+    if not score < unsolved:
+        return given
+    bias = stats.mean_x - stats.mean_acts @ solved
+    return Readout(solved, bias, factor.strength, tuple(weights.flatten().tolist()), score, unsolved)
 
 
-def held_out_scale(stats: DecoderStats, held_out: DecoderStats, prior: Float[Tensor, "n_latents d_in"]) -> float:
-    """The s that makes s Q, with the bias that is exact at the training means, best on the held-out samples; NaN where none is."""
-    step_acts, step_x = held_out.mean_acts - stats.mean_acts, held_out.mean_x - stats.mean_x
-    shift, n = step_acts @ prior, held_out.n_samples
-    above = (held_out.cross * prior).sum() + n * (shift * step_x).sum()
-    below = ((held_out.gram @ prior) * prior).sum() + n * shift.square().sum()
-    return float(above / below) if float(below) > 0 else math.nan
+def _safe_factor(stats: DecoderStats, ridge: float) -> Factor | None:
+    """At the ridge, or where that is lost in rounding at the next of ten times as much that is not; None where codes never move."""
+    mean = rank_and_mean(stats)[1]
+    gram = stats.gram if ridge < LOW * mean else stats.gram.to(stats.products)
+    while 0 < ridge <= HIGHEST * mean:
+        factor = factored(gram, ridge)
+        if factor is not None:
+            return factor
+        ridge *= 10
+    return None
+
+
+def _weights(factor: Factor, sources: list[Tensor], sums: HeldOutSums) -> Float[Tensor, "kinds degree"]:
+    """Of (l F)^(j-1) F S for each source S and j, by least squares on the held-out samples."""
+    several = combinations(sums.cross, torch.Generator().manual_seed(0))
+    gram, cross = (x.to(sources[0].dtype) for x in (sums.gram, sums.cross))
+    cross, *starts = (x if several is None else x @ several.to(x.dtype) for x in (cross, *sources))
+    moved, parts = torch.cat(starts, dim=1), []
+    for j in range(DEGREE):
+        moved = factor.solve(moved if j == 0 else factor.strength * moved)
+        parts.append(moved)
+    basis = torch.cat(parts, dim=1)  # by degree, then by source
+    flat, products = (torch.stack(x.split(cross.shape[1], dim=1)).flatten(1).double() for x in (basis, gram @ basis))
+    normal, right = (flat @ products.T).cpu(), (flat @ cross.double().flatten()).cpu()
+    size = normal.diagonal().clamp_min(torch.finfo(normal.dtype).tiny).rsqrt()
+    found = torch.linalg.lstsq(
+        size[:, None] * normal * size, (size * right)[:, None], rcond=RANK[gram.dtype], driver="gelsd"
+    ).solution
+    return (size * found[:, 0]).view(DEGREE, len(sources)).T
+
+
+def _combined(factor: Factor, sources: list[Tensor], weights: Tensor) -> Float[Tensor, "n_latents d_in"]:
+    """The weighted sum, by Horner's rule."""
+    total = torch.zeros_like(sources[0])
+    for j in reversed(range(DEGREE)):
+        total = factor.strength * total
+        for source, weight in zip(sources, weights[:, j].tolist(), strict=True):
+            total.add_(source, alpha=weight)
+        total = factor.solve(total)
+    return total
+
+
+def _bias(value: ArrayLike, stats: DecoderStats) -> Tensor:
+    return as_samples(torch.as_tensor(value)[None], stats.d_in, dtype=stats.dtype, device=stats.device, name="b_dec")[0]

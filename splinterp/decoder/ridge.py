@@ -8,7 +8,7 @@ from typing import NamedTuple, TypeVar
 import torch
 
 from splinterp._checks import at_least, one_of, whole
-from splinterp._typing import ArrayLike, Tensor
+from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.decoder._factored import Curve, GCVCurve, HeldOutCurve
 from splinterp.decoder._search import DoubtError, least, level, rounding_floor
 from splinterp.decoder._spectral import Path, full_path, gcv_spectrum, held_out_path
@@ -49,6 +49,38 @@ class HeldOutResult(NamedTuple):
     ridge: float
     score: float
     path: tuple[tuple[float, float], ...]
+
+
+class HeldOutSums(NamedTuple):
+    """Sums over held-out samples about the training means, at which the bias of a solve is exact."""
+
+    gram: Float[Tensor, "n_latents n_latents"]
+    cross: Float[Tensor, "n_latents d_in"]
+    total: Tensor
+    n: float
+
+    @classmethod
+    def of(cls, stats: DecoderStats, held_out: DecoderStats) -> HeldOutSums:
+        """Those of `held_out` about the means of `stats`. Raises ValueError: empty statistics, or of other widths."""
+        require_samples(stats)
+        require_samples(held_out)
+        if (held_out.n_latents, held_out.d_in) != (stats.n_latents, stats.d_in):
+            raise ValueError(
+                f"the held-out statistics have (n_latents, d_in) = {(held_out.n_latents, held_out.d_in)}, those of the training "
+                f"samples {(stats.n_latents, stats.d_in)}"
+            )
+        n = held_out.n_samples
+        step_acts, step_x = held_out.mean_acts - stats.mean_acts, held_out.mean_x - stats.mean_x
+        return cls(
+            held_out.gram.addr(step_acts, step_acts, alpha=n),
+            held_out.cross.addr(step_acts, step_x, alpha=n),
+            held_out.total + n * step_x.square().sum(),
+            n,
+        )
+
+    def error(self, W: Float[Tensor, "n_latents d_in"]) -> float:
+        """The mean squared error (summed over d_in) of a decoder whose bias is exact at the training means."""
+        return float((self.total + ((self.gram @ W - 2 * self.cross) * W).sum()) / self.n)
 
 
 Result = TypeVar("Result", GCVResult, HeldOutResult)
@@ -144,7 +176,7 @@ def held_out_ridge(
     Raises:
         ValueError: empty statistics, or of other widths.
     """
-    return _held_out(stats, held_out, prior, around, search, n_grid)[0]
+    return _held_out(stats, HeldOutSums.of(stats, held_out), prior, around, search, n_grid)[0]
 
 
 @torch.no_grad()
@@ -152,7 +184,7 @@ def solve_by_held_out(
     stats: DecoderStats, held_out: DecoderStats, prior: ArrayLike | None = None, *, around: float | None = None
 ) -> tuple[DecoderSolution, HeldOutResult]:
     """`held_out_ridge` and `solve_decoder` at its choice in one. Arguments and errors as of `held_out_ridge`."""
-    return _solved(stats, prior, *_held_out(stats, held_out, prior, around))
+    return _solved(stats, prior, *_held_out(stats, HeldOutSums.of(stats, held_out), prior, around))
 
 
 def _check_search(search: str, n_grid: int, around: float | None) -> None:
@@ -225,23 +257,11 @@ def _gcv(
 
 
 def _held_out(
-    stats: DecoderStats, held_out: DecoderStats, prior: ArrayLike | None, around: float | None, search: str = "auto",
-    n_grid: int = N_GRID,
+    stats: DecoderStats, sums: HeldOutSums, prior: ArrayLike | None, around: float | None, search: str = "auto", n_grid: int = N_GRID
 ) -> tuple[HeldOutResult, Tensor | None]:  # fmt: skip
     """The choice, and the solution's rows where factors found them."""
     _check_search(search, n_grid, around)
-    require_samples(stats)
-    require_samples(held_out)
-    if (held_out.n_latents, held_out.d_in) != (stats.n_latents, stats.d_in):
-        raise ValueError(
-            f"the held-out statistics have (n_latents, d_in) = {(held_out.n_latents, held_out.d_in)}, those of the training samples "
-            f"{(stats.n_latents, stats.d_in)}"
-        )
-    n = held_out.n_samples
-    step_acts, step_x = held_out.mean_acts - stats.mean_acts, held_out.mean_x - stats.mean_x
-    gram = held_out.gram.addr(step_acts, step_acts, alpha=n)  # about the training means, which the bias is exact at
-    cross = held_out.cross.addr(step_acts, step_x, alpha=n)
-    total = held_out.total + n * step_x.square().sum()
+    gram, cross, total, n = sums
     Q = torch.zeros_like(stats.cross) if prior is None else as_rows(prior, "prior", stats)
     moved = gram @ Q - cross
     pulled = (moved - cross) * Q

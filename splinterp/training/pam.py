@@ -46,7 +46,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
 
     By default, and best with `SAE(decoder="tied_residual")`: gradients move every block; at ends of epochs, as often as a tenth of the
     gradient steps' time allows, the decoder is solved for exactly, its ridge by GCV; with at least 200 held-out samples (`x_val` of `fit`)
-    the result, `keep_best` and some of the rows have a readout, a solve whose ridge and scale those samples choose, where it is better.
+    the result, `keep_best` and some of the rows have a readout, a combination of solutions that those samples weigh, if it is better.
     Something else: `hold=1` (tied SGD, then one readout) or `hold="race"` where few samples are seen hundreds of times, by half a percent
     at best; `PAMSGD.published()` for the paper's algorithm; SGD where nothing may be held back and no solve is wanted.
     See experiments/RESULTS.md.
@@ -80,8 +80,8 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     in, and the one of the lower held-out error, both after a readout, goes on. The steps of both count, so that the run makes no more
     updates than it was asked for; the other arm's are lost. `state.race` says who won and by what."""
     readout: bool | None = None
-    """At every history row, and at the end in place of the last solve, the decoder is read out: solved for with a ridge, and a scale of
-    the prior, that are chosen on held-out samples, where that is better there than the decoder as it is
+    """At every history row, and at the end in place of the last solve, the decoder is read out: solved for as a combination of what the
+    training samples and the prior say, with weights that held-out samples choose, where that is better there than the decoder as it is
     (`splinterp.decoder.readout`). Training goes on from the decoder as it was; the row, `keep_best` and the result have the readout. None:
     where there are at least 200 held-out samples, and the ridge is chosen by a rule from a Gram matrix; and of the rows those that are
     far enough from the last such one for a readout to take about a tenth of the steps' time."""
@@ -152,7 +152,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
             return "looks at all of the data: it is not for a stream"
         if not self.solver.chooses:
             return (
-                f"chooses the ridge on held-out samples, which ridge={self.ridge} and prox_dec={self.prox_dec} leave no room for: "
+                f"shrinks the solution by held-out samples, for which ridge={self.ridge} and prox_dec={self.prox_dec} leave no room: "
                 "leave them out"
             )
         return ""
@@ -337,12 +337,10 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
             self._solve_due(sae, state, batches)
 
     def _end_on_a_readout(self, sae: SAELike, state: PAMState) -> None:
-        found = read_out(self, sae, state, around=state.ridge)
+        found = read_out(self, sae, state)
         write(sae, found)
-        if math.isfinite(found.ridge) or found.scale == 1:  # a residual that is not 0 is not to be held
-            state.ridge = state.ridge if math.isnan(found.ridge) else found.ridge
-        else:
-            state.ridge = None
+        if not math.isnan(found.ridge) and (state.ridge is None or math.isinf(state.ridge)):
+            state.ridge = found.ridge  # a residual that is not 0 is not to be held
         self.after_solve(state)
         state.read_last = True
 
@@ -358,10 +356,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         if self.readout is None and not read_is_paid(state, most):
             return None
         state.read_at = state.step
-        found = read_out(self, sae, state, most, around=state.readout_ridge)
-        if 0 < found.ridge < math.inf:
-            state.readout_ridge = found.ridge
-        return found
+        return read_out(self, sae, state, most)
 
     def _rests(self, state: PAMState) -> bool:
         """Whether the decoder moves by gradients between solves, and nothing holds it."""

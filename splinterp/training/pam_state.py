@@ -24,7 +24,6 @@ SAVED = (
     "in_epoch",
     "held",
     "solve_seconds",
-    "readout_ridge",
     "read_at",
     "read_last",
     "batch_size",
@@ -67,8 +66,6 @@ class PAMState(TrainState):
     """The step of the last readout."""
     batch_size: int = 0
     """The largest batch so far."""
-    readout_ridge: float | None = None
-    """Of the last readout."""
     totals: dict[str, Tensor] = field(default_factory=dict)
     """Each latent's sums for penalties on the decoder's rows, by the term's name, of the samples of the statistics."""
 

@@ -182,6 +182,20 @@ def test_readouts_leave_the_training_alone_and_are_never_worse(method, activatio
     assert any(other["val_fvu"] < 0.999 * one["val_fvu"] for one, other in zip(plain.history, read.history, strict=True))
 
 
+def test_a_readout_goes_by_the_last_solves_ridge_and_leaves_the_end_with_one_that_lets_the_residual_move():
+    result = train(PAMSGD(lr=4e-3), steps=60)
+    state, sae, method = result.state, result.sae, PAMSGD(lr=4e-3)
+    for before, after in ((5.0, 5.0), (None, None), (math.inf, None)):
+        with torch.no_grad():
+            sae.residual.zero_()
+        state.ridge = before
+        found = read_out(method, sae, state)
+        assert found.ridge == pytest.approx(15.0) if before == 5.0 else 0 < found.ridge < math.inf
+        method._end_on_a_readout(sae, state)
+        assert state.ridge == (after or found.ridge)
+        assert sae.residual.abs().max() > 0
+
+
 def test_keep_best_keeps_the_readout():
     found = train(PAMSGD(lr=2e-2, hold=1.0, readout=True), keep_best=True, log_every=1)
     lowest = min(row["val_fvu"] for row in found.history)
@@ -214,8 +228,8 @@ def test_refusals():
         ({"hold": "race", "optimizer": lambda groups: torch.optim.Adam(groups)}, "needs an optimizer='adam'"),
         ({"hold": "race", "schedule": lambda optimizer: torch.optim.lr_scheduler.ConstantLR(optimizer)}, "a schedule by name"),
         ({"hold": "race", "when": Refresh()}, "not for a stream"),
-        ({"readout": True, "ridge": 1.0}, "readout=True chooses the ridge"),
-        ({"readout": True, "prox_dec": 1.0}, "readout=True chooses the ridge"),
+        ({"readout": True, "ridge": 1.0}, "readout=True shrinks the solution"),
+        ({"readout": True, "prox_dec": 1.0}, "readout=True shrinks the solution"),
     ):
         with pytest.raises(ValueError, match=match):
             PAMSGD(**options)
@@ -261,7 +275,7 @@ def test_whether_there_are_readouts_is_decided_by_what_there_is():
 def test_bias_adaptation_reads_out_and_does_not_race():
     sae = SAE(D, M, TopK(4), "tied_residual", tie_scale=True, generator=0)
     adapted = train(BiasAdaptation(base=PAMSGD(lr=4e-3, readout=True), target_frequencies=0.1), sae=sae)
-    assert adapted.state.base.readout_ridge is not None
+    assert adapted.state.base.read_last
     with pytest.raises(ValueError, match="base.hold='race' trains two SAEs"):
         BiasAdaptation(base=PAMSGD(hold="race"), target_frequencies=0.1)
 
