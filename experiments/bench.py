@@ -4,6 +4,7 @@ extract   extraction of activations against the model's own forward passes
 fit       whole calls of fit: PAM-SGD against SGD, and one solve in parts
 geometry  exact cells of power diagrams
 memory    training on a store larger than the memory allowed
+readout   what a readout is worth, by the family of decoders and the number of held-out samples
 ridge     the ridge chosen by factors against the full search, on problems of real codes
 scale     dictionaries whose Gram matrix is never formed, in one process
 solve     the exact decoder solve against the published stacked least squares
@@ -23,7 +24,7 @@ from experiments.files import command_line, provenance, write_json
 from experiments.options import add_device, add_out
 from experiments.report import table
 
-NAMES = ("extract", "fit", "geometry", "memory", "processes", "ridge", "scale", "solve", "train")
+NAMES = ("extract", "fit", "geometry", "memory", "processes", "readout", "ridge", "scale", "solve", "train")
 
 
 def render(results: dict[str, Any], markdown: bool = False) -> str:

@@ -27,6 +27,7 @@ def minilm():
     "name",
     [
         "train",
+        "readout",
         "ridge",
         *(pytest.param(name, marks=pytest.mark.slow) for name in ("solve", "scale", "memory", "processes", "fit")),
     ],

@@ -1,0 +1,110 @@
+"""What a readout is worth, by the family of decoders that it chooses from and by the number of held-out samples.
+
+A tied-residual SAE is trained by PAM-SGD without readouts, for a thousand steps, centred, at one step size. Then its decoder is chosen
+on the first half of the validation samples, or on some of them, and its error told on the other half, which neither training nor
+choice has seen: in per cent of that of the decoder as trained. "ridge": the best ridge for the whole prior; "and scale": the best
+ridge with the prior's best scale; then one, two and three functions of each kind with one pole (three are the package's); last, one
+function of each kind with five poles. With all of the held-out samples first, then three functions with fewer.
+"""
+
+from __future__ import annotations
+
+import math
+import sys
+from typing import Any
+
+import torch
+
+from experiments.benches.problems import samples
+from experiments.benches.timing import require_cpu
+from splinterp import PAMSGD, SAE, AbsTopK, TopK, fit
+from splinterp.decoder import DecoderStats, gcv_ridge, held_out_ridge, solve_decoder, squared_error
+from splinterp.decoder.readout import combined, least_squares
+from splinterp.decoder.ridge import HeldOutSums
+from splinterp.training.reading import ABOVE
+
+STEPS, LR = 1_000, 4e-3
+CASES = tuple((data, n, m, k, activation, batch) for data, m, k, batch, sizes in (
+    ("mnist", 256, 15, 128, (550, 2_750, 13_750)), ("minilm-3", 1_536, 32, 256, (1_000, 9_000, 36_000)),
+) for n in sizes for activation in (TopK, AbsTopK))  # fmt: skip
+QUICK = (("digits", 600, 160, 4, TopK, 64),)
+POLES = (0.01, 0.1, 1.0, 10.0, 100.0)
+"""Ridges in those of the last solve's."""
+FEWER = (50, 200, 1_000)
+"""Held-out samples."""
+
+
+def _sums(sae: SAE, x: torch.Tensor) -> DecoderStats:
+    stats = DecoderStats(sae.n_latents, sae.d_in)
+    for block in x.split(1_024):
+        stats.update(sae.encode(block), block)
+    return stats
+
+
+def _scaled(stats: DecoderStats, sums: HeldOutSums, prior: torch.Tensor, ridges: list[float]) -> torch.Tensor:
+    """The best of some ridges, each with its best scale of the prior."""
+    best, rows = math.inf, prior
+    for ridge in ridges:
+        alone = solve_decoder(stats, ridge=ridge).W_dec
+        pulled = solve_decoder(stats, ridge=ridge, prior=prior).W_dec - alone
+        scale = least_squares([pulled], sums.gram, sums.cross - sums.gram @ alone, 1)
+        W = alone + scale * pulled
+        if sums.error(W) < best:
+            best, rows = sums.error(W), W
+    return rows
+
+
+def _several_poles(stats: DecoderStats, sums: HeldOutSums, prior: torch.Tensor, ridges: list[float]) -> torch.Tensor:
+    parts = []
+    for ridge in sorted(ridges, key=lambda ridge: abs(math.log(ridge / ridges[len(ridges) // 2]))):  # the middle one first
+        alone = solve_decoder(stats, ridge=ridge).W_dec
+        parts += [alone, solve_decoder(stats, ridge=ridge, prior=prior).W_dec - alone]
+    weights = least_squares(parts, sums.gram, sums.cross, 2)
+    return torch.stack(parts).mul_(weights[:, None, None]).sum(0)
+
+
+@torch.no_grad()
+def _changes(sae: SAE, x: torch.Tensor, x_val: torch.Tensor) -> list[float]:
+    """The errors of each family, in per cent of the decoder's own and less 100."""
+    half = len(x_val) // 2
+    stats, fresh = _sums(sae, x), _sums(sae, x_val[half:])
+    prior = sae.tied_rows().double()
+    chosen = gcv_ridge(stats, prior).ridge
+    ridge = ABOVE * chosen if math.isfinite(chosen) else chosen
+    ridges = [float(stats.gram.diagonal().mean()) * pole if math.isinf(ridge) else chosen * pole for pole in POLES]
+    unsolved = squared_error(fresh, sae.W_dec.double(), sae.b_dec.double())
+
+    def change(W: torch.Tensor) -> float:
+        return 100 * (squared_error(fresh, W, stats.mean_x - stats.mean_acts @ W) / unsolved - 1)
+
+    def weighed(held_out: DecoderStats, degree: int = 3) -> torch.Tensor:
+        found = combined(stats, HeldOutSums.of(stats, held_out), prior, ridge, degree)
+        return prior if found is None else found[2]
+
+    held_out = _sums(sae, x_val[:half])
+    sums = HeldOutSums.of(stats, held_out)
+    alone = solve_decoder(stats, ridge=held_out_ridge(stats, held_out, prior).ridge, prior=prior).W_dec
+    families = [alone, _scaled(stats, sums, prior, ridges), *(weighed(held_out, degree) for degree in (1, 2, 3))]
+    families.append(_several_poles(stats, sums, prior, ridges))
+    return [change(W) for W in (*families, *(weighed(_sums(sae, x_val[:n])) for n in FEWER if n < half))]
+
+
+def run(quick: bool, device: str) -> dict[str, Any]:
+    """Every case."""
+    require_cpu(device, "the sums are in float64")
+    rows = []
+    for data, n, n_latents, k, activation, batch in QUICK if quick else CASES:
+        x, x_val = samples(data, n)
+        sae = SAE(x.shape[1], n_latents, activation(k), "tied_residual", generator=0)
+        method = PAMSGD(lr=LR, readout=False)
+        fit(sae, x, method, steps=100 if quick else STEPS, batch_size=batch, generator=0, log_every=10**9)
+        found = _changes(sae.eval(), x, x_val)
+        rows.append([data, activation.__name__, f"{n:,}", *(f"{value:+.1f}" for value in found)])
+        print(rows[-1], file=sys.stderr)
+    header = ["data", "activation", "N", "ridge", "and scale", "1 function", "2", "3", "five poles",
+              *(f"3, {n:,} held out" for n in FEWER)]  # fmt: skip
+    rows = [row + [""] * (len(header) - len(row)) for row in rows]
+    return {
+        "bench": "readout",
+        "tables": [{"title": "change of the error on fresh samples by a readout, in %", "header": header, "rows": rows}],
+    }
