@@ -4,7 +4,8 @@ A tied-residual SAE is trained by PAM-SGD without readouts, for a thousand steps
 on the first half of the validation samples, or on some of them, and its error told on the other half, which neither training nor
 choice has seen: in per cent of that of the decoder as trained. "ridge": the best ridge for the whole prior; "and scale": the best
 ridge with the prior's best scale; then one, two and three functions of each kind with one pole (three are the package's); last, one
-function of each kind with five poles. With all of the held-out samples first, then three functions with fewer.
+function of each kind with five poles. With all of the held-out samples first, then three functions with fewer. The second table has the
+error without a readout and with one for SAEs that SGD trained too, at the same step size: what is the readout's, and what the training's.
 """
 
 from __future__ import annotations
@@ -17,8 +18,8 @@ import torch
 
 from experiments.benches.problems import samples
 from experiments.benches.timing import require_cpu
-from splinterp import PAMSGD, SAE, AbsTopK, TopK, fit
-from splinterp.decoder import DecoderStats, gcv_ridge, held_out_ridge, solve_decoder, squared_error
+from splinterp import PAMSGD, SAE, SGD, AbsTopK, TopK, fit
+from splinterp.decoder import DecoderStats, gcv_ridge, held_out_ridge, readout, solve_decoder, squared_error
 from splinterp.decoder.readout import combined, least_squares
 from splinterp.decoder.ridge import HeldOutSums
 from splinterp.training.reading import ABOVE
@@ -28,6 +29,13 @@ CASES = tuple((data, n, m, k, activation, batch) for data, m, k, batch, sizes in
     ("mnist", 256, 15, 128, (550, 2_750, 13_750)), ("minilm-3", 1_536, 32, 256, (1_000, 9_000, 36_000)),
 ) for n in sizes for activation in (TopK, AbsTopK))  # fmt: skip
 QUICK = (("digits", 600, 160, 4, TopK, 64),)
+METHODS: dict[str, tuple[str, SGD | PAMSGD]] = {
+    "SGD tied": ("tied", SGD(lr=LR)),
+    "SGD untied": ("free", SGD(lr=LR)),
+    "SGD tied-residual": ("tied_residual", SGD(lr=LR)),
+    "PAM-SGD": ("tied_residual", PAMSGD(lr=LR, readout=False)),
+}
+"""Decoder and method; the last one's decoders are those of the first table."""
 POLES = (0.01, 0.1, 1.0, 10.0, 100.0)
 """Ridges in those of the last solve's."""
 FEWER = (50, 200, 1_000)
@@ -64,8 +72,8 @@ def _several_poles(stats: DecoderStats, sums: HeldOutSums, prior: torch.Tensor, 
 
 
 @torch.no_grad()
-def _changes(sae: SAE, x: torch.Tensor, x_val: torch.Tensor) -> list[float]:
-    """The errors of each family, in per cent of the decoder's own and less 100."""
+def _families(sae: SAE, x: torch.Tensor, x_val: torch.Tensor) -> list[float]:
+    """The change of the error by each family, in per cent."""
     half = len(x_val) // 2
     stats, fresh = _sums(sae, x), _sums(sae, x_val[half:])
     prior = sae.tied_rows().double()
@@ -89,22 +97,41 @@ def _changes(sae: SAE, x: torch.Tensor, x_val: torch.Tensor) -> list[float]:
     return [change(W) for W in (*families, *(weighed(_sums(sae, x_val[:n])) for n in FEWER if n < half))]
 
 
+@torch.no_grad()
+def _before_and_after(sae: SAE, x: torch.Tensor, x_val: torch.Tensor) -> tuple[float, float]:
+    """FVU on the second half of the validation samples, without a readout by the first half and with one. The prior of a free decoder
+    is the decoder itself."""
+    half = len(x_val) // 2
+    fresh = _sums(sae, x_val[half:])
+    W, b = sae.W_dec.double(), sae.b_dec.double()
+    found = readout(_sums(sae, x), _sums(sae, x_val[:half]), W, b, W if sae.decoder == "free" else sae.tied_rows())
+    total = float(fresh.total) / fresh.n_samples
+    return squared_error(fresh, W, b) / total, squared_error(fresh, found.W_dec, found.b_dec) / total
+
+
 def run(quick: bool, device: str) -> dict[str, Any]:
     """Every case."""
     require_cpu(device, "the sums are in float64")
-    rows = []
+    families, methods = [], []
     for data, n, n_latents, k, activation, batch in QUICK if quick else CASES:
         x, x_val = samples(data, n)
-        sae = SAE(x.shape[1], n_latents, activation(k), "tied_residual", generator=0)
-        method = PAMSGD(lr=LR, readout=False)
-        fit(sae, x, method, steps=100 if quick else STEPS, batch_size=batch, generator=0, log_every=10**9)
-        found = _changes(sae.eval(), x, x_val)
-        rows.append([data, activation.__name__, f"{n:,}", *(f"{value:+.1f}" for value in found)])
-        print(rows[-1], file=sys.stderr)
+        about, row = [data, activation.__name__, f"{n:,}"], []
+        for decoder, method in METHODS.values():
+            sae = SAE(x.shape[1], n_latents, activation(k), decoder, generator=0)
+            fit(sae, x, method, steps=100 if quick else STEPS, batch_size=batch, generator=0, log_every=10**9)
+            row += [f"{fvu:.4f}" for fvu in _before_and_after(sae.eval(), x, x_val)]
+        methods.append([*about, *row])
+        families.append([*about, *(f"{value:+.1f}" for value in _families(sae, x, x_val))])
+        print(families[-1], methods[-1], file=sys.stderr)
     header = ["data", "activation", "N", "ridge", "and scale", "1 function", "2", "3", "five poles",
               *(f"3, {n:,} held out" for n in FEWER)]  # fmt: skip
-    rows = [row + [""] * (len(header) - len(row)) for row in rows]
+    families = [row + [""] * (len(header) - len(row)) for row in families]
+    pairs = [heading for name in METHODS for heading in (name, "read out")]
     return {
         "bench": "readout",
-        "tables": [{"title": "change of the error on fresh samples by a readout, in %", "header": header, "rows": rows}],
-    }
+        "tables": [
+            {"title": "change of the error on fresh samples by a readout, in %", "header": header, "rows": families},
+            {"title": "FVU on fresh samples by how the SAE was trained, as it is and read out", "header": [*header[:3], *pairs],
+             "rows": methods},
+        ],
+    }  # fmt: skip
