@@ -20,7 +20,7 @@ README = Path(__file__).resolve().parent.parent / "README.md"
 def test_examples_run(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
     blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 8
+    assert len(blocks) == 9
     try:
         LanguageModel.load("minilm")
     except ImportError:
