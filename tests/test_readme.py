@@ -30,8 +30,10 @@ def test_examples_run(tmp_path, monkeypatch, capsys):
     for block in blocks:
         exec(compile(block, str(README), "exec"), names)
     torch.random.set_rng_state(before)
-    fvu, bounds, geometry = capsys.readouterr().out.splitlines()
+    fvu, read_out, bounds, geometry = capsys.readouterr().out.splitlines()
     error, price, share = (float(value) for value in bounds.split())
+    unsolved, score = (float(value) for value in read_out.split())
+    assert 0 < score <= unsolved
     assert error > 0
     assert price > 0
     assert 0 <= share <= 1
