@@ -17,6 +17,7 @@ OUT = ROOT / "results" / "figures"
 COMPUTED = ("", "python -m paper_figures NAME")
 ATOMS = ("atoms-mnist.json", "python -m experiments atoms --data-dir FOLDER")
 CONTROLLED = ("mnist-controlled.json", "python -m experiments mnist --data-dir FOLDER --jobs 2")
+CENTRED = ("mnist-centred.json", "python -m experiments mnist --preset centred --data-dir FOLDER --jobs 2")
 BASELINES = ("baselines-mnist.json", "python -m experiments baselines --data mnist --data-dir FOLDER --jobs 2")
 BRIDGE = ("bridge.json", "python -m experiments bridge")
 GEOMETRY = ("geometry-mnist.json", "python -m experiments geometry --data-dir FOLDER --jobs 2")
@@ -40,8 +41,10 @@ def _figures() -> dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, st
         "plane_slice": (diagrams.plane_slice, COMPUTED),
         "atoms": (atoms.atoms, ATOMS),
         "sample_efficiency": (curves.sample_efficiency, CONTROLLED),
+        "sample_efficiency_centred": (curves.sample_efficiency, CENTRED),
         "sample_efficiency_llm": (curves.sample_efficiency, LLM),
         "verdicts": (verdicts.verdicts, CONTROLLED),
+        "verdicts_centred": (verdicts.verdicts, CENTRED),
         "verdicts_llm": (verdicts.verdicts, LLM),
         "llm_paper_sizes": (curves.paper_sizes, LLM_PAPER),
         "llm_ablations": (curves.ablations, LLM_PAPER),

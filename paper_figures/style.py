@@ -26,6 +26,10 @@ RC: Any = {
 
 METHOD_STYLES: dict[str, dict[str, Any]] = {
     "PAM": {"color": "#D55E00", "marker": "o", "linestyle": "-", "linewidth": 1.8, "zorder": 5},
+    "PAM-SGD": {"color": "#D55E00", "marker": "o", "linestyle": "-", "linewidth": 1.8, "zorder": 5},
+    "PAM-SGD, hold 0": {"color": "#D55E00", "marker": "h", "linestyle": ":"},
+    "PAM-SGD, hold 0.1": {"color": "#0072B2", "marker": "^", "linestyle": "-."},
+    "PAM-SGD, hold 1": {"color": "#000000", "marker": "s", "linestyle": "--"},
     "SGD tied": {"color": "#0072B2", "marker": "s", "linestyle": "--"},
     "SGD untied": {"color": "#999999", "marker": "v", "linestyle": ":"},
     "SGD untied from W_enc^T": {"color": "#56B4E9", "marker": "^", "linestyle": "-."},
@@ -39,7 +43,11 @@ METHOD_STYLES: dict[str, dict[str, Any]] = {
     "PAM encoder-only tied-residual": {"color": "#0072B2", "marker": "h", "linestyle": (0, (3, 1, 1, 1))},
     "SGD tied, unit start": {"color": "#009E73", "marker": "D", "linestyle": (0, (5, 1))},
 }
-LABELS = {"SGD untied from W_enc^T": r"SGD untied from $W_{\mathrm{enc}}^\top$", "PAM": "PAM-SGD (ours)"}
+LABELS = {
+    "SGD untied from W_enc^T": r"SGD untied from $W_{\mathrm{enc}}^\top$",
+    "PAM": "PAM-SGD (ours)",
+    "PAM-SGD": "PAM-SGD (ours)",
+}
 
 
 def label(method: str) -> str:

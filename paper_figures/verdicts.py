@@ -10,13 +10,19 @@ from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
-from experiments.grid import OURS
+from experiments.grid import FINAL, HELD, OURS
 from experiments.report import unit
+from experiments.runs import HOLDS
 from paper_figures.curves import data_name
 from paper_figures.style import METHOD_STYLES, PAGE, label, legend_below
 
 LIMIT = 0.15
 """Of the axis, in log ratio; what lies outside is drawn as an arrow at the edge."""
+VARIANTS = {
+    FINAL: "tied SGD, then one exact solve, its ridge by held-out samples",
+    HELD: "the residual stays at 0 for the first tenth of the steps, and cross-validation decides when it comes in",
+    **{name: f"the residual stays at 0 for a share {hold:g} of the steps" for name, hold in HOLDS.items()},
+}
 
 
 def _draw(axes: Axes, y: float, ratio: list[float], method: str) -> None:
@@ -32,7 +38,7 @@ def _draw(axes: Axes, y: float, ratio: list[float], method: str) -> None:
 
 def verdicts(results: dict[str, Any]) -> tuple[Figure, str]:
     """Paired log ratio of test FVU to the best control's, with its interval; a panel for each activation, a line for each cell."""
-    methods = {OURS: results["verdicts"], **results["apart"]}
+    methods = {results["config"].get("ours", OURS): results["verdicts"], **results["apart"]}
     methods = {method: found for method, found in methods.items() if found}
     activations = list(dict.fromkeys(v["activation"] for v in results["verdicts"]))
     cells = sorted({(v["budget"], v["n_train"]) for v in results["verdicts"]})
@@ -53,8 +59,7 @@ def verdicts(results: dict[str, Any]) -> tuple[Figure, str]:
     grid[0][0].set_ylabel(f"budget, training {unit(results)}")
     legend_below(figure, len(methods))
     return figure, (
-        f"PAM-SGD at its defaults and two of its variants on {data_name(results)}: paired ratio of test FVU to that of the control of "
-        "lowest validation FVU (four SGD controls), mean and 95 % t interval over seeds; an arrow lies outside the axis. `PAM, one solve "
-        "at the end`: tied SGD, then one exact solve, its ridge by held-out samples. `PAM, held`: the residual stays at 0 for the "
-        "first tenth of the steps, and cross-validation decides when it comes in."
+        f"PAM-SGD at its defaults{' and variants of it' if len(methods) > 1 else ''} on {data_name(results)}: paired ratio of test FVU to "
+        "that of the control of lowest validation FVU (four SGD controls), mean and 95 % t interval over seeds; an arrow lies outside the "
+        f"axis.{''.join(f' `{name}`: {VARIANTS[name]}.' for name in methods if name in VARIANTS)}"
     )

@@ -80,7 +80,8 @@ def fit(
         log_every_steps: batches between history rows, in place of epochs; the end always has one.
         train_eval_samples: `train_fvu` is over the first so many training samples.
         keep_best: end with the parameters of the logged row of lowest `val_fvu`; needs x_val.
-        callback: called with each row, for a logger.
+        callback: called with each row, for a logger. Meanwhile the SAE is the one that the row is of: with a method that reads out, it
+            has the readout's decoder, and its own again afterwards.
         checkpoint: file to write every `checkpoint_every` epochs and at the end (whole, or not at all; through a link to its target).
         resume: continue from `checkpoint` if it exists; the result equals that of an undisturbed run, bit for bit. A finished run
             can be extended: with more epochs or steps it goes on, under the schedule of the new length. Without a generator the
@@ -151,11 +152,13 @@ def fit(
     first = processes is None or processes.first
     bar = tqdm(total=total, initial=run.step, disable=not (progress and first), unit="step")
 
-    def log() -> None:
-        row = run.log(data[:train_eval_samples], x_val)
+    def tell(row: dict[str, float]) -> None:
         bar.set_postfix(fvu=row["train_fvu"])
         if callback is not None and first:
             callback(row)
+
+    def log() -> None:
+        run.log(data[:train_eval_samples], x_val, tell)
 
     try:
         while run.step < total:

@@ -147,10 +147,10 @@ class Run:
             torch.cuda.synchronize(batches.device)
         self.seconds += time.perf_counter() - start
 
-    def log(self, x: Tensor, x_val: Tensor | ActivationStore | None) -> dict[str, float]:
-        """Evaluate, and add a row to the history."""
+    def log(self, x: Tensor, x_val: Tensor | ActivationStore | None, tell: Callable[[dict[str, float]], object]) -> None:
+        """Evaluate, add a row to the history, and tell it while the SAE is what was evaluated."""
         with read_out_decoder(self.method, self.sae, self.state):
-            return self._log(x, x_val)
+            tell(self._log(x, x_val))
 
     def _log(self, x: Tensor, x_val: Tensor | ActivationStore | None) -> dict[str, float]:
         as_model(self.sae).calibrate(x)

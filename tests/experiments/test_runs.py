@@ -42,6 +42,20 @@ def test_every_method_runs_and_repeats(method):
     assert first["val_best"] <= first["val_last"]
 
 
+@pytest.mark.parametrize("method", ["PAM-SGD", "SGD tied"])
+def test_the_best_row_is_measured_with_the_decoder_that_made_it_best(method, monkeypatch):
+    options = () if method.startswith("SGD") else (("readout", True),)
+    run = dataclasses.replace(RUN, method=method, n_latents=64, epochs=60, lr=3e-2, options=options)
+    data = runs.split(run)
+    monkeypatch.setattr(
+        runs, "split", lambda *_: data._replace(x_test=data.x_val)
+    )  # so that the two errors are of the same samples
+    record = execute(run)
+    assert record["best_step"] < record["steps"]
+    assert record["test_best"]["fvu"] == pytest.approx(record["val_best"], rel=1e-6)
+    assert record["test_last"]["fvu"] == pytest.approx(record["val_last"], rel=1e-6)
+
+
 def test_all_methods_start_from_the_same_encoder_and_defaults():
     built = {name: build(dataclasses.replace(RUN, method=name), 64) for name in METHODS}
     reference = built["PAM"][0].W_enc

@@ -196,6 +196,19 @@ def test_a_readout_goes_by_the_last_solves_ridge_and_leaves_the_end_with_one_tha
         assert sae.residual.abs().max() > 0
 
 
+def test_a_callback_sees_the_sae_that_its_row_is_of_and_the_training_does_not_see_the_callback():
+    sae, seen = model(), []
+
+    def look(row):
+        seen.append((row["val_fvu"], evaluate(sae, data(200, 1)).fvu, float(sae.residual.detach().abs().sum())))
+
+    looked = train(PAMSGD(lr=4e-3, readout=True), steps=120, sae=sae, log_every=2, callback=look)
+    assert [told for told, _, _ in seen] == pytest.approx([found for _, found, _ in seen], rel=1e-6)
+    assert len(seen) == len(looked.history) == 6
+    alone = train(PAMSGD(lr=4e-3, readout=True), steps=120, log_every=2)
+    assert all(torch.equal(a, b) for a, b in zip(parameters(looked).values(), parameters(alone).values(), strict=True))
+
+
 def test_keep_best_keeps_the_readout():
     found = train(PAMSGD(lr=2e-2, hold=1.0, readout=True), keep_best=True, log_every=1)
     lowest = min(row["val_fvu"] for row in found.history)
