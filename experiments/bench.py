@@ -20,11 +20,14 @@ from typing import Any
 
 import torch
 
+from experiments.benches.parts import Parts
 from experiments.files import command_line, provenance, write_json
 from experiments.options import add_device, add_out
 from experiments.report import table
 
 NAMES = ("extract", "fit", "geometry", "memory", "processes", "readout", "ridge", "scale", "solve", "train")
+IN_PARTS = ("fit",)
+"""Those that take half an hour or more."""
 
 
 def render(results: dict[str, Any], markdown: bool = False) -> str:
@@ -46,10 +49,12 @@ def command(argv: list[str]) -> Path:
     add_device(parser)
     parser.add_argument("--quick", action="store_true", help="small sizes only: a check that it runs, not a measurement")
     args = parser.parse_args(argv)
-    results = importlib.import_module(f"experiments.benches.{args.name}").run(args.quick, args.device)
     name = f"bench-{args.name}" if args.device == "cpu" else f"bench-{args.name}-{args.device}"
-    path = Path(args.out) / f"{name}.json"
+    path, parts = Path(args.out) / f"{name}.json", Parts(Path(args.out) / f"{name}.cells", args.device, args.quick)
+    run = importlib.import_module(f"experiments.benches.{args.name}").run
+    results = run(args.quick, args.device, *([parts] if args.name in IN_PARTS else []))
     about = {"command": command_line(), "provenance": provenance(args.device), "threads": torch.get_num_threads()}
     write_json(path, {**about, **results})
+    parts.clear()
     print(f"{render(results)}\n\nwritten: {path}")
     return path

@@ -3,7 +3,7 @@
 Both take turns, five times each, and medians are compared; one thread and two, each in a process of its own whose libraries have as
 many. Times are of the gradient steps and of the solves, without evaluation. The second table takes one solve apart, on all of the
 training samples of the case, with an encoder of a hundred steps. The floor of a solve is one Cholesky factor and two triangular
-solves; that of coding is the encoder's product.
+solves; that of coding is the encoder's product. Cases are kept as they are measured: an interrupted run goes on at the next.
 """
 
 from __future__ import annotations
@@ -17,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from experiments.benches.parts import Parts
 from experiments.benches.problems import samples
 from experiments.benches.timing import in_fresh_process, interleaved, require_cpu
 from splinterp import PAMSGD, SAE, SGD, TopK, fit
@@ -137,7 +138,7 @@ def _with_threads(threads: int, work: Callable[..., Any], *arguments: Any) -> An
                 os.environ[name] = value
 
 
-def run(quick: bool, device: str) -> dict[str, Any]:
+def run(quick: bool, device: str, parts: Parts) -> dict[str, Any]:
     """Every case, with one thread and with two."""
     require_cpu(device, "this compares threads of the CPU")
     repeats = 1 if quick else REPEATS
@@ -145,15 +146,16 @@ def run(quick: bool, device: str) -> dict[str, Any]:
     for threads in (1, 2):
         for case in QUICK if quick else CASES:
             about = [case.data, f"{case.n:,}", f"{case.n_latents:,}", threads]
-            found = _with_threads(threads, _fits, case, repeats)
-            for name, row in found.items():
+            name = "-".join(map(str, (*case, threads)))
+            found = parts(f"fits-{name}", _with_threads, threads, _fits, case, repeats)
+            for method, row in found.items():
                 rows.append([
-                    *about, f"{case.steps:,}", name, f"{row['seconds']:.1f}", f"{row['solves']:.1f}",
+                    *about, f"{case.steps:,}", method, f"{row['seconds']:.1f}", f"{row['solves']:.1f}",
                     f"{row['seconds'] / found['SGD']['seconds']:.2f}", f"{row['fvu']:.4f}",
                 ])  # fmt: skip
-            parts = _with_threads(threads, _parts, case, repeats)
-            least = parts["floor of a solve: a factor, two triangular solves"]
-            profile += [[*about, name, f"{1e3 * t:.0f}", f"{t / least:.2f}"] for name, t in parts.items()]
+            shares = parts(f"solve-{name}", _with_threads, threads, _parts, case, repeats)
+            least = shares["floor of a solve: a factor, two triangular solves"]
+            profile += [[*about, share, f"{1e3 * t:.0f}", f"{t / least:.2f}"] for share, t in shares.items()]
     keys = ["data", "N", "n_latents", "threads"]
     return {
         "bench": "fit",
