@@ -9,13 +9,12 @@ from experiments.benches import fit, parts
 from experiments.benches.parts import Parts
 from experiments.files import read_results
 
-HERE = {"git": "0123456789ab", "device": "cpu"}
-
 
 @pytest.fixture
 def at(monkeypatch):
-    def place(**changed):
-        monkeypatch.setattr(parts, "provenance", lambda device: {**HERE, **changed})
+    def place(code="0123", **changed):
+        monkeypatch.setattr(parts, "provenance", lambda device: {"git": "0123456789ab", "device": "cpu", **changed})
+        monkeypatch.setattr(parts, "code", lambda: code)
 
     place()
     return place
@@ -35,17 +34,24 @@ def test_a_part_is_measured_once_by_the_same_code_on_the_same_machine(tmp_path, 
     assert Parts(tmp_path / "cells", "cpu", False)("two", counted, calls, 2.5)["value"] == 2.5
 
 
-@pytest.mark.parametrize(
-    "changed", [{"git": "ba9876543210"}, {"device": "other"}, {"git": "0123456789ab-dirty"}, {"git": "unknown"}]
-)
-def test_other_code_or_another_machine_measures_again(tmp_path, at, changed):
+@pytest.mark.parametrize("changed", [{"code": "4567"}, {"device": "other"}, {"git": "ba9876543210"}])
+def test_other_code_or_another_machine_measures_again_and_another_commit_of_the_same_code_does_not(tmp_path, at, changed):
     calls = []
     Parts(tmp_path / "cells", "cpu", False)("one", counted, calls, 1.0)
     at(**changed)
-    for value in (2.0, 3.0):
-        found = Parts(tmp_path / "cells", "cpu", False)("one", counted, calls, value)["value"]
-    uncommitted = changed.get("git", "").endswith(("dirty", "unknown"))
-    assert found == (3.0 if uncommitted else 2.0)
+    found = Parts(tmp_path / "cells", "cpu", False)("one", counted, calls, 2.0)["value"]
+    assert found == (1.0 if "git" in changed else 2.0)
+
+
+def test_the_code_is_that_of_the_package_and_the_benches(tmp_path, monkeypatch):
+    (tmp_path / "splinterp" / "deep").mkdir(parents=True)
+    monkeypatch.setattr(parts, "ROOT", tmp_path)
+    file = tmp_path / "splinterp" / "deep" / "one.py"
+    found = [parts.code()]
+    for text in ("a = 1", "a = 2"):
+        file.write_text(text)
+        found.append(parts.code())
+    assert len(set(found)) == 3
 
 
 def test_a_check_is_not_taken_for_a_measurement(tmp_path, at):
