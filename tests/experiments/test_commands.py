@@ -3,14 +3,17 @@
 from __future__ import annotations
 
 import dataclasses
+from pathlib import Path
 
 import pytest
 
 from experiments import __main__ as command_line
 from experiments import digits, mnist
 from experiments.files import read_results
+from experiments.grid import SECOND
 from experiments.paper import PaperConfig
 from experiments.report import render
+from experiments.runs import DEFAULT
 from paper_figures import __main__ as figures
 
 SMALL = dataclasses.replace(
@@ -32,6 +35,12 @@ def run(config, name, out, parts=None):
 @pytest.fixture(scope="module")
 def controlled(tmp_path_factory):
     return run(SMALL, "mnist-controlled", tmp_path_factory.mktemp("controlled"))
+
+
+@pytest.fixture(scope="module")
+def centred(tmp_path_factory):
+    second = dataclasses.replace(SMALL, ours=DEFAULT, options=(("b_pre", "fixed"),), parts=SECOND)
+    return run(second, "mnist-centred", tmp_path_factory.mktemp("centred"))
 
 
 @pytest.fixture(scope="module")
@@ -75,18 +84,21 @@ def test_paper_table_has_its_ablations(paper):
     assert len({tuple(v) for v in by_update.values()}) == 4
 
 
-def test_every_figure_of_the_comparison_is_drawn(controlled, paper, tmp_path, capsys):
-    drawn = 0
+def test_every_figure_of_the_comparison_is_drawn(controlled, centred, paper, tmp_path, capsys):
+    drawn, sources = 0, {path.stem: path for path in (controlled, centred, paper)}
     for name, (_, (file, _)) in figures._figures().items():
         if not file.startswith("mnist-"):
             continue
-        source = controlled if file.startswith("mnist-controlled") else paper
-        assert figures.main([name, "--results", str(source), "--out", str(tmp_path)]) == 0
+        assert figures.main([name, "--results", str(sources[Path(file).stem]), "--out", str(tmp_path)]) == 0
         for kind in ("png", "pdf", "txt"):
             assert (tmp_path / f"{name}.{kind}").stat().st_size > 100
         assert "made by: python -m experiments" in (tmp_path / f"{name}.txt").read_text()
         drawn += 1
-    assert drawn == 11
+    assert drawn == 13
+    assert (
+        "`PAM-SGD, hold 1`: the residual stays at 0 for a share 1 of the steps"
+        in (tmp_path / "verdicts_centred.txt").read_text()
+    )
 
 
 def test_figures_name_what_is_missing(tmp_path, capsys):
