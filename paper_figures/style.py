@@ -24,9 +24,10 @@ RC: Any = {
     "pdf.fonttype": 42, "figure.constrained_layout.use": True,
 }  # fmt: skip
 
+OURS: dict[str, Any] = {"color": "#D55E00", "marker": "o", "linestyle": "-", "linewidth": 1.8, "zorder": 5}
 METHOD_STYLES: dict[str, dict[str, Any]] = {
-    "PAM": {"color": "#D55E00", "marker": "o", "linestyle": "-", "linewidth": 1.8, "zorder": 5},
-    "PAM-SGD": {"color": "#D55E00", "marker": "o", "linestyle": "-", "linewidth": 1.8, "zorder": 5},
+    "PAM": OURS,
+    "PAM-SGD": OURS,
     "PAM-SGD, hold 0": {"color": "#D55E00", "marker": "h", "linestyle": ":"},
     "PAM-SGD, hold 0.1": {"color": "#0072B2", "marker": "^", "linestyle": "-."},
     "PAM-SGD, hold 1": {"color": "#000000", "marker": "s", "linestyle": "--"},

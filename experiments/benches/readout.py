@@ -12,7 +12,7 @@ from __future__ import annotations
 
 import math
 import sys
-from typing import Any
+from typing import Any, NamedTuple
 
 import torch
 
@@ -20,7 +20,7 @@ from experiments.benches.problems import samples
 from experiments.benches.timing import require_cpu
 from splinterp import PAMSGD, SAE, SGD, AbsTopK, TopK, fit
 from splinterp.decoder import DecoderStats, gcv_ridge, held_out_ridge, readout, solve_decoder, squared_error
-from splinterp.decoder.readout import combined, least_squares
+from splinterp.decoder.readout import DEGREE, combined, least_squares
 from splinterp.decoder.ridge import HeldOutSums
 from splinterp.training.reading import ABOVE
 
@@ -71,11 +71,18 @@ def _several_poles(stats: DecoderStats, sums: HeldOutSums, prior: torch.Tensor, 
     return torch.stack(parts).mul_(weights[:, None, None]).sum(0)
 
 
+class Sums(NamedTuple):
+    """Of the training samples, of those that a readout goes by, and of those that tell its error."""
+
+    train: DecoderStats
+    held_out: DecoderStats
+    fresh: DecoderStats
+
+
 @torch.no_grad()
-def _families(sae: SAE, x: torch.Tensor, x_val: torch.Tensor) -> list[float]:
+def _families(sae: SAE, found: Sums, x_held: torch.Tensor) -> list[float]:
     """The change of the error by each family, in per cent."""
-    half = len(x_val) // 2
-    stats, fresh = _sums(sae, x), _sums(sae, x_val[half:])
+    stats, held_out, fresh = found
     prior = sae.tied_rows().double()
     chosen = gcv_ridge(stats, prior).ridge
     ridge = ABOVE * chosen if math.isfinite(chosen) else chosen
@@ -85,28 +92,24 @@ def _families(sae: SAE, x: torch.Tensor, x_val: torch.Tensor) -> list[float]:
     def change(W: torch.Tensor) -> float:
         return 100 * (squared_error(fresh, W, stats.mean_x - stats.mean_acts @ W) / unsolved - 1)
 
-    def weighed(held_out: DecoderStats, degree: int = 3) -> torch.Tensor:
-        found = combined(stats, HeldOutSums.of(stats, held_out), prior, ridge, degree)
-        return prior if found is None else found[2]
+    def weighed(held_out: DecoderStats, degree: int = DEGREE) -> torch.Tensor:
+        best = combined(stats, HeldOutSums.of(stats, held_out), prior, ridge, degree)
+        return prior if best is None else best[2]
 
-    held_out = _sums(sae, x_val[:half])
     sums = HeldOutSums.of(stats, held_out)
     alone = solve_decoder(stats, ridge=held_out_ridge(stats, held_out, prior).ridge, prior=prior).W_dec
     families = [alone, _scaled(stats, sums, prior, ridges), *(weighed(held_out, degree) for degree in (1, 2, 3))]
     families.append(_several_poles(stats, sums, prior, ridges))
-    return [change(W) for W in (*families, *(weighed(_sums(sae, x_val[:n])) for n in FEWER if n < half))]
+    return [change(W) for W in (*families, *(weighed(_sums(sae, x_held[:n])) for n in FEWER if n < len(x_held)))]
 
 
 @torch.no_grad()
-def _before_and_after(sae: SAE, x: torch.Tensor, x_val: torch.Tensor) -> tuple[float, float]:
-    """FVU on the second half of the validation samples, without a readout by the first half and with one. The prior of a free decoder
-    is the decoder itself."""
-    half = len(x_val) // 2
-    fresh = _sums(sae, x_val[half:])
+def _before_and_after(sae: SAE, found: Sums) -> tuple[float, float]:
+    """FVU on the fresh samples, without a readout and with one. The prior of a free decoder is the decoder itself."""
     W, b = sae.W_dec.double(), sae.b_dec.double()
-    found = readout(_sums(sae, x), _sums(sae, x_val[:half]), W, b, W if sae.decoder == "free" else sae.tied_rows())
-    total = float(fresh.total) / fresh.n_samples
-    return squared_error(fresh, W, b) / total, squared_error(fresh, found.W_dec, found.b_dec) / total
+    read = readout(found.train, found.held_out, W, b, W if sae.decoder == "free" else sae.tied_rows())
+    total = float(found.fresh.total) / found.fresh.n_samples
+    return squared_error(found.fresh, W, b) / total, squared_error(found.fresh, read.W_dec, read.b_dec) / total
 
 
 def run(quick: bool, device: str) -> dict[str, Any]:
@@ -115,13 +118,16 @@ def run(quick: bool, device: str) -> dict[str, Any]:
     families, methods = [], []
     for data, n, n_latents, k, activation, batch in QUICK if quick else CASES:
         x, x_val = samples(data, n)
+        half = len(x_val) // 2
         about, row = [data, activation.__name__, f"{n:,}"], []
         for decoder, method in METHODS.values():
             sae = SAE(x.shape[1], n_latents, activation(k), decoder, generator=0)
             fit(sae, x, method, steps=100 if quick else STEPS, batch_size=batch, generator=0, log_every=10**9)
-            row += [f"{fvu:.4f}" for fvu in _before_and_after(sae.eval(), x, x_val)]
+            with torch.no_grad():
+                found = Sums(*(_sums(sae.eval(), part) for part in (x, x_val[:half], x_val[half:])))
+            row += [f"{fvu:.4f}" for fvu in _before_and_after(sae, found)]
         methods.append([*about, *row])
-        families.append([*about, *(f"{value:+.1f}" for value in _families(sae, x, x_val))])
+        families.append([*about, *(f"{value:+.1f}" for value in _families(sae, found, x_val[:half]))])
         print(families[-1], methods[-1], file=sys.stderr)
     header = ["data", "activation", "N", "ridge", "and scale", "1 function", "2", "3", "five poles",
               *(f"3, {n:,} held out" for n in FEWER)]  # fmt: skip

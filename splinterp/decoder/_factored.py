@@ -55,12 +55,11 @@ def rank_and_mean(stats: DecoderStats) -> tuple[int, float]:
     return rank, float(diagonal.sum(dtype=torch.float64)) / rank
 
 
-def beginning(stats: DecoderStats, around: float | None) -> float:
+def beginning(around: float | None, rank: int, mean: float, n_samples: float) -> float:
     """The ridge to begin at: an earlier choice, the mean eigenvalue where that was infinity, or else a guess."""
     if around is not None and 0 < around < math.inf:
         return around
-    rank, mean = rank_and_mean(stats)
-    return mean if around == math.inf else START * mean * min(1.0, START_SAMPLES * rank / stats.n_samples)
+    return mean if around == math.inf else START * mean * min(1.0, START_SAMPLES * rank / n_samples)
 
 
 def signs(rows: int, columns: int, like: Tensor, generator: torch.Generator) -> Tensor:
@@ -123,7 +122,8 @@ class Curve:
 
     def search(self, around: float | None) -> float:
         """The chosen ridge, infinity included; its score is looked at. Raises DoubtError."""
-        found = search(self.look, self.score, beginning(self.stats, around), self.mean, self.falls_to_infinity)
+        start = beginning(around, self.rank, self.mean, self.stats.n_samples)
+        found = search(self.look, self.score, start, self.mean, self.falls_to_infinity)
         if not math.isinf(found):
             self.score(found)
         elif self.prior is None:  # infinity would be W = 0: the largest finite ridge stands in

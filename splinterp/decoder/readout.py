@@ -19,7 +19,7 @@ from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.decoder._cholesky import Factor, factored
 from splinterp.decoder._factored import beginning, combinations, rank_and_mean
 from splinterp.decoder._search import HIGHEST
-from splinterp.decoder.ridge import HeldOutSums
+from splinterp.decoder.ridge import HeldOutSums, squares_left
 from splinterp.decoder.statistics import DecoderStats, as_rows, require_samples
 
 DEGREE = 3
@@ -59,8 +59,7 @@ def squared_error(stats: DecoderStats, W_dec: ArrayLike, b_dec: ArrayLike) -> fl
     require_samples(stats)
     W = as_rows(W_dec, "W_dec", stats)
     b = _bias(b_dec, stats)
-    about_means = stats.total + ((stats.gram @ W - 2 * stats.cross) * W).sum()
-    return float(about_means / stats.n_samples + (stats.mean_x - stats.mean_acts @ W - b).square().sum())
+    return float(squares_left(stats, W) / stats.n_samples + (stats.mean_x - stats.mean_acts @ W - b).square().sum())
 
 
 @torch.no_grad()
@@ -119,7 +118,7 @@ def combined(
     stats: DecoderStats, sums: HeldOutSums, prior: Tensor | None, ridge: float | None, degree: int = DEGREE
 ) -> tuple[float, tuple[float, ...], Float[Tensor, "n_latents d_in"]] | None:
     """The ridge, weights and rows of the best combination on the held-out samples; None where codes never move."""
-    factor = _safe_factor(stats, beginning(stats, ridge))
+    factor = _safe_factor(stats, ridge)
     if factor is None:
         return None
     sources = [stats.cross] if prior is None else [stats.cross, factor.strength * prior]
@@ -128,9 +127,10 @@ def combined(
     return factor.strength, tuple(weights.flatten().tolist()), _summed(factor, sources, weights).to(stats.dtype)
 
 
-def _safe_factor(stats: DecoderStats, ridge: float) -> Factor | None:
+def _safe_factor(stats: DecoderStats, around: float | None) -> Factor | None:
     """At the ridge, or where that is lost in rounding at the next of ten times as much that is not; None where codes never move."""
-    mean = rank_and_mean(stats)[1]
+    rank, mean = rank_and_mean(stats)
+    ridge = beginning(around, rank, mean, stats.n_samples)
     gram = stats.gram if ridge < LOW * mean else stats.gram.to(stats.products)
     while 0 < ridge <= HIGHEST * mean:
         factor = factored(gram, ridge)

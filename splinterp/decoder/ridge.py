@@ -80,7 +80,12 @@ class HeldOutSums(NamedTuple):
 
     def error(self, W: Float[Tensor, "n_latents d_in"]) -> float:
         """The mean squared error (summed over d_in) of a decoder whose bias is exact at the training means."""
-        return float((self.total + ((self.gram @ W - 2 * self.cross) * W).sum()) / self.n)
+        return float(squares_left(self, W) / self.n)
+
+
+def squares_left(sums: DecoderStats | HeldOutSums, W: Float[Tensor, "n_latents d_in"]) -> Tensor:
+    """The sum of squares of x - z W, both about the means that the sums are about."""
+    return sums.total + ((sums.gram @ W - 2 * sums.cross) * W).sum()
 
 
 Result = TypeVar("Result", GCVResult, HeldOutResult)
