@@ -114,6 +114,11 @@ class SparseModel(nn.Module):
         return None
 
     @property
+    def parametrisation(self) -> Any:
+        """How the encoder makes scores and codes (`splinterp.encoders`), where the module says it; else None."""
+        return None
+
+    @property
     def couples_samples(self) -> bool:
         """Whether a sample's code depends on the others of its batch."""
         return True
@@ -128,8 +133,8 @@ class SparseModel(nn.Module):
             f"{type(self).__name__} offers no pre_acts: use a splinterp SAE, or a loss term that does not read them"
         )
 
-    def code_from(self, pre_acts: Tensor) -> Code:
-        """The code of affine scores, in the form of `code`. Raises TypeError for a module that has none."""
+    def code_from(self, pre_acts: Tensor, x: Tensor) -> Code:
+        """The code of the scores of samples x (n, d_in), in the form of `code`. Raises TypeError for a module that has none."""
         raise TypeError(f"{type(self).__name__} makes no code of pre_acts: use a splinterp SAE")
 
     def decode(self, code: Any) -> Tensor:

@@ -34,6 +34,8 @@ SPARSE_GAIN = 8
 """On a CPU an entry of a dense product has about an eighth of the cost of a sparse one (measured)."""
 TRITON_GAIN = 32
 """On a GPU: of the ratio of float32 operations to bytes a second of current cards (estimated, not measured)."""
+MAKES_SCORES = ("pre_acts", "encode", "_centred")
+"""The methods that make dense codes."""
 
 
 class SAEOutput(NamedTuple):
@@ -128,13 +130,21 @@ class SAE(SparseModel):
         device = torch.device(device)
         g = as_generator(generator)
         std = d_in**-0.5 if init == "unit" else 0.1
-        W_enc = std * torch.randn(d_in, n_latents, generator=g)
+        self.encoder = Linear() if encoder is None else encoder
+        self.encoder.check(n_latents, activation, decoder)
+        columns = self.encoder.columns(n_latents)
+        if columns != n_latents and decoder != "free":
+            raise ValueError(
+                f"decoder={decoder!r} needs one column of W_enc for each latent, and {type(self.encoder).__name__} has {columns} for "
+                f"{n_latents}: use decoder='free'"
+            )
+        W_enc = std * torch.randn(d_in, columns, generator=g)
 
         def parameter(value: Tensor) -> nn.Parameter:
             return nn.Parameter(value.to(device=device, dtype=dtype))
 
         self.W_enc = nn.Parameter(parameter(W_enc.T.contiguous()).T)  # kept by latents, for sparse products
-        self.b_enc = parameter(torch.zeros(n_latents))
+        self.b_enc = parameter(torch.zeros(columns))
         self.b_dec = parameter(torch.zeros(d_in))
         if b_pre == "fixed":
             self.register_buffer("b_pre", parameter(torch.zeros(d_in)).detach())
@@ -144,14 +154,15 @@ class SAE(SparseModel):
         self.register_parameter("residual", None)
         if decoder == "free":
             random = init_dec == "random"
-            W_dec = 0.01 * torch.randn(n_latents, d_in, generator=g) if random else self.W_enc.detach().T.clone()
+            W_dec = 0.01 * torch.randn(n_latents, d_in, generator=g) if random else self.encoder.rows(self.W_enc.detach())
             self.register_parameter("W_dec", parameter(W_dec))
         elif decoder == "tied_residual":
             self.register_parameter("residual", parameter(torch.zeros(n_latents, d_in)))
         self.activation = activation.bind(n_latents, dtype, device)
-        self.encoder = Linear() if encoder is None else encoder
         for name, start in self.encoder.parameters(d_in, n_latents).items():
             self.register_parameter(name, parameter(start))
+        for name, start in self.encoder.buffers(d_in, n_latents).items():
+            self.register_buffer(name, start.to(device=device, dtype=dtype if start.is_floating_point() else start.dtype))
         self._config = {"d_in": self.d_in, "n_latents": self.n_latents, "decoder": decoder, "init": init, "init_dec": init_dec,
                         "tie_scale": tie_scale, "b_pre": b_pre}  # fmt: skip
 
@@ -192,7 +203,12 @@ class SAE(SparseModel):
 
     def encode(self, x: ArrayLike) -> Tensor:
         """The code `acts` (n, n_latents) of x (n, d_in)."""
-        return self.encoder.acts(self, self.pre_acts(x))
+        return self._acts(self.pre_acts(x), x)
+
+    def _acts(self, pre_acts: Tensor, x: ArrayLike) -> Tensor:
+        if self.encoder.reads_samples:
+            return self.encoder.acts_of(self, pre_acts, self._centred(x))
+        return self.encoder.acts(self, pre_acts)
 
     def encode_top(self, x: ArrayLike) -> TopActs:
         """The sparse form of `encode(x)`, without an array of n x n_latents. Raises TypeError for activations without a fixed k."""
@@ -209,7 +225,7 @@ class SAE(SparseModel):
     @property
     def _makes_codes(self) -> bool:
         """Whether codes are made as this class makes them: nothing of it is overridden."""
-        return self.encoder.plain and not overrides(self, "pre_acts", "encode", "_centred")
+        return self.encoder.plain and not overrides(self, *MAKES_SCORES)
 
     def require_plain(self, purpose: str) -> None:
         """Raise TypeError unless the map is x -> activation(x @ W_enc + b_enc) @ W_dec + b_dec with an activation of this package:
@@ -241,13 +257,13 @@ class SAE(SparseModel):
         """The code of x (n, d_in) in the form that costs less."""
         return self.encode_top(x) if self.trains_sparse else self.encode(x)
 
-    def code_from(self, pre_acts: Tensor) -> Code:
-        """The code of scores, in the form of `code`. Raises TypeError where `encode` is overridden."""
+    def code_from(self, pre_acts: Tensor, x: Tensor) -> Code:
+        """The code of the scores of samples x, in the form of `code`. Raises TypeError where `encode` is overridden."""
         if overrides(self, "encode", "encode_top"):
             raise TypeError(
                 f"{type(self).__name__} overrides encode, so codes are not made of pre_acts: drop the term that reads them"
             )
-        return self.activation.top(pre_acts) if self.trains_sparse else self.encoder.acts(self, pre_acts)
+        return self.activation.top(pre_acts) if self.trains_sparse else self._acts(pre_acts, x)
 
     def decode_top(self, top: TopActs) -> Float[Tensor, "n d_in"]:
         """The reconstruction from the sparse form of a code. Raises ValueError for an index of no latent."""
@@ -292,15 +308,16 @@ class SAE(SparseModel):
         if self.trains_sparse and not overrides(self, "decode_top"):
             top = self.activation.top(pre_acts)
             return SAEOutput(self.decode_top(top), dense(top, self.n_latents), pre_acts)
-        acts = self.encode(x) if overrides(self, "encode") else self.encoder.acts(self, pre_acts)
+        acts = self.encode(x) if overrides(self, "encode") else self._acts(pre_acts, x)
         return SAEOutput(self.decode(acts), acts, pre_acts)
 
     @torch.no_grad()
     def calibrate(self, x: ArrayLike, rows: int = 4096) -> SAE:
-        """Set what inference needs and gradients do not train (the threshold of BatchTopK) from training samples x. Returns self."""
+        """Set what inference needs and gradients do not train, the thresholds of BatchTopK and FeatureChoice, from training samples x.
+        Returns self."""
         if type(self.activation).calibrate is not Activation.calibrate:
             x = as_samples(x, self.d_in, finite=False)
-            self.activation.calibrate(self.pre_acts(part.to(self.W_enc)) for part in x.split(rows))
+            self.activation.calibrate((self.pre_acts(part.to(self.W_enc)) for part in x.split(rows)), len(x))
         return self
 
     @property
@@ -308,8 +325,12 @@ class SAE(SparseModel):
         return self.activation
 
     @property
+    def parametrisation(self) -> Encoder:
+        return self.encoder
+
+    @property
     def couples_samples(self) -> bool:
-        return self.activation.couples or not self._makes_codes
+        return self.activation.couples or self.encoder.couples or overrides(self, *MAKES_SCORES)
 
     @property
     def center(self) -> Tensor | None:
@@ -332,11 +353,16 @@ class SAE(SparseModel):
     def encoder_parameters(self) -> list[nn.Parameter]:
         return [self.W_enc, self.b_enc]
 
-    def encoder_weights(self) -> nn.Parameter:
-        return self.W_enc
+    def encoder_weights(self) -> nn.Parameter | None:
+        return self.W_enc if self._by_latents else None
 
-    def encoder_bias(self) -> nn.Parameter:
-        return self.b_enc
+    def encoder_bias(self) -> nn.Parameter | None:
+        return self.b_enc if self._by_latents else None
+
+    @property
+    def _by_latents(self) -> bool:
+        """Whether W_enc has one column for each latent."""
+        return self.W_enc.shape[1] == self.n_latents
 
     @property
     def kept(self) -> int | None:
@@ -347,6 +373,8 @@ class SAE(SparseModel):
 
     @property
     def bias(self) -> BiasBlock:
+        if not self._by_latents:
+            raise TypeError(f"the encoder {self.encoder} has no bias for each latent, so there is none to adapt")
         activation: Any = self.activation
         by_own_score = activation.fires_by_own_score and self._makes_codes
         center = (self.b_pre,) if isinstance(self.b_pre, nn.Parameter) else ()

@@ -74,10 +74,12 @@ def read_sae(path: Path, weights: Path, device: torch.device | str, kinds: dict[
     if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(f"{path} is a {kind}, which is not known here: import its class first")
     header = tensor_header(weights)
-    _check_sizes(path, weights, config, header)  # before anything of that size is made
     with reading(path):
         activation = activation_from_config(entry(path, config, "activation", dict))
         encoder = encoder_from_config(entry(path, {"encoder": {"name": "Linear"}, **config}, "encoder", dict))
+        columns = encoder.columns(config["n_latents"])
+    _check_sizes(path, weights, config["d_in"], columns, header)  # before anything of that size is made
+    with reading(path):
         options = {name: value for name, value in config.items() if name not in ("activation", "encoder", "dtype")}
         dtype = DTYPES[config["dtype"]]
         sae = kinds[kind](activation=activation, dtype=dtype, device=device, encoder=encoder, generator=0, **options)
@@ -100,10 +102,9 @@ def read_sae(path: Path, weights: Path, device: torch.device | str, kinds: dict[
     return sae.eval()
 
 
-def _check_sizes(path: Path, weights: Path, config: dict[str, Any], header: dict[str, tuple[tuple[int, ...], str]]) -> None:
+def _check_sizes(path: Path, weights: Path, d_in: int, columns: int, header: dict[str, tuple[tuple[int, ...], str]]) -> None:
     """Raise ValueError where the tensors of the file have other sizes than the configuration says."""
-    d_in, n_latents = config["d_in"], config["n_latents"]
-    shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_in, n_latents), "b_enc": (n_latents,), "b_dec": (d_in,)}
+    shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_in, columns), "b_enc": (columns,), "b_dec": (d_in,)}
     if "W_enc" not in header:
         raise ValueError(f"the tensors in {weights} do not fit {path.name}: there is no W_enc")
     for name, expected in shapes.items():

@@ -5,12 +5,16 @@ from __future__ import annotations
 import torch
 
 from splinterp import SAE, AbsTopK, BatchTopK, JumpReLU, ReLU, TopK
+from splinterp.activations import FeatureChoice
 from splinterp.decoder import DecoderStats
 
 ACTIVATIONS = {
     "ReLU": ReLU(), "JumpReLU": JumpReLU(threshold=0.2, bandwidth=0.3), "TopK": TopK(3), "AbsTopK": AbsTopK(3), "BatchTopK": BatchTopK(3),
+    "FeatureChoice": FeatureChoice(3),
 }  # fmt: skip
 DECODERS = ("free", "tied", "tied_residual")
+NO_BIAS = ("AbsTopK", "FeatureChoice")
+"""Activations that bias adaptation refuses."""
 
 
 def rng(seed: int = 0) -> torch.Generator:

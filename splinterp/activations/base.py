@@ -61,7 +61,7 @@ class Activation(nn.Module):
     and loaded (where its class is imported). It says what it can do by class attributes: `allows_l1` / `allows_l0`, which sparsity
     penalty of the training methods it can take; `signed`, whether codes can be negative; `couples_samples`, whether a sample's code
     depends on the others of its batch (assumed of a subclass that does not say, so that its batches are never joined or shared);
-    `by_own_score`, whether a latent fires by its own score alone.
+    `by_own_score`, whether a latent fires by its own score alone; `fixes_frequencies`, whether it says how often each latent fires.
     """
 
     allows_l1: ClassVar[bool] = False
@@ -69,6 +69,7 @@ class Activation(nn.Module):
     signed: ClassVar[bool] = False
     couples_samples: ClassVar[bool] = True
     by_own_score: ClassVar[bool] = False
+    fixes_frequencies: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -141,8 +142,8 @@ class Activation(nn.Module):
         """Make the thresholds these; what is not above 0 becomes the smallest number that is."""
         raise TypeError(f"{type(self).__name__} has no thresholds of its own")
 
-    def calibrate(self, scores: Iterable[Float[Tensor, "n n_latents"]]) -> None:
-        """Set what inference needs and gradients do not train, from `pre_acts` of training samples in blocks."""
+    def calibrate(self, scores: Iterable[Float[Tensor, "n n_latents"]], n_samples: int) -> None:
+        """Set what inference needs and gradients do not train, from `pre_acts` of `n_samples` training samples in blocks."""
 
     def regularizer(self, acts: Float[Tensor, "n n_latents"]) -> Float[Tensor, " n"]:
         """R(z) of each sample, `inf` where z is not feasible."""

@@ -44,19 +44,18 @@ class BatchTopK(_FixedCount):
         return torch.zeros_like(flat).scatter(0, indices, values).view_as(pre_acts)
 
     @torch.no_grad()
-    def calibrate(self, scores: Iterable[Float[Tensor, "n n_latents"]]) -> None:
+    def calibrate(self, scores: Iterable[Float[Tensor, "n n_latents"]], n_samples: int) -> None:
         """Set the threshold to the smallest of the k n largest positive scores of all n samples; the smallest positive number
         where fewer are positive."""
-        kept, n = self.threshold.new_zeros(0), 0
+        kept, most = self.threshold.new_zeros(0), self.k * n_samples
         for block in scores:
-            n += len(block)
             positive = block[block > 0]
             kept = torch.cat([kept, positive.to(kept)])
-            if len(kept) > 2 * self.k * n:
-                kept = kept.topk(self.k * n, sorted=False).values
-        if n:
+            if len(kept) > 2 * most:
+                kept = kept.topk(most, sorted=False).values
+        if n_samples:
             tiny = torch.finfo(kept.dtype).tiny
-            smallest = float(kept.topk(self.k * n, sorted=False).values.min()) if len(kept) >= self.k * n else tiny
+            smallest = float(kept.topk(most, sorted=False).values.min()) if len(kept) >= most else tiny
             self.threshold.fill_(smallest)
             self.threshold.copy_(
                 torch.nextafter(self.threshold, torch.zeros_like(self.threshold))

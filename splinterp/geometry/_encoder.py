@@ -8,7 +8,7 @@ import numpy as np
 import torch
 
 from splinterp._typing import Array
-from splinterp.activations import AbsTopK, BatchTopK, JumpReLU, ReLU, TopK
+from splinterp.activations import AbsTopK, BatchTopK, FeatureChoice, JumpReLU, ReLU, TopK
 from splinterp.geometry._local import Local
 from splinterp.sae import SAE
 
@@ -64,12 +64,13 @@ def encoder_of(sae: SAE) -> Encoder:
         return Encoder(*arrays, "threshold", 0, nothing, centre)
     if isinstance(activation, JumpReLU):
         return Encoder(*arrays, "threshold", 0, _array(activation.threshold), centre)
-    if isinstance(activation, BatchTopK):
-        if activation.training or torch.isnan(activation.threshold):
+    if isinstance(activation, BatchTopK | FeatureChoice):
+        if activation.training or torch.isnan(activation.threshold).any():
             raise RuntimeError(
-                "regions of a BatchTopK SAE are those of its inference threshold: train it, then call sae.eval()"
+                f"regions of a {type(activation).__name__} SAE are those of its inference threshold: train it, then call sae.eval()"
             )
-        return Encoder(*arrays, "threshold", 0, np.full(len(weights), max(float(activation.threshold), 0.0)), centre)
+        threshold = np.maximum(np.broadcast_to(_array(activation.threshold), len(weights)), 0.0)
+        return Encoder(*arrays, "threshold", 0, threshold, centre)
     raise TypeError(f"geometry does not know the activation {type(activation).__name__}")
 
 

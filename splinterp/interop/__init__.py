@@ -1,5 +1,6 @@
 """Trained SAEs out to the formats of other tools, and back."""
 
+from splinterp.interop.jumprelu import to_jumprelu
 from splinterp.interop.saelens import load_saelens, save_saelens, to_nonnegative
 
-__all__ = ["load_saelens", "save_saelens", "to_nonnegative"]
+__all__ = ["load_saelens", "save_saelens", "to_jumprelu", "to_nonnegative"]

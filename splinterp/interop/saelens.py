@@ -17,7 +17,7 @@ from splinterp._atomic import current, locked, replace_files
 from splinterp._checks import one_of
 from splinterp._files import check_header, check_numbers, is_positive_integer, read_object, reading, tensor_header
 from splinterp._typing import Tensor
-from splinterp.activations import AbsTopK, Activation, BatchTopK, JumpReLU, ReLU, TopK
+from splinterp.activations import AbsTopK, Activation, BatchTopK, FeatureChoice, JumpReLU, ReLU, TopK
 from splinterp.data.standardizer import Standardizer
 from splinterp.sae import SAE
 
@@ -45,12 +45,13 @@ def save_saelens(
         nonnegative: write an AbsTopK as a TopK of twice as many latents (see `to_nonnegative`), for tools that assume z >= 0.
         model_name, hook_name, context_size, prepend_bos: metadata that dashboards and benchmarks read.
 
-    BatchTopK becomes a JumpReLU at its threshold, as SAELens itself saves it.
+    BatchTopK becomes a JumpReLU at its threshold, as SAELens itself saves it, and FeatureChoice one at its thresholds. A gated encoder
+    does by `to_jumprelu`.
 
     Raises:
         TypeError: a subclass, encoder or activation that the format cannot describe.
         ValueError: a standardizer of mode "unit_norm", which no affine map replaces; `nonnegative` for another activation than AbsTopK.
-        RuntimeError: a BatchTopK that has no threshold yet.
+        RuntimeError: a BatchTopK or FeatureChoice that has no threshold yet.
     """
     folder = Path(folder)
     sae.require_plain("a SAELens folder")
@@ -86,9 +87,9 @@ def _described(activation: Activation, n_latents: int) -> tuple[str, dict[str, T
         return name, {}, {"k": activation.k, "rescale_acts_by_decoder_norm": False}
     if isinstance(activation, ReLU):
         return "standard", {}, {}
-    if isinstance(activation, BatchTopK):
-        if torch.isnan(activation.threshold):
-            raise RuntimeError("BatchTopK has no threshold yet: train it first")
+    if isinstance(activation, BatchTopK | FeatureChoice):
+        if torch.isnan(activation.threshold).any():
+            raise RuntimeError(f"{type(activation).__name__} has no threshold yet: train it first")
         return "jumprelu", {"threshold": activation.threshold.expand(n_latents)}, {}
     if isinstance(activation, JumpReLU):
         return "jumprelu", {"threshold": activation.threshold}, {}

@@ -2,9 +2,11 @@
 
 from splinterp.losses.dead_latents import AuxK
 from splinterp.losses.forward import Forward
+from splinterp.losses.gate import GateError, GateL1, GateReconstruction
 from splinterp.losses.hierarchical import HierarchicalTopK
-from splinterp.losses.matryoshka import Matryoshka
+from splinterp.losses.matryoshka import Matryoshka, RandomMatryoshka
 from splinterp.losses.orthogonality import OrtSAE
+from splinterp.losses.penalties import GaussianPrior, NormMatch, PAnneal, PreActs
 from splinterp.losses.row_norms import RowNormL1, Tanh
 from splinterp.losses.terms import L0, L1, Reconstruction, SquaredError, Term
 from splinterp.losses.tilted import Tilted
@@ -14,9 +16,17 @@ __all__ = [
     "L1",
     "AuxK",
     "Forward",
+    "GateError",
+    "GateL1",
+    "GateReconstruction",
+    "GaussianPrior",
     "HierarchicalTopK",
     "Matryoshka",
+    "NormMatch",
     "OrtSAE",
+    "PAnneal",
+    "PreActs",
+    "RandomMatryoshka",
     "Reconstruction",
     "RowNormL1",
     "SquaredError",

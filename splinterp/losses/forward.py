@@ -40,7 +40,7 @@ class Forward:
     @cached_property
     def code(self) -> Code:
         """The code, in the model's form."""
-        return self.model.code_from(self.pre_acts) if self.scores else self.model.code(self.x)
+        return self.model.code_from(self.pre_acts, self.x) if self.scores else self.model.code(self.x)
 
     @cached_property
     def acts(self) -> Tensor:

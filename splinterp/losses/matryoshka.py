@@ -2,14 +2,18 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
 from dataclasses import dataclass
 
 import torch
+from torch.nn import functional as F
 
+from splinterp._checks import at_least, whole
 from splinterp._typing import Tensor
 from splinterp.losses.forward import Forward
 from splinterp.losses.nested import Nested, check_increasing
-from splinterp.protocol import SparseModel
+from splinterp.losses.terms import Reconstruction, State
+from splinterp.protocol import Code, SparseModel, masked
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -40,3 +44,56 @@ class Matryoshka(Nested):
     def depth(self, out: Forward) -> Tensor:
         widths = torch.tensor(self.sizes(out.model), device=out.target.device)
         return torch.bucketize(out.latents(), widths, right=True)
+
+
+@dataclass(frozen=True, kw_only=True)
+class RandomMatryoshka(Reconstruction):
+    """Matryoshka whose prefixes are drawn anew for each batch: the mean over `n_prefixes` of them, and the whole dictionary, of the mean
+    square |x - z[:, :p] W_dec[:p] - b_dec|^2.
+
+    p = ceil(n_latents u^(1 / shape)), u uniform, one from each of n_prefixes equal parts of (0, 1], so that
+    P(p <= i) = (i / n_latents)^shape: a small shape takes small prefixes. No latent is at the edge of a group, so the order of
+    importance has no steps. A solve takes the middles of those parts in place of draws. Source: N. Anabeshima, Matryoshka sparse
+    autoencoders (2024), whose prefixes are random; arXiv 2503.17547 for the term.
+
+    Raises:
+        ValueError: n_prefixes below 1, a shape not above 0.
+    """
+
+    n_prefixes: int = 9
+    shape: float = 0.5
+    seed: int = 0
+    """Of the draws."""
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("n_prefixes", self.n_prefixes, 1)
+        at_least("shape", self.shape, 0.0, strict=True)
+
+    def init(self, model: SparseModel) -> State:
+        """`generator`: the state of a CPU generator, uint8."""
+        return {"generator": torch.Generator().manual_seed(self.seed).get_state()}
+
+    def _widths(self, n_latents: int, within: Tensor) -> tuple[list[int], list[float]]:
+        """Prefixes and their shares, for places within the parts, (n_prefixes,) in [0, 1)."""
+        u = (torch.arange(self.n_prefixes, dtype=torch.float64) + within) / self.n_prefixes
+        drawn = (n_latents * u ** (1 / self.shape)).ceil().long().clamp(1, n_latents)
+        widths, counts = torch.cat([drawn, torch.tensor([n_latents])]).unique(return_counts=True)
+        return widths.tolist(), (counts / (self.n_prefixes + 1)).tolist()
+
+    def codes(self, out: Forward) -> Iterator[tuple[float | Tensor, Code]]:
+        widths, shares = self._widths(out.model.shape[1], torch.full((self.n_prefixes,), 0.5))
+        for width, share in zip(widths, shares, strict=True):
+            yield share, masked(out.code, out.latents() < width)
+
+    def __call__(self, out: Forward, state: State) -> Tensor:
+        generator = torch.Generator()
+        generator.set_state(state["generator"])
+        widths, shares = self._widths(out.model.shape[1], torch.rand(self.n_prefixes, generator=generator, dtype=torch.float64))
+        state["generator"].copy_(generator.get_state())
+        depth = torch.bucketize(out.latents(), torch.tensor(widths, device=out.target.device), right=True)
+        parts = out.model.decode_nested(out.code, depth, len(widths))
+        total = out.target.new_zeros(())
+        for share, x_hat in zip(shares, parts, strict=True):
+            total = total + share * F.mse_loss(x_hat, out.target)
+        return total

@@ -9,7 +9,7 @@ import torch
 from splinterp._checks import as_samples, whole
 from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.data.store import ActivationStore
-from splinterp.protocol import SAELike, as_model, inference_mode_of, times_fired
+from splinterp.protocol import SAELike, SparseModel, as_model, inference_mode_of, times_fired
 
 
 def _constant_error(n: int) -> ValueError:
@@ -76,7 +76,7 @@ class Evaluation(NamedTuple):
 
 
 @torch.no_grad()
-def evaluate(sae: SAELike, x: ArrayLike | ActivationStore, batch_size: int = 4096) -> Evaluation:
+def evaluate(sae: SAELike | SparseModel, x: ArrayLike | ActivationStore, batch_size: int = 4096) -> Evaluation:
     """All metrics of `sae` on x (n, d_in), a tensor, an array or a store, in one pass of bounded memory, in inference mode.
 
     x may lie on another device than the SAE; batches are moved. Sums over samples are in float64. The module's training mode

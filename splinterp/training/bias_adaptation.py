@@ -277,8 +277,15 @@ class BiasAdaptation:
             raise ValueError(
                 f"{type(activation).__name__} fires more often with a negative sign as its bias falls: bias adaptation needs codes >= 0"
             )
+        if activation is not None and activation.fixes_frequencies:
+            raise ValueError(
+                f"{type(activation).__name__} fires each latent as often as it says, whatever the bias: use ReLU or JumpReLU"
+            )
         if model.encoder_weights() is None:
-            raise TypeError("bias adaptation rescales W_enc, which this module computes: make it a parameter")
+            raise TypeError(
+                f"bias adaptation rescales the columns of W_enc, one for each latent, and {model!r} has none that is a parameter: adapt an "
+                "SAE with a Linear encoder, or train this one by its base method"
+            )
         if self.rule == "quantile" and not model.bias.by_own_score:
             name = type(model if activation is None else activation).__name__
             raise ValueError(f"rule='quantile' needs ReLU or JumpReLU, whose latents fire by their own scores, not {name}")

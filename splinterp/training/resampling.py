@@ -71,7 +71,10 @@ class Resampling:
         """
         name = model.label
         if model.encoder_weights() is None or model.encoder_bias() is None:
-            raise TypeError(f"resample writes into W_enc and b_enc, which {name} computes: make them parameters")
+            raise TypeError(
+                f"resample writes into the columns of W_enc and b_enc, one for each latent, and {name} has none that are parameters: leave "
+                "resample out, or use the term AuxK"
+            )
         block = model.decoder_block()
         if not block.weights and not block.tied and not sharing(model, model.W_dec):
             raise TypeError(f"resample writes into W_dec, which {name} computes: make it a parameter")

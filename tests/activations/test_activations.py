@@ -60,7 +60,7 @@ def test_batch_topk_counts_by_batch_and_evaluates_by_threshold():
     assert int((activation(second) != 0).sum()) == 8
     assert torch.isnan(activation.threshold)  # using it changes nothing
     for blocks in ([first, second], [torch.cat([second, first])], list(torch.cat([first, second]).split(1))):
-        activation.calibrate(iter(blocks))
+        activation.calibrate(iter(blocks), sum(map(len, blocks)))
         smallest = torch.cat([first, second]).flatten().sort(descending=True).values[19]
         assert float(activation.threshold) == float(torch.nextafter(smallest, torch.zeros(())))  # `>` keeps it too
     activation.eval()
@@ -68,13 +68,22 @@ def test_batch_topk_counts_by_batch_and_evaluates_by_threshold():
     assert int((activation(torch.cat([first, second])) != 0).sum()) == 20  # k a sample on average
 
 
+def test_a_threshold_counts_all_blocks_where_the_first_has_the_largest_scores():
+    u = torch.rand(60, 8, generator=rng(3), dtype=torch.float64)
+    u[:10] += 10.0
+    for rows in (1, 10, 60):
+        activation = BatchTopK(1)
+        activation.calibrate(u.split(rows), 60)
+        assert int((activation.eval()(u) != 0).sum()) == 60
+
+
 def test_batch_topk_of_negative_scores_keeps_nothing():
     activation = BatchTopK(2)
     assert float(activation(-torch.rand(3, 4)).abs().sum()) == 0
-    activation.calibrate([-torch.rand(3, 4)])
+    activation.calibrate([-torch.rand(3, 4)], 3)
     few = torch.tensor([[0.5, -1.0, -1.0]])
     assert activation.eval()(few).tolist() == [[0.5, 0.0, 0.0]]  # fewer positive scores than k a sample: all of them
-    activation.calibrate([])
+    activation.calibrate([], 0)
     assert activation(few).tolist() == [[0.5, 0.0, 0.0]]
 
 

@@ -12,9 +12,14 @@ from splinterp.losses import (
     L1,
     AuxK,
     Forward,
+    GaussianPrior,
     HierarchicalTopK,
     Matryoshka,
+    NormMatch,
     OrtSAE,
+    PAnneal,
+    PreActs,
+    RandomMatryoshka,
     RowNormL1,
     SquaredError,
     Tanh,
@@ -28,6 +33,7 @@ ACTIVATIONS = {"TopK": TopK(3), "AbsTopK": AbsTopK(3), "ReLU": ReLU(), "JumpReLU
 TERMS: dict[str, Term] = {
     "SquaredError": SquaredError(),
     "Matryoshka": Matryoshka(widths=(4, 13), empty=True),
+    "RandomMatryoshka": RandomMatryoshka(n_prefixes=4),
     "HierarchicalTopK": HierarchicalTopK(levels=(1, 2)),
     "Tilted": Tilted(tilt=0.2),
     "AuxK": AuxK(k_aux=2, dead_after=100),
@@ -35,6 +41,10 @@ TERMS: dict[str, Term] = {
     "L1": L1(weight=1e-3),
     "RowNormL1": RowNormL1(weight=1e-3),
     "Tanh": Tanh(weight=1e-3),
+    "PAnneal": PAnneal(weight=1e-3, power=0.5, begin=2, until=8, stages=3),
+    "PreActs": PreActs(weight=1e-4),
+    "NormMatch": NormMatch(weight=0.1),
+    "GaussianPrior": GaussianPrior(weight=1e-3),
 }
 
 

@@ -2,12 +2,16 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
+from hypothesis import given
+from hypothesis import strategies as st
 
-from splinterp.losses import Forward, Matryoshka, SquaredError
+from splinterp.losses import Forward, Matryoshka, RandomMatryoshka, SquaredError
 from splinterp.protocol import as_model
-from tests.helpers import DECODERS, samples
+from tests.helpers import DECODERS, rng, samples
 from tests.losses.cases import codes_of, make, value_and_gradients
 
 X = samples(40, dtype=torch.float64)
@@ -51,3 +55,35 @@ def test_the_last_part_is_the_whole_code():
     parts = codes_of(Matryoshka(widths=(4,)), make(), X)
     assert torch.equal(parts[-1][1], out.acts)
     assert [weight for weight, _ in parts] == [0.5, 0.5]
+
+
+@given(m=st.integers(1, 40), n=st.integers(1, 12), shape=st.sampled_from([0.2, 0.5, 1.0]), seed=st.integers(0, 10**6))
+def test_random_prefixes_are_one_of_each_part_and_the_whole(m, n, shape, seed):
+    term = RandomMatryoshka(n_prefixes=n, shape=shape)
+    u = torch.rand(n, generator=rng(seed), dtype=torch.float64)
+    widths, shares = term._widths(m, u)
+    expected = sorted([min(m, max(1, math.ceil(m * ((j + float(u[j])) / n) ** (1 / shape)))) for j in range(n)] + [m])
+    assert widths == sorted(set(expected))
+    assert shares == pytest.approx([expected.count(width) / (n + 1) for width in widths])
+
+
+def test_random_prefixes_differ_by_batch_and_repeat_by_state():
+    sae = make("TopK")
+    out, term = Forward(sae, X), RandomMatryoshka(n_prefixes=3)
+    state = term.init(sae)
+    values = [float(term(out, state).detach()) for _ in range(4)]
+    assert len(set(values)) == 4
+    again = term.init(sae)
+    assert [float(term(out, again).detach()) for _ in range(4)] == values
+    middle, n_latents = sum(w * float((X - out.decode(c)).square().mean().detach()) for w, c in term.codes(out)), sae.n_latents
+    assert middle == pytest.approx(sum(values) / 4, rel=0.2)
+    one = RandomMatryoshka(n_prefixes=1, shape=1e-9)  # the first latent and the whole
+    fixed = Matryoshka(widths=(1,), weights=(0.5, 0.5))
+    assert n_latents > 1
+    torch.testing.assert_close(one(out, one.init(sae)), fixed(out, {}))
+
+
+@pytest.mark.parametrize(("options", "words"), [({"n_prefixes": 0}, "n_prefixes=0"), ({"shape": 0.0}, "shape=0")])
+def test_random_prefixes_out_of_range_are_refused(options, words):
+    with pytest.raises(ValueError, match=words):
+        RandomMatryoshka(**options)

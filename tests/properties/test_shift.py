@@ -16,7 +16,7 @@ from splinterp.geometry import region_of
 from splinterp.interop import load_saelens, save_saelens
 from splinterp.losses import AuxK, Matryoshka, SquaredError
 from splinterp.training import Refresh, start_at_mean
-from tests.helpers import ACTIVATIONS, DECODERS, rng
+from tests.helpers import ACTIVATIONS, DECODERS, NO_BIAS, rng
 
 METHODS = {
     "SGD": SGD(lr=1e-2),
@@ -32,10 +32,10 @@ METHODS = {
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
-@pytest.mark.parametrize("activation", ["ReLU", "TopK", "JumpReLU", "BatchTopK", "AbsTopK"])
+@pytest.mark.parametrize("activation", ["ReLU", "TopK", "JumpReLU", "BatchTopK", "AbsTopK", "FeatureChoice"])
 @pytest.mark.parametrize("name", METHODS)
 def test_a_shift_of_the_data_moves_centre_and_bias(name, activation, decoder):
-    if (name == "bias adaptation" and activation == "AbsTopK") or (name == "held" and decoder != "tied_residual"):
+    if (name == "bias adaptation" and activation in NO_BIAS) or (name == "held" and decoder != "tied_residual"):
         return
     x = torch.randn(120, 6, generator=rng(2), dtype=torch.float64)
     for b_pre in ("fixed", True):

@@ -61,7 +61,7 @@ def test_sparse_training_of_few_latents_sees_it(kind):
 
 
 @pytest.mark.parametrize("method", METHODS)
-@pytest.mark.parametrize("activation", ["TopK", "AbsTopK", "BatchTopK"])
+@pytest.mark.parametrize("activation", ["TopK", "AbsTopK", "BatchTopK", "FeatureChoice"])
 def test_it_changes_the_result_and_evaluation_keeps_k(method, activation):
     runs = []
     for options in ({}, {"k_start": 9}, {"k_start": 9, "k_share": 0.8}, {"k_start": 5, "k_share": 0.8}):

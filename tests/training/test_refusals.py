@@ -220,7 +220,7 @@ def test_interventions_respect_a_decode_of_ones_own():
 def test_a_batch_topk_at_its_threshold_keeps_as_many_by_either_comparison():
     activation = BatchTopK(2)
     scores = torch.rand(50, 8, generator=rng(1))
-    activation.calibrate([scores])
+    activation.calibrate([scores], len(scores))
     threshold = activation.threshold
     assert int((scores > threshold).sum()) == int((scores >= threshold).sum()) == 100
 

@@ -313,7 +313,7 @@ def test_what_cannot_be_resampled_is_refused():
     class Computed(Foreign):
         W_enc = property(lambda self: self.up.weight.T * 2)
 
-    with pytest.raises(TypeError, match="W_enc and b_enc, which Computed computes"):
+    with pytest.raises(TypeError, match="columns of W_enc and b_enc, one for each latent, and Computed has none"):
         fit(Computed(), x, SGD(resample=OFTEN), epochs=10)
 
     class Rows(Foreign):
