@@ -18,6 +18,8 @@ ORDER = [
     "metrics",
     "interop",
     "plotting",
+    "ensembles",
+    "inference",
     "baselines",
     "geometry",
     "decoder",

@@ -1,0 +1,128 @@
+"""Several SAEs as one: bagging, boosting, and the joint decoder that neither can be better than.
+
+An ensemble is one SAE with the members' dictionaries side by side, so its decoder is linear in all of their codes, and one exact solve
+makes it the best of them ("stacking"; of boosting, its fully corrective form). Its l0 is the sum of the members': compare at equal l0
+and as many latents.
+"""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Sequence
+from typing import Any
+
+import torch
+from torch import nn
+
+from splinterp._checks import as_samples, one_of, whole
+from splinterp._typing import ArrayLike, Tensor
+from splinterp.decoder import DecoderStats, gcv_ridge, solve_decoder
+from splinterp.protocol import Code, SparseModel, as_model, dense, inference_mode_of
+
+KINDS = ("bagging", "boosting")
+ROWS = 4096
+
+
+class Ensemble(SparseModel):
+    """Trained SAEs side by side: codes (n, sum of their n_latents), and a decoder of its own that starts as theirs.
+
+    kind "bagging": every member codes x, and x_hat is the mean of their reconstructions. "boosting": a member codes what those before
+    it leave of x, and x_hat is the sum. Members are kept in evaluation mode and not trained further; `solve` changes the decoder of
+    the ensemble, not what the members code. Source: Ensembling sparse autoencoders, arXiv 2505.16077.
+
+    Args:
+        members: SAEs of one d_in, in the order of boosting.
+
+    Raises:
+        ValueError: no members, an unknown kind, different d_in.
+        TypeError: a member that codes a sample by its batch even at inference, or lacks what an SAE has.
+    """
+
+    couples_samples = False
+
+    def __init__(self, members: Sequence[Any], kind: str = "bagging") -> None:
+        super().__init__()
+        one_of("kind", kind, KINDS)
+        if not members:
+            raise ValueError("an ensemble needs at least one member")
+        widths = [as_model(member).shape[0] for member in members]
+        if len(set(widths)) > 1:
+            raise ValueError(f"the members take samples of width {', '.join(map(str, widths))}: an ensemble has one d_in")
+        self.kind, self.members = kind, nn.ModuleList(members)
+        share = 1 / len(members) if kind == "bagging" else 1.0
+        for member in self.members:
+            member.requires_grad_(False).eval()
+        models = [as_model(member) for member in self.members]
+        self.W_dec = nn.Parameter(torch.cat([share * model.W_dec.detach() for model in models]), requires_grad=False)
+        self.b_dec = nn.Parameter(share * torch.stack([model.b_dec.detach() for model in models]).sum(0), requires_grad=False)
+
+    def train(self, mode: bool = True) -> Ensemble:
+        """Nothing changes: the members stay as they are at inference."""
+        return super().train(False)
+
+    @property
+    def kept(self) -> int | None:
+        each = [as_model(member).kept for member in self.members]
+        return None if None in each else sum(k for k in each if k is not None)
+
+    def code(self, x: Tensor) -> Code:
+        parts, left = [], x
+        for member in self.members:
+            model = as_model(member)
+            code = model.code(left)
+            parts.append(dense(code, model.shape[1]))
+            if self.kind == "boosting":
+                left = left - model.decode(code)
+        return torch.cat(parts, 1)
+
+    def encode(self, x: ArrayLike) -> Tensor:
+        """The codes of all members (n, n_latents) of x (n, d_in)."""
+        x = as_samples(x, self.shape[0], dtype=self.b_dec.dtype, device=self.b_dec.device)
+        return torch.as_tensor(self.code(x))
+
+    def decode(self, code: Any) -> Tensor:
+        return torch.addmm(self.b_dec, dense(code, self.shape[1]), self.W_dec)
+
+    @torch.no_grad()
+    def solve(self, x: ArrayLike, ridge: float | str = "gcv") -> Ensemble:
+        """Make the decoder the exact minimiser over all members' codes of samples x (n, d_in). Returns self.
+
+        ridge: pull to the decoder that bagging or boosting gives, on sums over samples, or "gcv" to choose it. With ridge 0 no decoder has
+        a lower training error. Raises TypeError, ValueError as `solve_decoder` does.
+        """
+        x = as_samples(x, self.shape[0], dtype=self.b_dec.dtype, device=self.b_dec.device)
+        stats = DecoderStats(self.shape[1], self.shape[0], device=self.b_dec.device)
+        with inference_mode_of(self):
+            for part in x.split(ROWS):
+                stats.update(self.code(part), part)
+        prior = self.W_dec.detach()
+        strength = gcv_ridge(stats, prior).ridge if ridge == "gcv" else float(ridge)
+        W_dec, b_dec = solve_decoder(stats, ridge=strength, prior=prior)
+        self.W_dec.copy_(W_dec)
+        self.b_dec.copy_(b_dec)
+        return self
+
+
+def bag(train: Callable[[int], Any], n_members: int) -> Ensemble:
+    """The mean of `n_members` SAEs that `train(member)` makes and trains on the same samples; member is 0, 1, ...: seed by it.
+
+    Raises ValueError for n_members below 1.
+    """
+    whole("n_members", n_members, 1)
+    return Ensemble([train(member) for member in range(n_members)], "bagging")
+
+
+@torch.no_grad()
+def boost(train: Callable[[int, Tensor], Any], x: ArrayLike, n_members: int) -> Ensemble:
+    """The sum of SAEs each of which `train(member, left)` makes and trains on what those before it leave of x (n, d_in).
+
+    Raises ValueError for n_members below 1.
+    """
+    whole("n_members", n_members, 1)
+    left, members = as_samples(x), []
+    for member in range(n_members):
+        with torch.enable_grad():
+            members.append(train(member, left))
+        model = as_model(members[-1])
+        with inference_mode_of(model):
+            left = torch.cat([part - model.decode(model.code(part.to(model.b_dec))).to(part) for part in left.split(ROWS)])
+    return Ensemble(members, "boosting")
