@@ -8,9 +8,10 @@ from splinterp.data.store import ActivationStore, CorruptStoreError
 from splinterp.data.store_writer import StoreWriter
 from splinterp.data.synthetic import SparseFeatures, SyntheticSamples
 from splinterp.data.text import TokenSequences, pack_tokens, python_documentation, text_from_datasets, text_from_files
+from splinterp.data.tree import FeatureTree
 
 __all__ = [
-    "ActivationStore", "Activations", "CorruptStoreError", "Images", "LanguageModel", "SparseFeatures", "Standardizer", "StoreWriter",
-    "SyntheticSamples", "TokenSequences", "extract_activations", "load_digits", "load_mnist", "pack_tokens", "python_documentation",
-    "text_from_datasets", "text_from_files",
+    "ActivationStore", "Activations", "CorruptStoreError", "FeatureTree", "Images", "LanguageModel", "SparseFeatures", "Standardizer",
+    "StoreWriter", "SyntheticSamples", "TokenSequences", "extract_activations", "load_digits", "load_mnist", "pack_tokens",
+    "python_documentation", "text_from_datasets", "text_from_files",
 ]  # fmt: skip
