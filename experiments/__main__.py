@@ -23,6 +23,7 @@ EXPERIMENTS = {
     "recovery": "recovery of known features: bias adaptation beside TopK and L1, resonance, seeds",
     "solves": "when PAM-SGD should solve for the decoder: --data mnist | minilm",
     "opening": "when the residual should be let in; readouts and races: --data mnist | minilm",
+    "variants": "the field's variants of SAEs by SGD and PAM-SGD: --data mnist | minilm | tree",
     "mnist": "sample efficiency on MNIST: --preset controlled | centred | paper",
 }
 

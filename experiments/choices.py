@@ -10,7 +10,7 @@ from typing import Any
 
 from experiments.activations import raw_tokens
 from experiments.options import MNIST_HELP, add_common_options, add_data_dir
-from experiments.runs import Run, pool_size
+from experiments.runs import Run, pool_size, run_from_record
 from experiments.sources import IMAGES, Source, source_of, split_name
 from experiments.store import RecordStore
 from experiments.texts import location
@@ -31,7 +31,9 @@ class Choice:
         return Run(data=self.data, source=self.source, k=self.k, n_latents=self.n_latents, role="tuning", **fields)
 
 
-def store_of(experiment: str, data: str, out: Path, data_dir: str | None) -> tuple[RecordStore, Source]:
+def store_of(
+    experiment: str, data: str, out: Path, data_dir: str | None, parse: Callable[[dict[str, Any]], Any] = run_from_record
+) -> tuple[RecordStore, Source]:
     """The records of an experiment's runs on `data`, and where these come from."""
     source = source_of(data, data_dir)
 
@@ -39,7 +41,7 @@ def store_of(experiment: str, data: str, out: Path, data_dir: str | None) -> tup
         if data not in IMAGES:
             raw_tokens(*split_name(data), pool_size(data), data_dir, source.key)
 
-    return RecordStore(out, f"{experiment}-{data}-runs", source=source, prepare=prepare), source
+    return RecordStore(out, f"{experiment}-{data}-runs", parse, source, prepare), source
 
 
 def data_parser(experiment: str, description: str | None, names: Mapping[str, Any]) -> argparse.ArgumentParser:

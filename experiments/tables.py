@@ -20,6 +20,7 @@ from experiments import (
     opening,
     recovery,
     solves,
+    variants,
 )
 from experiments.files import COMMITTED, read_results
 from experiments.report import render, summary
@@ -66,6 +67,8 @@ def _renderer(results: dict[str, Any], short: bool) -> Callable[[dict[str, Any],
         return opening.render
     if "schedules" in results:
         return solves.render
+    if "variants" in results:
+        return variants.render
     if "adapted" in results:
         return adaptation.render
     if "resonance" in results:
