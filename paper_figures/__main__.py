@@ -26,11 +26,14 @@ SIGNS = ("abstopk.json", "python -m experiments abstopk --layers 1 3 5 --data-di
 SIGNS_GPT2 = ("abstopk-small-gpt2.json", "python -m experiments abstopk --model small-gpt2 --layers 1 3 --jobs 2")
 LLM_PAPER = ("llm-minilm-3-paper.json", "python -m experiments llm --preset paper --data-dir FOLDER --jobs 2")
 RECOVERY = ("recovery.json", "python -m experiments recovery --jobs 2")
+FAMILIES = {
+    data: (f"variants-{data}.json", f"python -m experiments variants --data {data} --jobs 2") for data in ("mnist", "tree")
+}
 PAPER = ("mnist-paper.json", "python -m experiments mnist --preset paper --data-dir FOLDER --jobs 2")
 
 
 def _figures() -> dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, str]]]:
-    from paper_figures import atoms, bridge, curves, diagrams, key_ideas, prices, recovery, signs, slices, verdicts
+    from paper_figures import atoms, bridge, curves, diagrams, families, key_ideas, prices, recovery, signs, slices, verdicts
 
     published = "with the published settings (AbsTopK), on"
     settings = curves.settings
@@ -68,6 +71,7 @@ def _figures() -> dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, st
         "baselines": (prices.baselines, BASELINES),
         "recovery": (recovery.recovery, RECOVERY),
         "resonance": (recovery.resonance, RECOVERY),
+        **{f"families_{data}": (families.families, found) for data, found in FAMILIES.items()},
         "slices": (slices.slices, GEOMETRY),
         "slice_errors": (slices.slice_errors, GEOMETRY),
         "region_growth": (slices.region_growth, GEOMETRY),

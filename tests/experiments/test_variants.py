@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import importlib.util
 import json
 import math
 from dataclasses import replace
@@ -112,6 +113,11 @@ def test_one_command_makes_keeps_and_prints_the_tables(tmp_path, capsys):
     assert "0 of" in capsys.readouterr().out
     tables([str(path)])
     assert "other codes for its decoder" in capsys.readouterr().out
+    if importlib.util.find_spec("matplotlib"):
+        from paper_figures import __main__ as figures
+
+        assert figures.main(["families_mnist", "--results", str(path), "--out", str(tmp_path)]) == 0
+        assert (tmp_path / "families_mnist.png").stat().st_size > 10_000
     results = json.loads(path.read_text())
     entries = {(p["variant"], p["entry"]) for p in results["variants"]}
     assert {(v, e) for v in QUICK.variants for e in variants.ENTRIES} <= entries
