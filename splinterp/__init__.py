@@ -3,6 +3,7 @@
 from splinterp.activations import AbsTopK, BatchTopK, JumpReLU, ReLU, TopActs, TopK
 from splinterp.sae import SAE, SAEOutput
 from splinterp.training import PAMSGD, SGD, BiasAdaptation, DivergenceError, FitResult, fit
+from splinterp.transcoder import Transcoder, paired
 
 __version__ = "0.1.0"
 
@@ -20,5 +21,7 @@ __all__ = [
     "SAEOutput",
     "TopActs",
     "TopK",
+    "Transcoder",
     "fit",
+    "paired",
 ]

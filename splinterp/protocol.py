@@ -99,6 +99,24 @@ class SparseModel(nn.Module):
         return d_in, n_latents
 
     @property
+    def width(self) -> int:
+        """Columns of a sample: d_in, and more where samples are pairs."""
+        return len(self.b_dec)
+
+    @property
+    def pairs(self) -> bool:
+        """Whether a sample holds an input and, beside it, a target of another kind."""
+        return False
+
+    def inputs(self, x: Tensor) -> Tensor:
+        """What is encoded of samples x (n, width), or of one: x itself unless samples are pairs."""
+        return x
+
+    def target(self, x: Tensor) -> Tensor:
+        """What is to be reconstructed of samples x (n, width), or of one: x itself unless samples are pairs."""
+        return x
+
+    @property
     def label(self) -> str:
         """The class, as messages name it."""
         return type(self).__name__

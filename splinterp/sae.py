@@ -197,9 +197,15 @@ class SAE(SparseModel):
         return scores.to(self.W_enc.dtype)  # under autocast the product alone is lowered
 
     def _centred(self, x: ArrayLike) -> Tensor:
-        """Checked samples less b_pre."""
-        x = as_samples(x, self.d_in, dtype=self.W_enc.dtype, device=self.W_enc.device, finite=self.W_enc.device.type == "cpu")
+        """What is encoded of checked samples, less b_pre."""
+        weights = self.W_enc
+        x = as_samples(x, self._width_of(x), dtype=weights.dtype, device=weights.device, finite=weights.device.type == "cpu")
+        x = self.inputs(x)
         return x if self.b_pre is None else x - self.b_pre
+
+    def _width_of(self, x: Any) -> int:
+        """Columns that samples to be encoded should have."""
+        return self.d_in
 
     def encode(self, x: ArrayLike) -> Tensor:
         """The code `acts` (n, n_latents) of x (n, d_in)."""
@@ -227,9 +233,11 @@ class SAE(SparseModel):
         """Whether codes are made as this class makes them: nothing of it is overridden."""
         return self.encoder.plain and not overrides(self, *MAKES_SCORES)
 
-    def require_plain(self, purpose: str) -> None:
+    def require_plain(self, purpose: str, pairs: bool = False) -> None:
         """Raise TypeError unless the map is x -> activation(x @ W_enc + b_enc) @ W_dec + b_dec with an activation of this package:
-        what reads the weights alone would go around anything else."""
+        what reads the weights alone would go around anything else. `pairs`: its output may be of another kind than x."""
+        if self.pairs and not pairs:
+            raise TypeError(f"{purpose} is of an SAE that reconstructs its input, and a {type(self).__name__} does not")
         changed = [
             name
             for name in ("pre_acts", "encode", "code", "decode", "forward", "decoder_rows", "tied_rows")
@@ -316,7 +324,7 @@ class SAE(SparseModel):
         """Set what inference needs and gradients do not train, the thresholds of BatchTopK and FeatureChoice, from training samples x.
         Returns self."""
         if type(self.activation).calibrate is not Activation.calibrate:
-            x = as_samples(x, self.d_in, finite=False)
+            x = as_samples(x, self._width_of(x), finite=False)
             self.activation.calibrate((self.pre_acts(part.to(self.W_enc)) for part in x.split(rows)), len(x))
         return self
 

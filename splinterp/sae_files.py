@@ -78,7 +78,8 @@ def read_sae(path: Path, weights: Path, device: torch.device | str, kinds: dict[
         activation = activation_from_config(entry(path, config, "activation", dict))
         encoder = encoder_from_config(entry(path, {"encoder": {"name": "Linear"}, **config}, "encoder", dict))
         columns = encoder.columns(config["n_latents"])
-    _check_sizes(path, weights, config["d_in"], columns, header)  # before anything of that size is made
+    shapes = {"W_enc": (config["d_in"], columns), "b_enc": (columns,), "b_dec": (config.get("d_out", config["d_in"]),)}
+    _check_sizes(weights, shapes, header)  # before anything of that size is made
     with reading(path):
         options = {name: value for name, value in config.items() if name not in ("activation", "encoder", "dtype")}
         dtype = DTYPES[config["dtype"]]
@@ -102,13 +103,12 @@ def read_sae(path: Path, weights: Path, device: torch.device | str, kinds: dict[
     return sae.eval()
 
 
-def _check_sizes(path: Path, weights: Path, d_in: int, columns: int, header: dict[str, tuple[tuple[int, ...], str]]) -> None:
+def _check_sizes(weights: Path, shapes: dict[str, tuple[int, ...]], header: dict[str, tuple[tuple[int, ...], str]]) -> None:
     """Raise ValueError where the tensors of the file have other sizes than the configuration says."""
-    shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_in, columns), "b_enc": (columns,), "b_dec": (d_in,)}
     if "W_enc" not in header:
-        raise ValueError(f"the tensors in {weights} do not fit {path.name}: there is no W_enc")
+        raise ValueError(f"the tensors in {weights} do not fit {CONFIG}: there is no W_enc")
     for name, expected in shapes.items():
         if name in header and header[name][0] != expected:
             raise ValueError(
-                f"the tensors in {weights} do not fit sae.json: {name} has shape {header[name][0]}, not {expected}"
+                f"the tensors in {weights} do not fit {CONFIG}: {name} has shape {header[name][0]}, not {expected}"
             )

@@ -23,6 +23,7 @@ ORDER = [
     "baselines",
     "geometry",
     "decoder",
+    "transcoder",
     "sae",
     "sae_files",
     "encoders",

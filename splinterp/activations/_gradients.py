@@ -30,7 +30,7 @@ def sparse_gradients(sae: Any, x: Float[Tensor, "n d_in"], moved: Collection[int
     scores, top_indices, _ = kept_scores(centred, sae.W_enc, sae.b_enc, activation.select, activation.k, lower)
     acts = activation.keep(scores)
     rows = _decoder_rows(sae)
-    error = decode_rows(acts, top_indices, rows).add_(sae.b_dec).sub_(x)
+    error = decode_rows(acts, top_indices, rows).add_(sae.b_dec).sub_(sae.target(x))
     loss = error.square().mean()
     error *= 2 / error.numel()
     d_scores = activation.keep_backward(products_known(top_indices, rows, error), acts)

@@ -49,7 +49,7 @@ def encoder_of(sae: SAE) -> Encoder:
     """
     if not isinstance(sae, SAE):
         raise TypeError(f"geometry needs a splinterp.SAE, not {type(sae).__name__}")
-    sae.require_plain("geometry")
+    sae.require_plain("geometry", pairs=True)
     if sae.W_enc.device.type != "cpu":
         raise ValueError(f"the SAE is on {sae.W_enc.device}; geometry runs on the CPU: call sae.cpu()")
     weights, biases = _array(sae.W_enc).T.copy(), _array(sae.b_enc)

@@ -23,9 +23,9 @@ class Region:
     """Active latents (acts != 0), sorted."""
     signs: Int[Array, " n_active"]
     """Signs of their codes; all 1 except under AbsTopK."""
-    matrix: Float[Array, "d_in d_in"]
-    """On the region x_hat = x @ matrix + offset; autograd's Jacobian is its transpose (claim 8)."""
-    offset: Float[Array, " d_in"]
+    matrix: Float[Array, "d_in d_out"]
+    """On the region x_hat = x @ matrix + offset; autograd's Jacobian is its transpose (claim 8). d_out is d_in but of transcoders."""
+    offset: Float[Array, " d_out"]
     """See `matrix`."""
     margin: float
     """Distance to the nearest point where the support changes; inf where there is none."""

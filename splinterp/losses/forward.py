@@ -19,7 +19,7 @@ class Forward:
 
     Args:
         model: what codes and decodes.
-        x: samples (n, d_in).
+        x: samples (n, d_in), or pairs.
         scores: compute `pre_acts` first and take the code from them, because a term will read them: one encoder product, not two.
     """
 
@@ -27,10 +27,10 @@ class Forward:
         self.model, self.x = model, x
         self.scores = scores
 
-    @property
+    @cached_property
     def target(self) -> Tensor:
-        """What is to be reconstructed: x."""
-        return self.x
+        """What is to be reconstructed (n, d_in): x, or its part of pairs."""
+        return self.model.target(self.x)
 
     @cached_property
     def pre_acts(self) -> Tensor:

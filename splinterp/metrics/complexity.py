@@ -36,7 +36,7 @@ def description_length(sae: SAELike | SparseModel, x: ArrayLike, precision: floa
     """
     at_least("precision", precision, 0.0, strict=True)
     model = as_model(sae)
-    x = as_samples(x, model.shape[0], finite=False)
+    x = as_samples(x, model.width, finite=False)
     at_least("samples", len(x), 1)
     n_latents, counts = model.shape[1], None
     norms = torch.linalg.vector_norm(model.W_dec.detach().double(), dim=1)
@@ -83,27 +83,30 @@ def error_predictability(sae: SAELike | SparseModel, x: ArrayLike, x_held_out: A
         TypeError, ValueError: bad input, fewer than 2 samples on either side.
     """
     model = as_model(sae)
-    d = model.shape[0]
-    x, x_held_out = (as_samples(part, d, finite=False) for part in (x, x_held_out))
+    x, x_held_out = (as_samples(part, model.width, finite=False) for part in (x, x_held_out))
+    d_in, d_out = model.inputs(x[:1]).shape[1], model.shape[0]
     at_least("samples of x", len(x), 2)
     at_least("samples of x_held_out", len(x_held_out), 2)
 
     def targets(part: Tensor) -> tuple[Tensor, Tensor]:
-        error = part - model.run(part)[0]
+        error = model.target(part) - model.run(part)[0]
         return error, error.square().sum(1, keepdim=True)
 
-    stats = [DecoderStats(d, width, device=model.b_dec.device) for width in (d, 1)]
+    stats = [DecoderStats(d_in, width, device=model.b_dec.device) for width in (d_out, 1)]
     with inference_mode_of(sae):
         for part in x.split(ROWS):
             part = part.to(model.b_dec)
             for own, target in zip(stats, targets(part), strict=True):
-                own.update(part, target)
+                own.update(model.inputs(part), target)
         maps = [solve_decoder(own, ridge=gcv_ridge(own).ridge) for own in stats]
         pairs = []
         for part in x_held_out.split(ROWS):
             part = part.to(model.b_dec)
             pairs.append(
-                [(t.double(), part.double() @ W.double() + b.double()) for (W, b), t in zip(maps, targets(part), strict=True)]
+                [
+                    (t.double(), model.inputs(part).double() @ W.double() + b.double())
+                    for (W, b), t in zip(maps, targets(part), strict=True)
+                ]
             )
     found = []
     for which in range(2):

@@ -77,7 +77,7 @@ class Evaluation(NamedTuple):
 
 @torch.no_grad()
 def evaluate(sae: SAELike | SparseModel, x: ArrayLike | ActivationStore, batch_size: int = 4096) -> Evaluation:
-    """All metrics of `sae` on x (n, d_in), a tensor, an array or a store, in one pass of bounded memory, in inference mode.
+    """All metrics of `sae` on x (n, d_in), or pairs, a tensor, an array or a store, in one pass of bounded memory, in inference mode.
 
     x may lie on another device than the SAE; batches are moved. Sums over samples are in float64. The module's training mode
     is restored.
@@ -86,10 +86,10 @@ def evaluate(sae: SAELike | SparseModel, x: ArrayLike | ActivationStore, batch_s
         TypeError, ValueError: bad input, fewer than 2 samples, constant data.
     """
     batch_size = whole("batch_size", batch_size, 1)
-    x = x.of_width(len(sae.b_dec)) if isinstance(x, ActivationStore) else as_samples(x, len(sae.b_dec), finite=False)
+    model = as_model(sae)
+    x = x.of_width(model.width) if isinstance(x, ActivationStore) else as_samples(x, model.width, finite=False)
     if len(x) < 2:
         raise ValueError(f"evaluation needs at least 2 samples, got {len(x)}")
-    model = as_model(sae)
     device, dtype = model.b_dec.device, model.b_dec.dtype
     if isinstance(x, torch.Tensor) and bool((x.amax(0) == x.amin(0)).all()):
         raise _constant_error(len(x))
@@ -98,13 +98,14 @@ def evaluate(sae: SAELike | SparseModel, x: ArrayLike | ActivationStore, batch_s
     deviation = torch.zeros((), dtype=torch.float64, device=device)
     fired = torch.zeros(model.shape[1], dtype=torch.int64, device=device)
     with inference_mode_of(sae):
-        center = mean.to(device=device, dtype=dtype)
+        center = model.target(mean.to(device=device, dtype=dtype))
         for part in x.split(batch_size):
             part = part.to(device=device, dtype=dtype)
             x_hat, code = model.run(part)
             fired += times_fired(code, len(fired))
-            error += (part - x_hat).square().sum(1).double().sum()
-            deviation += (part - center).square().sum(1).double().sum()
+            target = model.target(part)
+            error += (target - x_hat).square().sum(1).double().sum()
+            deviation += (target - center).square().sum(1).double().sum()
     if float(deviation) == 0:
         raise _constant_error(len(x))
     frequencies = fired.double() / len(x)

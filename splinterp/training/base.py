@@ -360,11 +360,11 @@ def training_data(model: Any, x: ArrayLike | ActivationStore) -> Tensor | Activa
 
     The graph that a tensor carries is left behind: nothing trains through it. The rows of a store are not read here.
     """
-    d_in = len(model.b_dec)
+    width = as_model(model).width
     if isinstance(x, ActivationStore):
-        data: Tensor | ActivationStore = x.of_width(d_in)
+        data: Tensor | ActivationStore = x.of_width(width)
     else:
-        data = as_samples(x, d_in, name="x").detach()
+        data = as_samples(x, width, name="x").detach()
     if len(data) < 2:
         raise ValueError(f"training needs at least 2 samples, got {len(data)}")
     return data

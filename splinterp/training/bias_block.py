@@ -36,6 +36,7 @@ def _scores(model: SparseModel, x: Tensor, columns: slice) -> Tensor:
     """x W_enc without the bias, centred by b_pre where there is one; of some latents."""
     W, center = model.encoder_weights(), model.center
     assert W is not None
+    x = model.inputs(x)
     return (x if center is None else x - center) @ W[:, columns]
 
 
@@ -96,7 +97,7 @@ def fitting_gain(model: SparseModel, data: Tensor | ActivationStore) -> float:
     with inference_mode_of(model, training=model.couples_samples):  # what selects from batches may have no other way yet
         out = (model.decode(model.code(x)) - model.b_dec).double()
     squares = float(out.square().sum())
-    gain = float((out * (x - model.b_dec)).sum()) / squares if squares > 0 else 1.0
+    gain = float((out * (model.target(x) - model.b_dec)).sum()) / squares if squares > 0 else 1.0
     return gain if gain > 0 else 1.0
 
 
@@ -118,8 +119,8 @@ def multiply_output(model: SparseModel, gain: float) -> None:
 
 def rms_norm(model: SparseModel, data: Tensor | ActivationStore) -> float:
     """Root mean square of |x - b_pre| over the training samples. Raises ValueError if it is 0."""
-    center = torch.zeros(data.shape[1]) if model.center is None else model.center.detach()
-    total = sum(float((part.double() - center.to(part).double()).square().sum()) for part in data.split(2**14))
+    center = torch.zeros(()) if model.center is None else model.center.detach()
+    total = sum(float((model.inputs(part).double() - center.to(part).double()).square().sum()) for part in data.split(2**14))
     if total == 0:
         raise ValueError("every centred sample is 0, so the bounds of the bias have no scale: pass data that varies")
     return math.sqrt(total / len(data))

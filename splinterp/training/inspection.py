@@ -138,11 +138,12 @@ def start_at_mean(sae: SAELike, x: ArrayLike | ActivationStore) -> None:
 @torch.no_grad()
 def start_at(sae: SAELike, mean: Tensor) -> None:
     """`start_at_mean` for a mean that is known."""
-    for center in (sae.b_dec, as_model(sae).center):
+    model = as_model(sae)
+    for center, own in ((sae.b_dec, model.target(mean)), (model.center, model.inputs(mean))):
         if center is not None and (
             center.requires_grad or not isinstance(center, torch.nn.Parameter)
         ):  # a frozen parameter stays
-            center.copy_(mean)
+            center.copy_(own)
 
 
 def set_aside(data: Tensor | ActivationStore, method: str) -> tuple[Tensor, Tensor]:

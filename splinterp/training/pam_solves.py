@@ -96,9 +96,9 @@ class Solves:
                 for weight, code in term.codes(out):
                     share = weight * term.weight
                     if again or isinstance(share, Tensor) or share != 1:
-                        stats.update(code, x, share, again)
+                        stats.update(code, out.target, share, again)
                     else:
-                        stats.update(code, x)
+                        stats.update(code, out.target)
                     again = True
             if totals is not None:
                 for penalty in self.row_penalties:

@@ -70,6 +70,10 @@ class Resampling:
         own, an unknown number of steps, or too few of them for one resampling.
         """
         name = model.label
+        if model.pairs:
+            raise TypeError(
+                f"resample starts a latent along a residual, which of {name} is no input: leave it out, or use the term AuxK"
+            )
         if model.encoder_weights() is None or model.encoder_bias() is None:
             raise TypeError(
                 f"resample writes into the columns of W_enc and b_enc, one for each latent, and {name} has none that are parameters: leave "
