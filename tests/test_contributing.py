@@ -37,9 +37,9 @@ def registries():
         registry.update(content)
 
 
-def test_there_are_four_recipes():
-    assert list(RECIPES) == ["activation", "loss term", "method", "format"]
-    assert TEXT.count("```python") == 4
+def test_there_are_five_recipes():
+    assert list(RECIPES) == ["activation", "encoder", "loss term", "method", "format"]
+    assert TEXT.count("```python") == 5
 
 
 @pytest.mark.parametrize("recipe", RECIPES.values(), ids=RECIPES)
