@@ -84,6 +84,18 @@ def _heads(s: Setting) -> Kronecker:
 
 
 WARM = {"penalty_warmup": 0.05}
+
+
+def _tanh(s: Setting) -> Parts:
+    terms = (SquaredError(), Tanh(weight=s.knob), PreActs(weight=3e-6 / max(s.d_in, 1)))  # published on sums over d_in
+    return Parts(ReLU(), terms, options={"penalty_warmup": 1.0})
+
+
+def _annealed(s: Setting) -> Parts:
+    penalty = PAnneal(weight=s.knob, power=0.5, begin=s.steps // 3, until=s.steps, row_norms=True)
+    return Parts(ReLU(), (SquaredError(), penalty), options=WARM)
+
+
 VARIANTS: dict[str, Variant] = {
     "TopK": Variant("TopK", lambda s: Parts(TopK(s.k)), "TopK"),
     "TopK, free decoder": Variant("TopK", lambda s: Parts(TopK(s.k), decoder="free"), "TopK"),
@@ -106,15 +118,8 @@ VARIANTS: dict[str, Variant] = {
     "Matryoshka, BatchTopK": Variant("BatchTopK", lambda s: Parts(BatchTopK(s.k), (Matryoshka(widths=_prefixes(s)),)), "BatchTopK"),
     "OrtSAE, BatchTopK": Variant("BatchTopK", lambda s: Parts(BatchTopK(s.k), (SquaredError(), OrtSAE())), "BatchTopK"),
     "ReLU, L1": Variant("ReLU", lambda s: Parts(ReLU(), (SquaredError(), RowNormL1(weight=s.knob)), options=WARM), "ReLU, L1", "l1"),
-    "tanh": Variant(
-        "ReLU", lambda s: Parts(ReLU(), (SquaredError(), Tanh(weight=s.knob), PreActs(weight=3e-6)), options={"penalty_warmup": 1.0}),
-        "ReLU, L1", "tanh",
-    ),
-    "p-annealing": Variant(
-        "ReLU",
-        lambda s: Parts(ReLU(), (SquaredError(), PAnneal(weight=s.knob, power=0.5, begin=s.steps // 3, until=s.steps)), options=WARM),
-        "ReLU, L1", "p",
-    ),
+    "tanh": Variant("ReLU", _tanh, "ReLU, L1", "tanh"),
+    "p-annealing": Variant("ReLU", _annealed, "ReLU, L1", "p"),
     "Gated": Variant(
         "ReLU", lambda s: Parts(ReLU(), (SquaredError(), GateError(), GateL1(weight=s.knob, row_norms=True)), Gated(), WARM),
         "ReLU, L1", "gate",

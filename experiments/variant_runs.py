@@ -12,7 +12,7 @@ import torch
 from experiments.compositions import MEMBERS, VARIANTS, Parts, Setting
 from experiments.recipe import digest, essence
 from experiments.runs import WIDTHS, Run, Split, split
-from splinterp import PAMSGD, SAE, SGD, DivergenceError, TopK, fit
+from splinterp import PAMSGD, SAE, SGD, DivergenceError, TopActs, TopK, fit
 from splinterp.data import FeatureTree
 from splinterp.decoder import DecoderStats, readout
 from splinterp.encoders import AdaptiveK, fit_probe
@@ -79,7 +79,13 @@ class VariantRun:
         if self.variant == MOD:
             return digest([MOD, 20], 12)
         parts = self.parts(WIDTHS.get(self.data, 0))
-        return digest([essence(self.method(0)), essence(parts.activation), essence(parts.encoder), parts.decoder], 12)
+        made = [
+            essence(self.method(WIDTHS.get(self.data, 0))),
+            essence(parts.activation),
+            essence(parts.encoder),
+            parts.decoder,
+        ]
+        return digest([*made, VARIANTS[self.variant].kind and [VARIANTS[self.variant].kind, MEMBERS]], 12)
 
 
 def run_of(record: dict[str, Any]) -> VariantRun | None:
@@ -116,7 +122,7 @@ def data_of(run: VariantRun, data_dir: str | None, device: str) -> tuple[Split, 
     return split(drawn, None if run.data == "digits" else data_dir, device), None
 
 
-def train_one(run: VariantRun, data: Split, x: torch.Tensor, device: str, n_latents: int, seed: int) -> Any:
+def train_one(run: VariantRun, x: torch.Tensor, x_val: torch.Tensor, device: str, n_latents: int, seed: int) -> Any:
     """One SAE of the run's variant on x."""
     parts = run.parts(x.shape[1])
     sae = SAE(
@@ -124,22 +130,20 @@ def train_one(run: VariantRun, data: Split, x: torch.Tensor, device: str, n_late
         generator=torch.Generator().manual_seed(10_000 + seed), device=device,
     )  # fmt: skip
     if isinstance(parts.encoder, AdaptiveK):
-        _set_probe(run, sae, x)
-    x_val = data.x_val if x is data.x else None  # of what others leave there is no validation split: a twentieth is set aside
+        _set_probe(run, sae, x, device)
     return fit(
         sae, x, run.method(x.shape[1]), steps=run.steps, batch_size=run.batch_size, x_val=x_val, log_every=10**9,
         train_eval_samples=2_000, generator=torch.Generator().manual_seed(20_000 + seed),
     ).sae  # fmt: skip
 
 
-def _set_probe(run: VariantRun, sae: SAE, x: torch.Tensor) -> None:
+def _set_probe(run: VariantRun, sae: SAE, x: torch.Tensor, device: str) -> None:
     """How hard a sample is: what a TopK of a quarter of the latents, trained for a quarter of the steps, leaves of it."""
-    small = SAE(x.shape[1], max(run.n_latents // 4, run.setting(0).k), TopK(run.setting(0).k), "tied", generator=run.seed)
+    k = run.setting(x.shape[1]).k
+    small = SAE(x.shape[1], max(run.n_latents // 4, k), TopK(k), "tied", generator=run.seed, device=device)
     fit(small, x, SGD(lr=run.lr), steps=max(1, run.steps // 4), batch_size=run.batch_size, log_every=10**9, generator=run.seed)
     with torch.no_grad():
         left = torch.cat([(part - small(part).x_hat).square().sum(1) for part in x.split(4096)])
-        if sae.b_pre is not None:
-            sae.b_pre.copy_(x.mean(0))
     fit_probe(sae, x, left.log())
 
 
@@ -160,8 +164,9 @@ def execute_variant(run: VariantRun, data_dir: str | None = None, device: str = 
         record["test"] = measure(model, data.x_test, truth)
         record |= _better_codes(run, model, data) if run.variant == "TopK" else {}
         record |= _cuts(run, model, data) if run.variant in ("TopK", "HierarchicalTopK") else {}
-        _read_out(model, data)  # last: it moves the decoder
-        record["read"] = measure(model, data.x_test, truth)
+        if run.variant != MOD:  # whose codes would be searched anew
+            _read_out(model, data)  # last: it moves the decoder
+            record["read"] = measure(model, data.x_test, truth)
     return record
 
 
@@ -171,11 +176,15 @@ def _trained(run: VariantRun, data: Split, device: str) -> Any:
         return learn_dictionary(data.x, run.n_latents, int(run.knob), generator=run.seed)
     share = run.n_latents // MEMBERS
     if kind == "bagging":
-        return bag(lambda member: train_one(run, data, data.x, device, share, MEMBERS * run.seed + member), MEMBERS)
+        return bag(lambda member: train_one(run, data.x, data.x_val, device, share, MEMBERS * run.seed + member), MEMBERS)
     if kind == "boosting":
-        return boost(lambda member, x: train_one(run, data, data.x if member == 0 else x, device, share, MEMBERS * run.seed + member),
-                     data.x, MEMBERS)  # fmt: skip
-    return train_one(run, data, data.x, device, run.n_latents, run.seed)
+
+        def member_of(member: int, x: torch.Tensor, x_val: torch.Tensor | None) -> Any:
+            assert x_val is not None
+            return train_one(run, x, x_val, device, share, MEMBERS * run.seed + member)
+
+        return boost(member_of, data.x, MEMBERS, data.x_val)
+    return train_one(run, data.x, data.x_val, device, run.n_latents, run.seed)
 
 
 @torch.no_grad()
@@ -202,11 +211,7 @@ def _read_out(model: Any, data: Split) -> None:
         model.solve(data.x)
         return
     found = readout(_stats(model, data.x), _stats(model, data.x_val), model.W_dec, model.b_dec, prior=model.W_dec)
-    if isinstance(model, Dictionary):
-        model.W_dec.copy_(found.W_dec)
-        model.b_dec.copy_(found.b_dec)
-    else:
-        model.decoder_block().write(found.W_dec, found.b_dec)
+    model.decoder_block().write(found.W_dec, found.b_dec)
 
 
 def _stats(model: Any, x: torch.Tensor, k: int | None = None) -> DecoderStats:
@@ -243,8 +248,12 @@ def _better_codes(run: VariantRun, model: SAE, data: Split) -> dict[str, Any]:
     """The amortisation gap: errors of the encoder's codes, of the best values on its support, and of pursuits, on some test samples."""
     x = data.x_test[:SEARCHED]
     code = model.encode_top(x)
-    values = least_squares_codes(x, model.W_dec, model.b_dec, code.top_indices, nonnegative=True)
-    found = {"encoder": fvu(x, model.decode(code)), "refitted": fvu(x, model.decode(code.with_values(values)))}
+    largest = code.top_indices.gather(1, code.top_acts.argmax(1, keepdim=True))
+    support = torch.where(
+        code.top_acts > 0, code.top_indices, largest
+    )  # one that is there twice shares its value: none is added
+    refitted = TopActs(least_squares_codes(x, model.W_dec, model.b_dec, support, nonnegative=True), support)
+    found = {"encoder": fvu(x, model.decode(code)), "refitted": fvu(x, model.decode(refitted))}
     for pursuit in ("gradient", "omp"):
         found[pursuit] = evaluate(Dictionary.of(model, pursuit=pursuit), x).fvu
     return {"codes": found}

@@ -3,8 +3,8 @@
 Every variant is a composition of parts of the package, with the decoder W_enc.T plus a residual unless its row says otherwise. A
 variant's step size is chosen for each optimizer by validation, at its middle knob, from the same trials at a seed that is not reported;
 knobs (k, or the weight of a penalty) are given, and errors compared at equal l0, on the limit's curve of error against l0 (both in
-logarithms). "SGD, read out" is SGD's SAE with the decoder that held-out samples choose, as PAM-SGD ends on; of an ensemble, its joint
-solve.
+logarithms). "Read out" is the same SAE with the decoder that held-out samples choose, which PAM-SGD by itself ends on unless a penalty is
+on the norms of the decoder's rows; of an ensemble, its joint solve.
 
   --data mnist    13,750 images, 256 latents
   --data minilm   36,000 tokens of MiniLM's layer 3, 1,536 latents
@@ -23,7 +23,7 @@ from typing import Any
 import numpy as np
 
 from experiments.choices import data_parser, store_of
-from experiments.compare import Interval, t_interval, verdict
+from experiments.compare import t_interval, verdict
 from experiments.compositions import VARIANTS
 from experiments.report import table, with_interval
 from experiments.store import RecordStore
@@ -32,8 +32,12 @@ from experiments.variant_runs import MOD, OPTIMIZERS, TREE, VariantRun, execute_
 
 SLOPE = 0.4
 """Of log error against log l0, of TopK on MNIST and MiniLM: step sizes are chosen by error times l0^0.4, as l0 moves with them."""
-READ = "SGD, read out"
-ENTRIES = (*OPTIMIZERS, READ)
+ENTRIES: dict[str, tuple[str, str]] = {
+    f"{optimizer}{', read out' if part == 'read' else ''}": (optimizer, part)
+    for optimizer in OPTIMIZERS
+    for part in ("test", "read")
+}
+"""(optimizer, part of its records)."""
 TUNING_SEED = 100
 TREE_NAME = "features in trees"
 
@@ -51,18 +55,18 @@ class Config:
     knobs: tuple[tuple[str, tuple[float, ...]], ...] = ()
     """Of each list that a variant may name; the middle one is tuned at."""
     limit_k: tuple[float, ...] = (4, 8, 16, 32, 64)
-    """Of the limits, so that their curves reach beyond the variants."""
+    limit_l1: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2, 3e-2)
     variants: tuple[str, ...] = tuple(VARIANTS)
     grid: tuple[float, ...] = (2e-3, 4e-3, 8e-3, 1.6e-2)
     seeds: tuple[int, ...] = (0, 1, 2)
     mod: bool = True
 
     def knobs_of(self, name: str) -> tuple[float, ...]:
-        """The knobs of a variant."""
-        variant = VARIANTS[name]
-        if variant.knob == "k" and variant.limit == name:
-            return self.limit_k
-        return dict(self.knobs)[variant.knob]
+        """The knobs of a variant; those of limits go further, so that their curves reach beyond the others."""
+        knob = VARIANTS[name].knob
+        if any(variant.limit == name for variant in VARIANTS.values()):
+            return self.limit_k if knob == "k" else self.limit_l1
+        return dict(self.knobs)[knob]
 
     def run(self, variant: str, optimizer: str, knob: float, lr: float, seed: int) -> VariantRun:
         """One reported run."""
@@ -79,23 +83,23 @@ def _penalties(**weights: tuple[float, ...]) -> tuple[tuple[str, tuple[float, ..
 CONFIGS = {
     "mnist": Config(
         knobs=_penalties(
-            k=(8, 16, 32), l1=(3e-4, 1e-3, 3e-3), tanh=(3e-4, 1e-3, 3e-3), p=(3e-4, 1e-3, 3e-3), gate=(3e-4, 1e-3, 3e-3),
-            l0=(3e-4, 1e-3, 3e-3), afa=(3e-4, 1e-3, 3e-3),
+            k=(8, 16, 32), tanh=(1e-3, 3e-3, 1e-2), p=(1e-3, 3e-3, 1e-2), gate=(3e-3, 1e-2, 3e-2), l0=(3e-4, 1e-3, 3e-3),
+            afa=(1e-3, 3e-3, 1e-2),
         ),
     ),
     "minilm": Config(
         data="minilm-3", n_latents=1_536, n_train=36_000, steps=2_115, batch_size=256, limit_k=(8, 16, 32, 64, 128),
         grid=(1e-3, 2e-3, 4e-3),
         knobs=_penalties(
-            k=(16, 32, 64), l1=(3e-4, 1e-3, 3e-3), tanh=(3e-4, 1e-3, 3e-3), p=(3e-4, 1e-3, 3e-3), gate=(3e-4, 1e-3, 3e-3),
-            l0=(3e-4, 1e-3, 3e-3), afa=(3e-4, 1e-3, 3e-3),
+            k=(16, 32, 64), tanh=(1e-3, 3e-3, 1e-2), p=(1e-3, 3e-3, 1e-2), gate=(3e-3, 1e-2, 3e-2), l0=(3e-4, 1e-3, 3e-3),
+            afa=(1e-3, 3e-3, 1e-2),
         ),
     ),
     "tree": Config(
-        data=TREE, n_latents=128, n_train=20_000, limit_k=(2, 4, 8, 16),
+        data=TREE, n_latents=128, n_train=20_000, limit_k=(2, 4, 8, 16), limit_l1=(5e-3, 1e-2, 2e-2, 4e-2, 8e-2),
         knobs=_penalties(
-            k=(4, 8), l1=(3e-4, 1e-3, 3e-3), tanh=(3e-4, 1e-3, 3e-3), p=(3e-4, 1e-3, 3e-3), gate=(3e-4, 1e-3, 3e-3),
-            l0=(3e-4, 1e-3, 3e-3), afa=(3e-4, 1e-3, 3e-3),
+            k=(4, 8), tanh=(1e-2, 2e-2, 4e-2), p=(1e-2, 2e-2, 4e-2), gate=(3e-2, 6e-2, 1.2e-1), l0=(2e-3, 4e-3, 8e-3),
+            afa=(1e-2, 3e-2, 1e-1),
         ),
     ),
 }  # fmt: skip
@@ -136,7 +140,7 @@ def collect(config: Config, store: RecordStore, **how: Any) -> dict[str, Any]:
     points = []
     for (variant, optimizer, knob), runs in reported.items():
         records = [store.get(run) for run in runs]
-        for entry, part in ((optimizer, "test"), *(((READ, "read"),) if optimizer == "SGD" else ())):
+        for entry, part in ((entry, part) for entry, (of, part) in ENTRIES.items() if of == optimizer):
             points.append(_point(variant, entry, knob, chosen[variant, optimizer], records, part))
     points += [_point(MOD, "exact", knob, 0.0, [store.get(run) for run in runs], "test") for knob, runs in mods.items()]
     return {
@@ -162,7 +166,7 @@ def log_ratio_at(l0: float, error: float, curve: Iterable[tuple[float, float]]) 
 
 
 def against_limits(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
-    """Each variant's error over that of its limit by the same optimizer, seed by seed, averaged over the knobs that can be compared."""
+    """Each variant's error over that of its limit by the same optimizer, seed by seed, averaged over knobs."""
     rows = []
     for variant in dict.fromkeys(p["variant"] for p in points):
         if variant == MOD or VARIANTS[variant].limit == variant:
@@ -173,20 +177,31 @@ def against_limits(points: list[dict[str, Any]]) -> list[dict[str, Any]]:
             curves = [p for p in points if (p["variant"], p["entry"]) == (limit, entry)]
             if not own or not curves:
                 continue
-            n_seeds = len(own[0]["fvu"])
-            ratios = [
-                [log_ratio_at(p["l0"][s], p["fvu"][s], ((c["l0"][s], c["fvu"][s]) for c in curves)) for p in own]
-                for s in range(n_seeds)
-            ]
-            compared = [[r for r in row if not math.isnan(r)] for row in ratios]
-            means = [sum(row) / len(row) if row else math.nan for row in compared]
-            known = not any(map(math.isnan, means))
-            found = t_interval(means) if known else Interval(math.nan, math.nan)
-            rows.append({
-                "variant": variant, "family": VARIANTS[variant].family, "limit": limit, "entry": entry, "log_ratio": list(found),
-                "compared": sum(map(len, compared)), "of": n_seeds * len(own), "verdict": verdict(found) if known else "no equal l0",
-            })  # fmt: skip
+            rows.append(
+                {
+                    "variant": variant,
+                    "family": VARIANTS[variant].family,
+                    "limit": limit,
+                    "entry": entry,
+                    **_compared(own, curves),
+                }
+            )
     return rows
+
+
+def _compared(own: list[dict[str, Any]], curves: list[dict[str, Any]]) -> dict[str, Any]:
+    """The paired log ratio over the knobs at which every seed's l0 lies on its limit's curve."""
+    n_seeds = len(own[0]["fvu"])
+    if any(not math.isfinite(error) for p in own for error in p["fvu"]):
+        return {"log_ratio": [math.nan, math.nan], "compared": 0, "of": len(own), "verdict": "diverged"}
+    ratios = [
+        [log_ratio_at(p["l0"][s], p["fvu"][s], ((c["l0"][s], c["fvu"][s]) for c in curves)) for s in range(n_seeds)] for p in own
+    ]  # fmt: skip
+    known = [row for row in ratios if not any(map(math.isnan, row))]
+    if not known:
+        return {"log_ratio": [math.nan, math.nan], "compared": 0, "of": len(own), "verdict": "no equal l0"}
+    found = t_interval([sum(row[s] for row in known) / len(known) for s in range(n_seeds)])
+    return {"log_ratio": list(found), "compared": len(known), "of": len(own), "verdict": verdict(found)}
 
 
 def cuts(config: Config, reported: dict[Any, list[VariantRun]], store: RecordStore) -> list[dict[str, Any]]:

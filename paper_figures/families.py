@@ -17,7 +17,7 @@ from paper_figures.style import PAGE, legend_below
 ENTRIES: dict[str, dict[str, Any]] = {
     "SGD": {"color": "#0072B2", "marker": "s", "linestyle": "--"},
     "SGD, read out": {"color": "#999999", "marker": "^", "linestyle": ":"},
-    "PAM-SGD": {"color": "#D55E00", "marker": "o", "linestyle": "-"},
+    "PAM-SGD, read out": {"color": "#D55E00", "marker": "o", "linestyle": "-"},
 }
 EDGE = 0.4
 """Of the lower panels, in log ratio; what lies outside is drawn as an arrow."""

@@ -34,10 +34,8 @@ class Ensemble(SparseModel):
 
     Raises:
         ValueError: no members, an unknown kind, different d_in.
-        TypeError: a member that codes a sample by its batch even at inference, or lacks what an SAE has.
+        TypeError: a member that lacks what an SAE has.
     """
-
-    couples_samples = False
 
     def __init__(self, members: Sequence[Any], kind: str = "bagging") -> None:
         super().__init__()
@@ -58,6 +56,11 @@ class Ensemble(SparseModel):
     def train(self, mode: bool = True) -> Ensemble:
         """Nothing changes: the members stay as they are at inference."""
         return super().train(False)
+
+    @property
+    def couples_samples(self) -> bool:
+        models = [as_model(member) for member in self.members]  # activations of this package do not at inference
+        return any(m.couples_samples and (m.nonlinearity is None or not m.nonlinearity.known) for m in models)
 
     @property
     def kept(self) -> int | None:
@@ -112,17 +115,23 @@ def bag(train: Callable[[int], Any], n_members: int) -> Ensemble:
 
 
 @torch.no_grad()
-def boost(train: Callable[[int, Tensor], Any], x: ArrayLike, n_members: int) -> Ensemble:
-    """The sum of SAEs each of which `train(member, left)` makes and trains on what those before it leave of x (n, d_in).
+def boost(
+    train: Callable[[int, Tensor, Tensor | None], Any], x: ArrayLike, n_members: int, x_val: ArrayLike | None = None
+) -> Ensemble:
+    """The sum of SAEs each of which `train(member, left, left_val)` makes and trains on what those before it leave of x (n, d_in).
 
-    Raises ValueError for n_members below 1.
+    left_val is what they leave of held-out samples x_val (None without). Raises ValueError for n_members below 1.
     """
     whole("n_members", n_members, 1)
-    left, members = as_samples(x), []
+    left, members = [as_samples(part) for part in ((x,) if x_val is None else (x, x_val))], []
     for member in range(n_members):
         with torch.enable_grad():
-            members.append(train(member, left))
+            members.append(train(member, left[0], left[1] if len(left) > 1 else None))
         model = as_model(members[-1])
         with inference_mode_of(model):
-            left = torch.cat([part - model.decode(model.code(part.to(model.b_dec))).to(part) for part in left.split(ROWS)])
+            left = [_left(model, part) for part in left]
     return Ensemble(members, "boosting")
+
+
+def _left(model: SparseModel, x: Tensor) -> Tensor:
+    return torch.cat([part - model.decode(model.code(part.to(model.b_dec))).to(part) for part in x.split(ROWS)])

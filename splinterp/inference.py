@@ -50,8 +50,8 @@ def least_squares_codes(
     return torch.cat(parts).to(W_dec.dtype) if parts else x.new_zeros(0, support.shape[1])
 
 
-def _rows(k: int, d: int) -> int:
-    return max(1, NUMBERS // (k * d))
+def _rows(k: int, d: int, m: int = 1) -> int:
+    return max(1, NUMBERS // max(k * d, m, 1))
 
 
 def _fitted(centred: Tensor, rows: Tensor, nonnegative: bool) -> Tensor:
@@ -158,7 +158,7 @@ def matching_pursuit(x: ArrayLike, W_dec: Tensor, b_dec: Tensor, k: int, *, nonn
     """
     x, unit, norms = _prepared(x, W_dec, k)
     parts = []
-    for part in x.split(_rows(k, x.shape[1])):
+    for part in x.split(_rows(k, *unit.shape[::-1])):
         residual, codes = part - b_dec, part.new_zeros(len(part), len(unit))
         for _ in range(k):
             best, chosen = _best(residual @ unit.T, norms, nonnegative)
@@ -183,7 +183,8 @@ def _prepared(x: ArrayLike, W_dec: Tensor, k: int) -> tuple[Tensor, Tensor, Tens
 
 def _best(correlation: Tensor, norms: Tensor, nonnegative: bool, taken: Tensor | None = None) -> tuple[Tensor, Tensor]:
     """The largest correlation (n, 1) of each sample and its row (n, 1); 0 where none is positive."""
-    ranked = torch.where(norms > 0, correlation if nonnegative else correlation.abs(), -torch.inf)
+    lowest = torch.finfo(correlation.dtype).min  # rows of zeros come last, and rows that are taken never again
+    ranked = torch.where(norms > 0, correlation if nonnegative else correlation.abs(), lowest)
     if taken is not None:
         ranked = ranked.scatter(1, taken, -torch.inf)
     chosen = ranked.argmax(1, keepdim=True)
@@ -200,7 +201,7 @@ def _pursued(x: ArrayLike, W_dec: Tensor, b_dec: Tensor, k: int, nonnegative: bo
     """k distinct rows of each sample by their correlation with the residual, values by `update` after each."""
     x, unit, norms = _prepared(x, W_dec, k)
     found = []
-    for part in x.split(_rows(k, x.shape[1])):
+    for part in x.split(_rows(k, *unit.shape[::-1])):
         centred = part - b_dec
         support = torch.zeros(len(part), 0, dtype=torch.int64, device=part.device)
         values = part.new_zeros(len(part), 0)
@@ -312,8 +313,8 @@ def learn_dictionary(
     mean = x.mean(0)
     found = Dictionary(F.normalize(start - mean, dim=1), mean, k, pursuit, nonnegative=nonnegative)
     for _ in range(iterations):
-        stats, worst = DecoderStats(n_latents, x.shape[1]), x.new_zeros(len(x))
-        used = torch.zeros(n_latents, dtype=torch.int64)
+        stats, worst = DecoderStats(n_latents, x.shape[1], device=x.device), x.new_zeros(len(x))
+        used = torch.zeros(n_latents, dtype=torch.int64, device=x.device)
         for rows in torch.arange(len(x)).split(4096):
             code = found.code(x[rows])
             stats.update(code, x[rows])

@@ -187,6 +187,10 @@ class SparseModel(nn.Module):
         """b_enc (n_latents,) as a parameter or a view of one that may be written into; None where it is computed."""
         return None
 
+    def latent_parameters(self) -> list[tuple[nn.Parameter, float]]:
+        """Further parameters of the encoder with one entry for each latent (n_latents,), and what that starts at."""
+        return []
+
     @property
     def kept(self) -> int | None:
         """How many latents a sample has (on average), where the activation fixes it; None where it does not."""

@@ -133,10 +133,10 @@ class SAE(SparseModel):
         self.encoder = Linear() if encoder is None else encoder
         self.encoder.check(n_latents, activation, decoder)
         columns = self.encoder.columns(n_latents)
-        if columns != n_latents and decoder != "free":
+        if not self.encoder.by_latents and decoder != "free":
             raise ValueError(
                 f"decoder={decoder!r} needs one column of W_enc for each latent, and {type(self.encoder).__name__} has {columns} for "
-                f"{n_latents}: use decoder='free'"
+                f"all {n_latents}: use decoder='free'"
             )
         W_enc = std * torch.randn(d_in, columns, generator=g)
 
@@ -233,9 +233,10 @@ class SAE(SparseModel):
         """Whether codes are made as this class makes them: nothing of it is overridden."""
         return self.encoder.plain and not overrides(self, *MAKES_SCORES)
 
-    def require_plain(self, purpose: str, pairs: bool = False) -> None:
+    def require_plain(self, purpose: str, pairs: bool = False, encoders: Collection[type[Encoder]] = ()) -> None:
         """Raise TypeError unless the map is x -> activation(x @ W_enc + b_enc) @ W_dec + b_dec with an activation of this package:
-        what reads the weights alone would go around anything else. `pairs`: its output may be of another kind than x."""
+        what reads the weights alone would go around anything else. `pairs`: its output may be of another kind than x; `encoders`: of these
+        kinds it may have one."""
         if self.pairs and not pairs:
             raise TypeError(f"{purpose} is of an SAE that reconstructs its input, and a {type(self).__name__} does not")
         changed = [
@@ -244,7 +245,7 @@ class SAE(SparseModel):
             if overrides(self, name)
         ]
         what = f"{type(self).__name__} overrides {', '.join(changed)}" if changed else ""
-        if not self.encoder.plain:
+        if not (self.encoder.plain or self.encoder.plain_at_inference or type(self.encoder) in encoders):
             what = f"its encoder is a {type(self.encoder).__name__}"
         if not self.activation.known:
             what = f"its activation is a {type(self.activation).__name__}, which makes codes in its own way"
@@ -362,15 +363,13 @@ class SAE(SparseModel):
         return [self.W_enc, self.b_enc]
 
     def encoder_weights(self) -> nn.Parameter | None:
-        return self.W_enc if self._by_latents else None
+        return self.W_enc if self.encoder.by_latents else None
 
     def encoder_bias(self) -> nn.Parameter | None:
-        return self.b_enc if self._by_latents else None
+        return self.b_enc if self.encoder.by_latents else None
 
-    @property
-    def _by_latents(self) -> bool:
-        """Whether W_enc has one column for each latent."""
-        return self.W_enc.shape[1] == self.n_latents
+    def latent_parameters(self) -> list[tuple[nn.Parameter, float]]:
+        return [(getattr(self, name), start) for name, start in self.encoder.of_latents().items()]
 
     @property
     def kept(self) -> int | None:
@@ -381,7 +380,7 @@ class SAE(SparseModel):
 
     @property
     def bias(self) -> BiasBlock:
-        if not self._by_latents:
+        if not self.encoder.by_latents:
             raise TypeError(f"the encoder {self.encoder} has no bias for each latent, so there is none to adapt")
         activation: Any = self.activation
         by_own_score = activation.fires_by_own_score and self._makes_codes

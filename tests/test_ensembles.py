@@ -68,10 +68,34 @@ def test_no_solve_is_below_the_exact_one():
     assert error(found) == pytest.approx(float((X - codes @ best).square().sum()), rel=1e-9)
 
 
+def test_members_are_boosted_on_what_is_left_of_both_splits():
+    seen = []
+
+    def train(member_, left, left_val):
+        seen.append((left, left_val))
+        return member(member_)
+
+    found = boost(train, X[:200], 2, X[200:])
+    left = X - found.members[0](X).x_hat
+    torch.testing.assert_close(seen[1][0], left[:200])
+    torch.testing.assert_close(seen[1][1], left[200:])
+
+
+def test_members_that_couple_samples_are_told_of():
+    class Centred(ReLU):
+        couples_samples = True
+
+        def forward(self, pre_acts):
+            return torch.relu(pre_acts - pre_acts.mean(0))
+
+    assert not Ensemble([member(0), member(1, "BatchTopK")]).couples_samples
+    assert Ensemble([member(0), SAE(8, 12, Centred())]).couples_samples
+
+
 def test_trained_ensembles():
     x, x_val = samples(500), samples(300, seed=7)
 
-    def train(seed, x=x):
+    def train(seed, x=x, x_val=None):
         return fit(SAE(8, 16, TopK(2), "tied_residual", generator=rng(seed)), x, SGD(lr=1e-2), epochs=15, generator=seed).sae
 
     single = evaluate(train(0), x_val).fvu

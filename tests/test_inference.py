@@ -136,6 +136,16 @@ def test_rows_of_zeros_and_samples_at_the_bias_have_no_code(nonnegative):
     assert (values[:, 1] == 0).all()
 
 
+def test_fewer_usable_rows_than_steps():
+    W = torch.zeros(6, 4, dtype=torch.float64)
+    W[0, 0], W[1, 1] = 1.0, 2.0
+    x, b = torch.tensor([[3.0, 2.0, 0.5, 0.0]], dtype=torch.float64), torch.zeros(4, dtype=torch.float64)
+    for pursuit in PURSUITS.values():
+        for nonnegative in (False, True):
+            torch.testing.assert_close(dense(pursuit(x, W, b, 4, nonnegative=nonnegative), 6)[0, :2].tolist(), [3.0, 1.0])
+    assert least_squares_codes(x, W, b, torch.zeros(1, 0, dtype=torch.int64)).shape == (1, 0)
+
+
 def test_blocks_change_nothing(monkeypatch):
     x, W, b = problem(50)
     for pursuit in PURSUITS.values():

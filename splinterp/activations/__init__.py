@@ -10,6 +10,7 @@ from typing import Any
 
 from splinterp.activations.base import REGISTRY, Activation, GroupedActs, TopActs
 from splinterp.activations.batch_topk import BatchTopK
+from splinterp.activations.block_topk import BlockTopK
 from splinterp.activations.feature_choice import FeatureChoice
 from splinterp.activations.relu import JumpReLU, ReLU
 from splinterp.activations.topk import AbsTopK, RowTop, TopK
@@ -19,6 +20,7 @@ __all__ = [
     "AbsTopK",
     "Activation",
     "BatchTopK",
+    "BlockTopK",
     "FeatureChoice",
     "GroupedActs",
     "JumpReLU",

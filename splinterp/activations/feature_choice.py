@@ -20,9 +20,10 @@ class FeatureChoice(_FixedCount):
 
     Latent i (from 0) has the share k * (i + 1 + shift)^-exponent / sum_j (j + 1 + shift)^-exponent, so a sample has k latents on average
     and frequencies fall as Zipf's law says; exponent 0 gives all k / n_latents. In a batch of n it keeps round(share n), at least one:
-    no latent is ever out of training. Ranks are by index, and stay: latents start alike, so that is no loss. Thresholds are set from
-    training samples by `fit` before each evaluation, and by `SAE.calibrate`; on all samples this is bias adaptation with the rule
-    "quantile" at those frequencies. The defaults are this package's. (Mutual Choice, of the same paper, is `BatchTopK`.)
+    no latent is ever out of training (and samples of a batch of fewer than about 1 / share have more than k). Ranks are by index, and
+    stay: latents start alike, so that is no loss. Thresholds are set from training samples by `fit` before each evaluation, and by
+    `SAE.calibrate`; on all samples this is bias adaptation with the rule "quantile" at those frequencies. The defaults are this
+    package's. (Mutual Choice, of the same paper, is `BatchTopK`.)
     Source: arXiv 2411.02124, which gives no formula for ranks or rounding.
 
     Args:
@@ -87,8 +88,8 @@ class FeatureChoice(_FixedCount):
 
     @torch.no_grad()
     def calibrate(self, scores: Iterable[Float[Tensor, "n n_latents"]], n_samples: int) -> None:
-        """Set each threshold half-way between the last score that the latent's share of all n samples takes and the next; 0 where
-        that is not positive. Holds as many scores of each latent as it keeps."""
+        """Set each threshold half-way between the last score that the latent's share of all samples takes and the next; 0 where that is
+        not positive. Holds as many scores of every latent as the most frequent one keeps."""
         if not n_samples:
             return
         n_latents = len(self.threshold)
@@ -98,7 +99,7 @@ class FeatureChoice(_FixedCount):
         )
         most = min(n_samples, int(counts.max()) + 1)
         for block in scores:
-            kept = torch.cat([kept, block.to(kept)])
+            kept = torch.cat([kept, block.to(kept).nan_to_num(nan=-math.inf)])  # a run that diverges is told by its errors
             kept = kept.topk(min(len(kept), most), dim=0).values  # in descending order
         last = kept.gather(0, counts - 1)
         following = torch.where(counts < n_samples, kept.gather(0, counts.clamp(max=most - 1)), 0.0)

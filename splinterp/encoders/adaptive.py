@@ -20,7 +20,7 @@ STRENGTHS = (0.01, 0.1, 1.0, 10.0, 100.0, 1000.0)
 class AdaptiveK(Encoder):
     """The k(x) largest positive scores of a sample, k(x) = round(lowest + (highest - lowest) sigmoid(slope s(x))).
 
-    s is a linear probe of x - b_pre: the buffers `probe` (d_in,) and `probe_bias`, 0 until `fit_probe` sets them, so that every sample
+    s is a linear probe of x: the buffers `probe` (d_in,) and `probe_bias`, 0 until `fit_probe` sets them, so that every sample
     has (lowest + highest) / 2. It predicts how hard a sample is, in standard deviations. k is rounded, so training moves the probe not
     at all. Source: AdaptiveK, arXiv 2508.17320: its scores from 0 to 10, 5 in the middle and 2.5 apart, through
     20 + 300 sigmoid(6 (score / 10 - 1 / 2)), are the defaults here.
@@ -52,7 +52,8 @@ class AdaptiveK(Encoder):
     def acts_of(self, sae: Any, pre_acts: Tensor, centred: Tensor) -> Tensor:
         acts = self.acts(sae, pre_acts)
         with torch.no_grad():
-            share = torch.sigmoid(self.slope * (centred @ sae.probe + sae.probe_bias))
+            x = centred if sae.b_pre is None else centred + sae.b_pre  # training moves b_pre, and the probe is to stay
+            share = torch.sigmoid(self.slope * (x @ sae.probe + sae.probe_bias))
             k = (self.lowest + (self.highest - self.lowest) * share).nan_to_num(self.lowest).round().long()
             top = acts.topk(self.highest, dim=1).indices  # in descending order
             ranks = torch.arange(self.highest, device=acts.device).expand_as(top)
@@ -86,12 +87,10 @@ def fit_probe(sae: Any, x: ArrayLike, hardness: ArrayLike) -> float:
         raise ValueError(f"hardness has shape {tuple(target.shape)}: pass one finite number for each of the {len(x)} samples")
     if float(target.std()) <= 1e-12 * float(target.abs().max()):
         raise ValueError("hardness is the same for all samples, so there is nothing to predict: leave the probe at 0")
-    centre = torch.zeros(sae.d_in) if sae.b_pre is None else sae.b_pre.detach().cpu()
-    centred = (x - centre.double()).numpy()
-    found = RidgeCV(STRENGTHS).fit(centred, target.numpy())
-    predicted = torch.from_numpy(found.predict(centred))
+    found = RidgeCV(STRENGTHS).fit(x.numpy(), target.numpy())
+    predicted = torch.from_numpy(found.predict(x.numpy()))
     scale = float(predicted.std())
     scale = scale if scale > 0 else 1.0
     sae.probe.copy_(torch.from_numpy(found.coef_ / scale))
     sae.probe_bias.fill_((float(found.intercept_) - float(predicted.mean())) / scale)
-    return float(found.score(centred, target.numpy()))
+    return float(found.score(x.numpy(), target.numpy()))

@@ -19,7 +19,8 @@ class TopAFA(Encoder):
 
     That root is the norm of x_hat - b_dec where the rows in use are orthogonal, so a good reconstruction has about the norm of
     x - b_dec. There is no k: the encoder's scale decides l0 (smaller scores, more latents), and so does a penalty. At equal distance
-    the fewer are kept, at least one where a score is positive. The choice has no gradient. Source: top-AFA, arXiv 2503.24277
+    the fewer are kept, at least one where a score is positive. The choice has no gradient. Since it reads W_dec and b_dec, a decoder solve
+    moves some of the codes that it was of. Source: top-AFA, arXiv 2503.24277
     (whose code also forbids that all latents are kept; here they may be).
 
     Raises:

@@ -29,6 +29,10 @@ class Encoder:
 
     couples_samples: ClassVar[bool] = True
     """Whether a sample's code depends on the others of its batch; assumed of a subclass that makes codes and does not say."""
+    by_latents: ClassVar[bool] = True
+    """Whether W_enc has one column for each latent, and b_enc one entry."""
+    plain_at_inference: ClassVar[bool] = False
+    """Whether, outside of training, scores are x @ W_enc + b_enc and codes their activation."""
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -58,7 +62,7 @@ class Encoder:
         """Raise TypeError or ValueError where the parametrisation does not go with these."""
 
     def columns(self, n_latents: int) -> int:
-        """Columns of W_enc, and entries of b_enc."""
+        """Columns of W_enc, and entries of b_enc; other than n_latents needs `by_latents = False`."""
         return n_latents
 
     def rows(self, W_enc: Tensor) -> Tensor:
@@ -67,6 +71,10 @@ class Encoder:
 
     def parameters(self, d_in: int, n_latents: int) -> dict[str, Tensor]:
         """Starts of further parameters, by the names under which the SAE is to have them."""
+        return {}
+
+    def of_latents(self) -> dict[str, float]:
+        """Of those parameters, the ones with one entry for each latent (n_latents,), and what it starts at."""
         return {}
 
     def buffers(self, d_in: int, n_latents: int) -> dict[str, Tensor]:

@@ -37,6 +37,9 @@ class Gated(Encoder):
     def parameters(self, d_in: int, n_latents: int) -> dict[str, Tensor]:
         return {"r_mag": torch.zeros(n_latents), "b_mag": torch.zeros(n_latents)}
 
+    def of_latents(self) -> dict[str, float]:
+        return {"r_mag": 0.0, "b_mag": 0.0}
+
     def acts(self, sae: Any, pre_acts: Tensor) -> Tensor:
         magnitudes = torch.relu(sae.r_mag.exp() * (pre_acts - sae.b_enc) + sae.b_mag)
         with torch.no_grad():

@@ -31,6 +31,7 @@ class Kronecker(Encoder):
     """
 
     couples_samples: ClassVar[bool] = False
+    by_latents: ClassVar[bool] = False
 
     heads: int
     left: int = 2

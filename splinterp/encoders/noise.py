@@ -45,7 +45,8 @@ class InputNoise(_Noise):
         ValueError: scale not above 0.
     """
 
-    couples_samples: ClassVar[bool] = False
+    couples_samples: ClassVar[bool] = True  # draws are of a batch
+    plain_at_inference: ClassVar[bool] = True
 
     scale: float
     """Standard deviation, in the units of x (of standardised data: of their standard deviation)."""
@@ -75,7 +76,8 @@ class Variational(_Noise):
         ValueError: sigma not above 0.
     """
 
-    couples_samples: ClassVar[bool] = False
+    couples_samples: ClassVar[bool] = True  # draws are of a batch
+    plain_at_inference: ClassVar[bool] = True
 
     sigma: float = 1.0
     """Standard deviation, in the units of `pre_acts`."""

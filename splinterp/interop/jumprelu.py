@@ -22,9 +22,8 @@ def to_jumprelu(sae: SAE) -> SAE:
         TypeError: a map that has no such form (TopK, AbsTopK, Kronecker, a subclass that makes codes in its own way).
         RuntimeError: thresholds that are not set yet.
     """
+    sae.require_plain("a JumpReLU", encoders=(Gated,))
     gated = type(sae.encoder) is Gated
-    if not gated:
-        sae.require_plain("a JumpReLU")
     threshold = _threshold(sae)
     found = SAE(
         sae.d_in,

@@ -19,6 +19,7 @@ from splinterp._files import check_header, check_numbers, is_positive_integer, r
 from splinterp._typing import Tensor
 from splinterp.activations import AbsTopK, Activation, BatchTopK, FeatureChoice, JumpReLU, ReLU, TopK
 from splinterp.data.standardizer import Standardizer
+from splinterp.encoders import Gated
 from splinterp.sae import SAE
 
 VERSION = "6.54.0"
@@ -54,6 +55,8 @@ def save_saelens(
         RuntimeError: a BatchTopK or FeatureChoice that has no threshold yet.
     """
     folder = Path(folder)
+    if type(sae.encoder) is Gated:
+        raise TypeError("a gated SAE is written as a JumpReLU: save_saelens(to_jumprelu(sae), ...)")
     sae.require_plain("a SAELens folder")
     if nonnegative:
         sae = to_nonnegative(sae)

@@ -121,13 +121,14 @@ def latent_effect(
     as_model(sae).check_linear()
     if not ids:
         raise ValueError("ids is empty: pass the tokens of one sequence")
-    if not 0 <= latent < sae.W_enc.shape[1]:
-        raise ValueError(f"latent={latent} is not one of 0 to {sae.W_enc.shape[1] - 1}")
+    n_latents, dtype = as_model(sae).shape[1], sae.b_dec.dtype
+    if not 0 <= latent < n_latents:
+        raise ValueError(f"latent={latent} is not one of 0 to {n_latents - 1}")
     tokens, mask = padded([ids])
     real = torch.ones_like(tokens, dtype=torch.bool) if special is None else ~torch.tensor([special], dtype=torch.bool)
 
     def set_latent(x: Tensor) -> Tensor:
-        seen = x.to(sae.W_enc.dtype) if standardizer is None else standardizer.transform(x.to(sae.W_enc.dtype))
+        seen = x.to(dtype) if standardizer is None else standardizer.transform(x.to(dtype))
         change = (value - sae.encode(seen)[:, latent : latent + 1]) * sae.W_dec[latent]
         if standardizer is not None:  # a difference: the mean drops out
             change = standardizer.inverse(change) - standardizer.inverse(torch.zeros_like(change))
@@ -167,7 +168,7 @@ def _at(real: Tensor, edit: Edit) -> Edit:
 
 @torch.no_grad()
 def _reconstructed(sae: Any, x: Tensor, standardizer: Standardizer | None) -> Tensor:
-    rows = x.to(device=sae.W_enc.device, dtype=sae.W_enc.dtype)
+    rows = x.to(device=sae.b_dec.device, dtype=sae.b_dec.dtype)
     if standardizer is not None:
         rows = standardizer.transform(rows)
     x_hat = as_model(sae).run(rows)[0]

@@ -1,5 +1,6 @@
 """What is minimised: terms of a loss, each a small class of its own, over one lazy forward pass."""
 
+from splinterp.losses.blocks import Blocks, Mutual
 from splinterp.losses.dead_latents import AuxK
 from splinterp.losses.forward import Forward
 from splinterp.losses.gate import GateError, GateL1, GateReconstruction
@@ -15,6 +16,7 @@ __all__ = [
     "L0",
     "L1",
     "AuxK",
+    "Blocks",
     "Forward",
     "GateError",
     "GateL1",
@@ -22,6 +24,7 @@ __all__ = [
     "GaussianPrior",
     "HierarchicalTopK",
     "Matryoshka",
+    "Mutual",
     "NormMatch",
     "OrtSAE",
     "PAnneal",

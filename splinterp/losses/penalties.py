@@ -10,6 +10,7 @@ import torch
 from splinterp._checks import whole
 from splinterp._typing import Tensor
 from splinterp.losses.forward import Forward
+from splinterp.losses.row_norms import sizes_of
 from splinterp.losses.terms import State, Term, needs
 from splinterp.protocol import SparseModel
 
@@ -19,7 +20,7 @@ ROUND = 1e-8
 
 @dataclass(frozen=True, kw_only=True)
 class PAnneal(Term):
-    """c_p times the mean over samples of sum_i |z_i|^p, p falling from 1 to `power`: p-annealing.
+    """c_p times the mean over samples of sum_i |z_i|^p (with `row_norms`, of |z_i| |w_i|), p falling from 1 to `power`: p-annealing.
 
     p is 1 for `begin` steps and falls in `stages` equal parts, evenly spaced up to step `until`. c_p starts at 1 and changes with p so
     that the penalty of the batch at which p falls does not: the pull on the many small codes grows instead. Steps are counted by the
@@ -35,6 +36,9 @@ class PAnneal(Term):
     begin: int
     until: int
     stages: int = 10
+    row_norms: bool = False
+    """Take codes times the norms of their decoder rows, as `RowNormL1` does. Published without, where rows have unit norm
+    (`unit_norm_decoder`); with rows that are free, small codes and large rows would escape the penalty."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -62,27 +66,26 @@ class PAnneal(Term):
         return 1 + (self.power - 1) * stage / self.stages
 
     def __call__(self, out: Forward, state: State) -> Tensor:
-        return _powers(out, self.power_at(int(state["step"]))) * state["scale"].to(out.target)
+        return self._powers(out, self.power_at(int(state["step"]))) * state["scale"].to(out.target)
 
     @torch.no_grad()
     def after(self, out: Forward, state: State) -> None:
         step = int(state["step"])
         now, coming = self.power_at(step), self.power_at(step + 1)
         if now != coming:
-            above, below = float(_powers(out, now)), float(_powers(out, coming))
+            above, below = float(self._powers(out, now)), float(self._powers(out, coming))
             if above > 0 and below > 0:
                 state["scale"].mul_(above / below)
         state["step"].add_(1)
+
+    def _powers(self, out: Forward, p: float) -> Tensor:
+        sizes = sizes_of(out) if self.row_norms else out.values().abs()
+        return sizes.sum(1).mean() if p == 1 else ((sizes + ROUND) ** p - ROUND**p).sum(1).mean()
 
 
 def _needs_scores(term: Term, model: SparseModel) -> None:
     if type(model).pre_acts is SparseModel.pre_acts:
         raise TypeError(f"{term.name} reads pre_acts: use a splinterp SAE, or a module with pre_acts")
-
-
-def _powers(out: Forward, p: float) -> Tensor:
-    sizes = out.values().abs()
-    return sizes.sum(1).mean() if p == 1 else ((sizes + ROUND) ** p - ROUND**p).sum(1).mean()
 
 
 @dataclass(frozen=True, kw_only=True)

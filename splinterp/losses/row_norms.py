@@ -32,7 +32,7 @@ class _RowNorms(Term):
         return model.shape[0] * totals / (2 * norms.clamp_min(eps * float(norms.max())).clamp_min(eps))
 
 
-def _sizes(out: Forward) -> Tensor:
+def sizes_of(out: Forward) -> Tensor:
     """|z_i| |w_i| of each of the code's values."""
     return out.values().abs() * torch.linalg.vector_norm(out.W_dec, dim=1)[out.latents()]
 
@@ -49,7 +49,7 @@ class RowNormL1(_RowNorms):
     """
 
     def __call__(self, out: Forward, state: dict[str, Tensor]) -> Tensor:
-        return _sizes(out).sum(1).mean()
+        return sizes_of(out).sum(1).mean()
 
     def row_totals(self, out: Forward) -> Tensor:
         return totals_of(out.code, out.model.shape[1])
@@ -74,9 +74,9 @@ class Tanh(_RowNorms):
         at_least("steepness", self.steepness, 0.0, strict=True)
 
     def __call__(self, out: Forward, state: dict[str, Tensor]) -> Tensor:
-        return torch.tanh(self.steepness * _sizes(out)).sum(1).mean()
+        return torch.tanh(self.steepness * sizes_of(out)).sum(1).mean()
 
     def row_totals(self, out: Forward) -> Tensor:
-        slopes = self.steepness * out.values() * (1 - torch.tanh(self.steepness * _sizes(out)).square())
+        slopes = self.steepness * out.values() * (1 - torch.tanh(self.steepness * sizes_of(out)).square())
         code = out.code.with_values(slopes) if isinstance(out.code, TopActs) else slopes
         return totals_of(code, out.model.shape[1])

@@ -48,7 +48,7 @@ def absorption(
     """Of the samples on which each feature is active, the share on which it is absorbed, float64; NaN for a feature never active.
 
     A feature is absorbed in a sample if all of its `detectors` are silent, and the `most` active latents with the largest part in its
-    direction p, of those with cos(w_i, p) >= `cosine`, make at least `share` of the sample's own: sum z_i <w_i, p> >= share
+    direction p, of those with cos(z_i w_i, p) >= `cosine`, make at least `share` of the sample's own: sum z_i <w_i, p> >= share
     <x - b_dec, p>, which must be positive. That is SAEBench's measure (arXiv 2503.09532, after 2409.14507) with the known truth in place
     of probes.
 
@@ -75,7 +75,7 @@ def absorption(
     if b_dec is not None:
         x = x - torch.as_tensor(b_dec).detach().double()
     along = rows @ directions.T  # (n_latents, n_features)
-    near = along / rows.norm(dim=1, keepdim=True).clamp_min(1e-300) >= cosine
+    cosines = along / rows.norm(dim=1, keepdim=True).clamp_min(1e-300)
     found = torch.full((len(directions),), torch.nan, dtype=torch.float64)
     for feature in range(len(directions)):
         here = active[:, feature]
@@ -83,7 +83,8 @@ def absorption(
             continue
         mains = detectors(acts, here)
         silent = (acts[here][:, mains] == 0).all(1)
-        parts = (acts[here] * torch.where(near[:, feature], along[:, feature], 0.0)).topk(min(most, len(rows)), dim=1).values
+        near = acts[here].sign() * cosines[:, feature] >= cosine  # a negative code points the other way
+        parts = torch.where(near, acts[here] * along[:, feature], 0.0).topk(min(most, len(rows)), dim=1).values
         own = x[here] @ directions[feature]
         carried = (own > 0) & (parts.clamp_min(0.0).sum(1) >= share * own)
         found[feature] = (silent & carried).double().mean()

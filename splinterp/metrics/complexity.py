@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
@@ -63,7 +64,7 @@ def description_length(sae: SAELike | SparseModel, x: ArrayLike, precision: floa
 
 
 class ErrorPredictability(NamedTuple):
-    """R2 on held-out samples, at most 1; below 0 where the mean would have done better."""
+    """R2 on held-out samples, at most 1; below 0 where the mean would have done better, NaN where what is predicted does not vary."""
 
     error: float
     """Of the error vector x - x_hat, from x by a linear map."""
@@ -112,5 +113,5 @@ def error_predictability(sae: SAELike | SparseModel, x: ArrayLike, x_held_out: A
     for which in range(2):
         truth, guess = (torch.cat([pair[which][side] for pair in pairs]) for side in range(2))
         deviation = float((truth - truth.mean(0)).square().sum())
-        found.append(1 - float((truth - guess).square().sum()) / deviation if deviation > 0 else 1.0)
+        found.append(1 - float((truth - guess).square().sum()) / deviation if deviation > 0 else math.nan)
     return ErrorPredictability(*found)

@@ -77,7 +77,7 @@ class Resampling:
         if model.encoder_weights() is None or model.encoder_bias() is None:
             raise TypeError(
                 f"resample writes into the columns of W_enc and b_enc, one for each latent, and {name} has none that are parameters: leave "
-                "resample out, or use the term AuxK"
+                "resample out"
             )
         block = model.decoder_block()
         if not block.weights and not block.tied and not sharing(model, model.W_dec):
@@ -185,6 +185,9 @@ def _write(
     yield W_enc, 1
     b_enc[latents] = 0.0
     yield b_enc, 0
+    for further, start in model.latent_parameters():
+        further[latents] = start
+        yield further, 0
     if block.residual is not None:
         block.residual[latents] = 0.0
         yield block.residual, 0

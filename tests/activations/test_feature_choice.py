@@ -9,7 +9,7 @@ import torch
 from hypothesis import given
 from hypothesis import strategies as st
 
-from splinterp import SAE, BatchTopK, BiasAdaptation, ReLU, fit
+from splinterp import SAE, BatchTopK, BiasAdaptation, DivergenceError, ReLU, fit
 from splinterp.activations import FeatureChoice
 from splinterp.geometry import region_of
 from splinterp.metrics import evaluate
@@ -118,3 +118,8 @@ def test_regions_are_those_of_its_thresholds():
 def test_its_frequencies_are_not_the_biass_to_adapt():
     with pytest.raises(ValueError, match="whatever the bias"):
         BiasAdaptation(gain=1.0).init(make_sae("FeatureChoice"), samples())
+
+
+def test_a_run_that_diverges_is_told_as_such():
+    with pytest.raises(DivergenceError):
+        fit(make_sae("FeatureChoice"), samples(100), SGD(lr=1e300, clip=None), epochs=3, batch_size=10, generator=0)

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from splinterp import PAMSGD, SAE, SGD, AbsTopK, BiasAdaptation, JumpReLU, ReLU, TopK, fit
-from splinterp.encoders import AdaptiveK, Gated, Kronecker, TopAFA
+from splinterp.encoders import AdaptiveK, Gated, Kronecker, TopAFA, fit_probe
 from splinterp.geometry import region_of
 from splinterp.metrics import evaluate
 from splinterp.training import Resampling
@@ -63,7 +63,7 @@ def test_codes_are_those_of_each_sample_alone(name):
     sae.calibrate(x).eval()
     acts = sae.encode(x)
     torch.testing.assert_close(torch.cat([sae.encode(row) for row in x[:40].split(1)]), acts[:40])
-    assert sae.couples_samples == ("BatchTopK" in name)
+    assert sae.couples_samples == any(word in name for word in ("BatchTopK", "InputNoise", "Variational"))
     assert (acts >= 0).all() or name == "Variational"
     assert 0 < float((acts != 0).double().mean()) < 1
 
@@ -130,6 +130,7 @@ def test_geometry_refuses_codes_that_are_not_of_affine_scores(name):
         (AdaptiveK(), ReLU(), "free", ValueError, "highest=320 is larger than n_latents=12"),
         (Kronecker(heads=2), ReLU(), "free", ValueError, "makes 16 latents, not n_latents=12"),
         (Kronecker(heads=2, left=2, right=3), ReLU(), "tied", ValueError, "one column of W_enc for each latent"),
+        (Kronecker(heads=3, left=2, right=2), ReLU(), "tied", ValueError, "one column of W_enc for each latent"),
     ],
 )
 def test_what_does_not_go_together_is_refused(encoder, activation, decoder, error, words):
@@ -152,9 +153,36 @@ def test_options_out_of_range_are_refused(encoder, options, words):
         encoder(**options)
 
 
-def test_kronecker_has_no_column_for_each_latent_to_adapt_or_resample():
-    sae = make("Kronecker ReLU", dtype=torch.float32)
+@pytest.mark.parametrize("sizes", [(4, 3, 1), (3, 2, 2)])  # the latter has as many columns as latents
+def test_kronecker_has_no_column_for_each_latent_to_adapt_or_resample(sizes):
+    sae = SAE(8, 12, ReLU(), encoder=Kronecker(*sizes), generator=0)
     with pytest.raises(TypeError, match="one for each latent"):
         BiasAdaptation(gain=1.0).init(sae, X)
     with pytest.raises(TypeError, match="one for each latent"):
         fit(sae, X, SGD(resample=Resampling(every=2, dead_after=10)), epochs=1, generator=0)
+
+
+def test_a_gated_latent_that_is_resampled_fires_again():
+    sae = SAE(8, 16, ReLU(), "tied_residual", encoder=Gated(), generator=0)
+    with torch.no_grad():
+        sae.b_mag[:8] = -50.0
+        sae.r_mag[:8] = 0.5
+    fit(sae, X, SGD(lr=1e-3, resample=Resampling(every=10, dead_after=100)), steps=40, batch_size=60, generator=0)
+    assert float(sae.b_mag.detach().min()) > -1
+    assert float(sae.r_mag.detach().abs().max()) < 0.4
+    assert int((sae.encode(X) > 0).any(0).sum()) == 16
+
+
+def test_training_moves_no_probe():
+    x = X + 5.0
+    sae = SAE(8, 12, ReLU(), encoder=AdaptiveK(1, 9), generator=0)
+    fit_probe(sae, x, x[:, 0])
+    before = x @ sae.probe + sae.probe_bias
+    fit(sae, x, SGD(), epochs=2, generator=0)
+    torch.testing.assert_close(x @ sae.probe + sae.probe_bias, before)
+    assert float(before.mean()) == pytest.approx(0.0, abs=1e-3)
+
+
+def test_noise_is_none_to_what_reads_the_weights():
+    sae = make("InputNoise").eval()
+    assert sorted(region_of(sae, X[0].double()).support.tolist()) == sae.encode(X[:1].double())[0].nonzero().flatten().tolist()

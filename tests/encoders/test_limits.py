@@ -142,7 +142,7 @@ def test_the_fitted_probe_gives_harder_samples_more():
     assert (sae.encode(X) > 0).sum(1).unique().tolist() == [5]
     hardness = 100 + 7 * X[:, 0]
     assert fit_probe(sae, X, hardness) > 0.999
-    predicted = (X - sae.b_pre) @ sae.probe + sae.probe_bias
+    predicted = X @ sae.probe + sae.probe_bias
     assert float(predicted.mean()) == pytest.approx(0.0, abs=1e-9)
     assert float(predicted.std()) == pytest.approx(1.0, abs=1e-9)
     k = (sae.encode(X) > 0).sum(1)

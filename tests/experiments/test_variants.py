@@ -15,9 +15,10 @@ from experiments.tables import command as tables
 from experiments.variant_runs import MOD, N_TREE, OPTIMIZERS, TREE, VariantRun, execute_variant, run_of, tree, tree_samples
 from experiments.variants import CONFIGS, Config, against_limits, log_ratio_at, main
 
-KNOBS = {"k": 4.0, "l1": 3e-3, "tanh": 3e-3, "p": 3e-3, "gate": 3e-3, "l0": 3e-3, "afa": 3e-3}
+KNOBS = {"k": 4.0, "tanh": 3e-3, "p": 3e-3, "gate": 3e-3, "l0": 3e-3, "afa": 3e-3}
 QUICK = Config(
-    data="digits", n_latents=32, n_train=300, steps=30, batch_size=64, limit_k=(2, 4, 8), grid=(4e-3,), seeds=(0, 1),
+    data="digits", n_latents=32, n_train=300, steps=30, batch_size=64, limit_k=(2, 4, 8), limit_l1=(1e-3, 3e-3, 1e-2), grid=(4e-3,),
+    seeds=(0, 1),
     knobs=tuple((name, (knob / 2, knob) if name != "k" else (2.0, 4.0)) for name, knob in KNOBS.items()),
     variants=("TopK", "HierarchicalTopK", "ReLU, L1", "Gated"),
 )  # fmt: skip
@@ -30,7 +31,7 @@ def small_tree(monkeypatch):
 
 
 def quick_run(variant, optimizer, **fields):
-    knob = KNOBS[VARIANTS[variant].knob] if variant in VARIANTS else 4.0
+    knob = KNOBS.get(VARIANTS[variant].knob, 3e-3) if variant in VARIANTS else 4.0
     return VariantRun(TREE, variant, optimizer, knob, 4e-3, 0, 64, 600, 24, 64, **fields)
 
 
@@ -91,6 +92,10 @@ def test_verdicts_are_of_paired_seeds():
     assert row["verdict"] == "better"
     (row,) = against_limits([*limit, point("AuxK", 4, [0.2, 0.2, 0.2], [50, 50, 50])])
     assert row["verdict"] == "no equal l0"
+    (row,) = against_limits([*limit, *better, point("AuxK", 8, [math.inf, 0.2, 0.2], [math.nan, 8, 8])])
+    assert row["verdict"] == "diverged"  # and is not left out of a mean
+    (row,) = against_limits([*limit, *better, point("AuxK", 8, [0.01, 0.2, 0.2], [50, 8, 8])])
+    assert (row["compared"], row["of"]) == (1, 2)  # knobs that every seed can be compared at
 
 
 def test_the_tree_has_one_truth_and_training_samples_by_seed():

@@ -56,3 +56,17 @@ def test_other_refusals():
         with pytest.raises(RuntimeError, match="no threshold yet"):
             to_jumprelu(make_sae(name))
     assert to_jumprelu(SAE(8, 12, ReLU())).activation.threshold.max() < 1e-30
+
+
+def test_what_makes_codes_in_its_own_way_is_refused():
+    class Twice(SAE):
+        def encode(self, x):
+            return 2 * super().encode(x)
+
+    with pytest.raises(TypeError, match="Twice overrides encode"):
+        to_jumprelu(Twice(8, 12, ReLU(), encoder=Gated()))
+
+
+def test_a_gated_sae_is_saved_for_saelens_by_its_jumprelu(tmp_path):
+    with pytest.raises(TypeError, match="to_jumprelu"):
+        save_saelens(make("Gated"), tmp_path)

@@ -47,6 +47,18 @@ def test_the_penalty_does_not_jump_where_the_power_falls(power, stages, seed):
     assert float(state["scale"]) != 1.0
 
 
+def test_row_norms_make_powers_a_matter_of_the_map():
+    sae, term = make("ReLU"), PAnneal(power=0.5, begin=0, until=1, stages=1, row_norms=True)
+    before = value_and_gradients(term, sae, X)[0]
+    plain = value_and_gradients(PAnneal(power=0.5, begin=0, until=1, stages=1), sae, X)[0]
+    with torch.no_grad():
+        for p in (sae.W_enc, sae.b_enc):
+            p.mul_(3.0)
+        sae.W_dec.div_(3.0)
+    torch.testing.assert_close(value_and_gradients(term, sae, X)[0], before)
+    assert value_and_gradients(PAnneal(power=0.5, begin=0, until=1, stages=1), sae, X)[0] > 1.5 * plain
+
+
 @pytest.mark.parametrize("activation", ["ReLU", "JumpReLU"])
 def test_gradients_of_powers_are_finite_where_nothing_fires(activation):
     sae, term = make(activation), PAnneal(power=0.3, begin=0, until=1, stages=1)

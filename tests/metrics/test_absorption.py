@@ -61,6 +61,9 @@ def test_rare_children_absorb_by_their_share():
     assert float(high[0]) == 0.0
     scaled = absorption(x, acts * 0.3, W_dec, tree.features, codes != 0)  # carries 30 % of the projection
     assert float(scaled[0]) < 0.2 * expected  # two or more of them together still do
+    signs = torch.where(torch.arange(62) % 2 == 0, -1.0, 1.0)  # the same map with negative codes
+    flipped = absorption(x, acts * signs, W_dec * signs[:, None], tree.features, codes != 0)
+    torch.testing.assert_close(flipped, found)
     moved = absorption(x + 2.0, acts, W_dec, tree.features, codes != 0, b_dec=torch.full((62,), 2.0))
     torch.testing.assert_close(moved, found)
 

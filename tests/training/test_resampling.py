@@ -232,7 +232,9 @@ def test_the_fused_kernel_rests_until_the_last_resampling_only(monkeypatch):
 
 def test_the_code_stays_sparse(monkeypatch):
     sae = half_dead()
-    monkeypatch.setattr(sae, "encoder", SimpleNamespace(plain=True))  # has no way to make a dense code
+    monkeypatch.setattr(
+        sae, "encoder", SimpleNamespace(plain=True, by_latents=True, of_latents=dict)
+    )  # has no way to make a dense code
     method = SGD(resample=OFTEN)
     state = method.init(sae, toy(), total_steps=100)
     for start in range(0, 600, 50):
