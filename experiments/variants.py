@@ -82,17 +82,18 @@ def _penalties(**weights: tuple[float, ...]) -> tuple[tuple[str, tuple[float, ..
 
 CONFIGS = {
     "mnist": Config(
+        limit_l1=(1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
         knobs=_penalties(
-            k=(8, 16, 32), tanh=(1e-3, 3e-3, 1e-2), p=(1e-3, 3e-3, 1e-2), gate=(3e-3, 1e-2, 3e-2), l0=(3e-4, 1e-3, 3e-3),
-            afa=(1e-3, 3e-3, 1e-2),
+            k=(8, 16, 32), tanh=(2e-3, 4e-3, 8e-3), p=(2e-3, 4e-3, 8e-3), gate=(1e-2, 2e-2, 4e-2), l0=(5e-4, 1e-3, 2e-3),
+            afa=(2e-3, 4e-3, 8e-3),
         ),
     ),
     "minilm": Config(
         data="minilm-3", n_latents=1_536, n_train=36_000, steps=2_115, batch_size=256, limit_k=(8, 16, 32, 64, 128),
-        grid=(1e-3, 2e-3, 4e-3),
+        limit_l1=(1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), grid=(1e-3, 2e-3, 4e-3),
         knobs=_penalties(
-            k=(16, 32, 64), tanh=(1e-3, 3e-3, 1e-2), p=(1e-3, 3e-3, 1e-2), gate=(3e-3, 1e-2, 3e-2), l0=(3e-4, 1e-3, 3e-3),
-            afa=(1e-3, 3e-3, 1e-2),
+            k=(16, 32, 64), tanh=(2e-3, 4e-3, 8e-3), p=(2e-3, 4e-3, 8e-3), gate=(1e-2, 2e-2, 4e-2), l0=(5e-4, 1e-3, 2e-3),
+            afa=(2e-3, 4e-3, 8e-3),
         ),
     ),
     "tree": Config(
