@@ -4,6 +4,7 @@ For dictionaries whose Gram matrix does not fit there is `splinterp.decoder.matr
 """
 
 from splinterp.decoder.exact import DecoderSolution, optimality_residual, solve_decoder, solve_scales, tied_scale
+from splinterp.decoder.groups import group_decoders
 from splinterp.decoder.readout import Readout, readout, squared_error
 from splinterp.decoder.ridge import GCVResult, HeldOutResult, gcv_ridge, held_out_ridge, solve_by_gcv, solve_by_held_out
 from splinterp.decoder.statistics import DecoderStats, Spectrum
@@ -16,6 +17,7 @@ __all__ = [
     "Readout",
     "Spectrum",
     "gcv_ridge",
+    "group_decoders",
     "held_out_ridge",
     "optimality_residual",
     "readout",

@@ -35,6 +35,7 @@ def quick_run(variant, optimizer, **fields):
     return VariantRun(TREE, variant, optimizer, knob, 4e-3, 0, 64, 600, 24, 64, **fields)
 
 
+@pytest.mark.slow
 @pytest.mark.parametrize("optimizer", OPTIMIZERS)
 @pytest.mark.parametrize("variant", VARIANTS)
 def test_every_variant_trains(variant, optimizer):
