@@ -4,15 +4,19 @@ from splinterp.metrics.absorption import absorption, detectors
 from splinterp.metrics.bipolarity import Bipolarity, anti_parallel_share, bipolarity
 from splinterp.metrics.complexity import DescriptionLength, ErrorPredictability, description_length, error_predictability
 from splinterp.metrics.features import FeatureMatch, match_features, mean_max_cosine
+from splinterp.metrics.jacobian import MLP, ActiveJacobian, active_jacobian
 from splinterp.metrics.quality import Evaluation, evaluate, explained_variance, firing_frequencies, frac_dead, fvu, l0
 
 __all__ = [
+    "MLP",
+    "ActiveJacobian",
     "Bipolarity",
     "DescriptionLength",
     "ErrorPredictability",
     "Evaluation",
     "FeatureMatch",
     "absorption",
+    "active_jacobian",
     "anti_parallel_share",
     "bipolarity",
     "description_length",
