@@ -18,6 +18,8 @@ COMPUTED = ("", "python -m paper_figures NAME")
 ATOMS = ("atoms-mnist.json", "python -m experiments atoms --data-dir FOLDER")
 CONTROLLED = ("mnist-controlled.json", "python -m experiments mnist --data-dir FOLDER --jobs 2")
 CENTRED = ("mnist-centred.json", "python -m experiments mnist --preset centred --data-dir FOLDER --jobs 2")
+CENTRED_LLM = ("llm-minilm-1-centred.json",
+               "python -m experiments llm --preset centred --parts sizes --layer 1 --data-dir FOLDER --jobs 2")  # fmt: skip
 BASELINES = ("baselines-mnist.json", "python -m experiments baselines --data mnist --data-dir FOLDER --jobs 2")
 BRIDGE = ("bridge.json", "python -m experiments bridge")
 GEOMETRY = ("geometry-mnist.json", "python -m experiments geometry --data-dir FOLDER --jobs 2")
@@ -49,6 +51,7 @@ def _figures() -> dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, st
         "verdicts": (verdicts.verdicts, CONTROLLED),
         "verdicts_centred": (verdicts.verdicts, CENTRED),
         "verdicts_llm": (verdicts.verdicts, LLM),
+        "verdicts_centred_llm": (verdicts.verdicts, CENTRED_LLM),
         "llm_paper_sizes": (curves.paper_sizes, LLM_PAPER),
         "llm_ablations": (curves.ablations, LLM_PAPER),
         "sparsity": (curves.sparsity, CONTROLLED),

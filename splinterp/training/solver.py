@@ -66,7 +66,9 @@ class DecoderSolver:
     """
 
     ridge: float | GCV | HeldOut = GCV()
-    """Pull of a free W_dec to 0, of a tied-residual one to W_enc.T: a number, or the rule that chooses it at each solve."""
+    """Pull of a free W_dec to 0, of a tied-residual one to W_enc.T: a number, or the rule that chooses it at each solve. GCV takes samples
+    for independent: where many are nearly copies of each other (tokens of a language model, above all in early layers) its ridge
+    is too small, and HeldOut() is to be taken."""
     bias: str = "joint"
     """Either "joint": weights and bias solved together, or "separate": weights without a bias, then it (as published)."""
     bias_ridge: float = 0.0
