@@ -47,10 +47,10 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     By default, and best with `SAE(decoder="tied_residual")`: gradients move every block; at ends of epochs, as often as a tenth of the
     gradient steps' time allows, the decoder is solved for exactly, its ridge by GCV; with at least 200 held-out samples (`x_val` of `fit`)
     the result, `keep_best` and some of the rows have a readout, a combination of solutions that those samples weigh, if it is better.
-    Something else: `ridge="held_out"` where many samples are nearly copies of each other, as a language model's tokens are: GCV takes them
-    for evidence, and its ridge is too small; `hold=1` (tied SGD, then one readout) or `hold="race"` where few samples are seen hundreds of times, by 2 % at
-    best and not always; `PAMSGD.published()` for the paper's algorithm; SGD where nothing may be held back and no solve is wanted.
-    See experiments/RESULTS.md.
+    Something else: `ridge="held_out"` where many samples are nearly copies of each other, as a language model's tokens are: GCV takes
+    them for evidence, and its ridge is too small; `hold=1` (tied SGD, then one readout) or `hold="race"` where few samples are seen
+    hundreds of times, by 2 % at best and not always; `PAMSGD.published()` for the paper's algorithm; SGD where nothing may be held
+    back and no solve is wanted. See experiments/RESULTS.md.
 
     To drive it by hand: `encoder_step` (which `fit` calls as `step`) on batches, `end_epoch` after each pass, or `decoder_step` when you
     want the solve; `read_out` tells what a readout would be.
