@@ -323,6 +323,6 @@ def command(argv: list[str]) -> Path:
     config = CONFIGS[args.data]
     if args.only:
         wanted = {*args.only, *(VARIANTS[name].limit for name in args.only)}
-        config = replace(config, variants=tuple(name for name in VARIANTS if name in wanted))
+        config = replace(config, variants=tuple(name for name in VARIANTS if name in wanted), mod=False)
     data_dir = location(args.text, args.data_dir) if args.data == "minilm" else args.data_dir
     return main(config, args.out, data_dir, args.jobs, args.device)

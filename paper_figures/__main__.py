@@ -28,9 +28,7 @@ SIGNS = ("abstopk.json", "python -m experiments abstopk --layers 1 3 5 --data-di
 SIGNS_GPT2 = ("abstopk-small-gpt2.json", "python -m experiments abstopk --model small-gpt2 --layers 1 3 --jobs 2")
 LLM_PAPER = ("llm-minilm-3-paper.json", "python -m experiments llm --preset paper --data-dir FOLDER --jobs 2")
 RECOVERY = ("recovery.json", "python -m experiments recovery --jobs 2")
-FAMILIES = {
-    data: (f"variants-{data}.json", f"python -m experiments variants --data {data} --jobs 2") for data in ("mnist", "tree")
-}
+FAMILIES = ("variants-tree.json", "python -m experiments variants --data tree --jobs 2")
 PAPER = ("mnist-paper.json", "python -m experiments mnist --preset paper --data-dir FOLDER --jobs 2")
 
 
@@ -74,7 +72,7 @@ def _figures() -> dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, st
         "baselines": (prices.baselines, BASELINES),
         "recovery": (recovery.recovery, RECOVERY),
         "resonance": (recovery.resonance, RECOVERY),
-        **{f"families_{data}": (families.families, found) for data, found in FAMILIES.items()},
+        "families": (families.families, FAMILIES),
         "slices": (slices.slices, GEOMETRY),
         "slice_errors": (slices.slice_errors, GEOMETRY),
         "region_growth": (slices.region_growth, GEOMETRY),

@@ -122,8 +122,8 @@ def test_one_command_makes_keeps_and_prints_the_tables(tmp_path, capsys):
     if importlib.util.find_spec("matplotlib"):
         from paper_figures import __main__ as figures
 
-        assert figures.main(["families_mnist", "--results", str(path), "--out", str(tmp_path)]) == 0
-        assert (tmp_path / "families_mnist.png").stat().st_size > 10_000
+        assert figures.main(["families", "--results", str(path), "--out", str(tmp_path)]) == 0
+        assert (tmp_path / "families.png").stat().st_size > 10_000
     results = json.loads(path.read_text())
     entries = {(p["variant"], p["entry"]) for p in results["variants"]}
     assert {(v, e) for v in QUICK.variants for e in variants.ENTRIES} <= entries

@@ -92,6 +92,10 @@ def test_what_is_trained_is_finite_or_reported(name, hazard):
         for decoder in DECODERS:
             if name == "bias adaptation" and activation in NO_BIAS:
                 continue
+            if (
+                hazard == "a batch of one" and activation == "FeatureChoice"
+            ):  # every latent keeps at least one sample: codes are dense
+                continue
             sae = make_sae(activation, decoder, tie_scale=decoder != "free")
             with warnings.catch_warnings():
                 warnings.simplefilter("ignore")
