@@ -9,7 +9,7 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, NullFormatter, ScalarFormatter
+from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
 
 from experiments.compositions import VARIANTS
 from paper_figures.style import PAGE, legend_below
@@ -19,7 +19,7 @@ ENTRIES: dict[str, dict[str, Any]] = {
     "SGD, read out": {"color": "#999999", "marker": "^", "linestyle": ":"},
     "PAM-SGD, read out": {"color": "#D55E00", "marker": "o", "linestyle": "-"},
 }
-EDGE = 0.4
+EDGE = 0.75
 """Of the lower panels, in log ratio; what lies outside is drawn as an arrow."""
 
 
@@ -63,6 +63,7 @@ def _curves(axes: Axes, points: list[dict[str, Any]], family: str) -> None:
     title = next(name for name, v in VARIANTS.items() if v.family == family and v.limit == name)
     axes.set(xscale="log", yscale="log", xlabel="l0", title=title)
     for axis in (axes.xaxis, axes.yaxis):
+        axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.set_major_formatter(ScalarFormatter())
         axis.set_minor_formatter(NullFormatter())
 
@@ -84,5 +85,5 @@ def _ratios(axes: Axes, found: list[dict[str, Any]], names: list[str]) -> None:
     axes.axvline(0, color="black", linewidth=0.8)
     axes.set_yticks(range(len(names)), names)
     axes.set(ylim=(len(names) - 0.5, -0.5), xlim=(-1.05 * EDGE, 1.05 * EDGE), xlabel="error at equal l0")
-    axes.set_xticks([math.log1p(p / 100) for p in (-30, -15, 0, 20, 45)])
+    axes.set_xticks([math.log1p(p / 100) for p in (-50, -25, 0, 40, 100)])
     axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * math.expm1(value):+.0f} %" if value else "0"))

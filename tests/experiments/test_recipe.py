@@ -9,7 +9,7 @@ import math
 import pytest
 import torch
 
-from experiments import abstopk, adaptation, baselines, recovery_runs, runs
+from experiments import abstopk, adaptation, baselines, recovery_runs, runs, variant_runs
 from experiments.baseline_fits import Fit
 from experiments.files import COMMITTED, finite, restored
 from experiments.recipe import NEUTRAL, digest, essence, options_of
@@ -25,6 +25,7 @@ PARSERS = {
     "abstopk": abstopk.run_from_record,
     "adaptation": adaptation.run_from_record,
     "baselines": baselines.parse,
+    "variants": variant_runs.run_of,
     "recovery": recovery_runs.task_from_record,
 }
 
