@@ -14,7 +14,8 @@ from experiments.recipe import digest, essence
 from experiments.runs import WIDTHS, Run, Split, split
 from splinterp import PAMSGD, SAE, SGD, DivergenceError, TopActs, TopK, fit
 from splinterp.data import FeatureTree
-from splinterp.decoder import DecoderStats, readout
+from splinterp.decoder import readout
+from splinterp.decoder.groups import code_statistics
 from splinterp.encoders import AdaptiveK, fit_probe
 from splinterp.ensembles import Ensemble, bag, boost
 from splinterp.inference import Dictionary, learn_dictionary, least_squares_codes
@@ -197,9 +198,9 @@ def measure(model: Any, x: torch.Tensor, truth: torch.Tensor | None) -> dict[str
     if truth is not None:
         known, sample = tree(), slice(0, 4_000)
         acts = model.eval().encode(x[sample]).detach().cpu()
-        found_ = absorption(x[sample].cpu(), acts, model.W_dec.cpu(), known.features, truth[sample], b_dec=model.b_dec.cpu())
+        absorbed = absorption(x[sample].cpu(), acts, model.W_dec.cpu(), known.features, truth[sample], b_dec=model.b_dec.cpu())
         parents = known.parents.unique()[1:]
-        result["absorption"] = float(found_[parents].nanmean())
+        result["absorption"] = float(absorbed[parents].nanmean())
         result["recovery"] = match_features(model.W_dec.cpu(), known.features).recovery(0.9)
     return result
 
@@ -210,19 +211,10 @@ def _read_out(model: Any, data: Split) -> None:
     if isinstance(model, Ensemble):
         model.solve(data.x)
         return
-    found = readout(_stats(model, data.x), _stats(model, data.x_val), model.W_dec, model.b_dec, prior=model.W_dec)
+    found = readout(
+        code_statistics(model, data.x), code_statistics(model, data.x_val), model.W_dec, model.b_dec, prior=model.W_dec
+    )
     model.decoder_block().write(found.W_dec, found.b_dec)
-
-
-def _stats(model: Any, x: torch.Tensor, k: int | None = None) -> DecoderStats:
-    stats = DecoderStats(model.shape[1], model.shape[0], device=x.device)
-    for part in x.split(2_048):
-        if k is None:
-            stats.update(model.code(part), part)
-        else:
-            with model.keeping(k):
-                stats.update(model.code(part), part)
-    return stats
 
 
 @torch.no_grad()
@@ -232,7 +224,8 @@ def _cuts(run: VariantRun, model: SAE, data: Split) -> dict[str, Any]:
     cuts: dict[str, tuple[float, float]] = {}
     for share in (8, 4, 2, 1):
         k = max(1, int(run.knob) // share)
-        found = readout(_stats(model, data.x, k), _stats(model, data.x_val, k), *own, prior=own[0])
+        with model.keeping(k):
+            found = readout(code_statistics(model, data.x), code_statistics(model, data.x_val), *own, prior=own[0])
         errors = []
         for W_dec, b_dec in (own, (found.W_dec, found.b_dec)):
             model.decoder_block().write(W_dec, b_dec)

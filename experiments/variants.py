@@ -76,14 +76,14 @@ class Config:
         )  # fmt: skip
 
 
-def _penalties(**weights: tuple[float, ...]) -> tuple[tuple[str, tuple[float, ...]], ...]:
-    return tuple(weights.items())
+def _lists(**knobs: tuple[float, ...]) -> tuple[tuple[str, tuple[float, ...]], ...]:
+    return tuple(knobs.items())
 
 
 CONFIGS = {
     "mnist": Config(
         limit_l1=(1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2),
-        knobs=_penalties(
+        knobs=_lists(
             k=(8, 16, 32), tanh=(2e-3, 4e-3, 8e-3), p=(2e-3, 4e-3, 8e-3), gate=(1e-2, 2e-2, 4e-2), l0=(5e-4, 1e-3, 2e-3),
             afa=(2e-3, 4e-3, 8e-3),
         ),
@@ -91,14 +91,14 @@ CONFIGS = {
     "minilm": Config(
         data="minilm-3", n_latents=1_536, n_train=36_000, steps=2_115, batch_size=256, limit_k=(8, 16, 32, 64, 128),
         limit_l1=(1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), grid=(1e-3, 2e-3, 4e-3),
-        knobs=_penalties(
+        knobs=_lists(
             k=(16, 32, 64), tanh=(2e-3, 4e-3, 8e-3), p=(2e-3, 4e-3, 8e-3), gate=(1e-2, 2e-2, 4e-2), l0=(5e-4, 1e-3, 2e-3),
             afa=(2e-3, 4e-3, 8e-3),
         ),
     ),
     "tree": Config(
         data=TREE, n_latents=128, n_train=20_000, limit_k=(2, 4, 8, 16), limit_l1=(5e-3, 1e-2, 2e-2, 4e-2, 8e-2),
-        knobs=_penalties(
+        knobs=_lists(
             k=(4, 8), tanh=(1e-2, 2e-2, 4e-2), p=(1e-2, 2e-2, 4e-2), gate=(3e-2, 6e-2, 1.2e-1), l0=(2e-3, 4e-3, 8e-3),
             afa=(1e-2, 3e-2, 1e-1),
         ),

@@ -9,10 +9,12 @@ import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
-from matplotlib.ticker import FuncFormatter, LogLocator, NullFormatter, ScalarFormatter
+from matplotlib.ticker import LogLocator, NullFormatter, ScalarFormatter
 
 from experiments.compositions import VARIANTS
+from experiments.variants import TREE_NAME
 from paper_figures.style import PAGE, legend_below
+from paper_figures.verdicts import draw_ratio, ratio_axes
 
 ENTRIES: dict[str, dict[str, Any]] = {
     "SGD": {"color": "#0072B2", "marker": "s", "linestyle": "--"},
@@ -38,7 +40,7 @@ def families(results: dict[str, Any]) -> tuple[Figure, str]:
     grid[0][0].set_ylabel("test FVU")
     legend_below(figure, len(ENTRIES))
     config = results["config"]
-    where = results["data"]["name"] if "data" in results else "features in trees"
+    where = results["data"]["name"] if "data" in results else TREE_NAME
     return figure, (
         f"Variants of SAEs with {config['n_latents']:,} latents on {where}, {config['n_train']:,} training samples, {config['steps']:,} "
         "steps, each with its own step size for each optimizer. Above: test FVU against l0, the limit of each family as a line, its "
@@ -71,19 +73,7 @@ def _curves(axes: Axes, points: list[dict[str, Any]], family: str) -> None:
 def _ratios(axes: Axes, found: list[dict[str, Any]], names: list[str]) -> None:
     for j, (entry, style) in enumerate(ENTRIES.items()):
         for r in found:
-            mean, half = r["log_ratio"]
-            if r["entry"] != entry or not math.isfinite(mean):
-                continue
-            y = names.index(r["variant"]) + 0.24 * (j - 1)
-            if abs(mean) > EDGE:
-                axes.plot([math.copysign(EDGE, mean)], [y], marker=">" if mean > 0 else "<", color=style["color"], markersize=4)
-                continue
-            half = 0.0 if math.isnan(half) else half
-            low, high = max(mean - half, -EDGE), min(mean + half, EDGE)
-            axes.errorbar([mean], [y], xerr=[[mean - low], [high - mean]], capsize=1.2, elinewidth=0.7, markersize=3, linestyle="none",
-                          color=style["color"], marker=style["marker"])  # fmt: skip
-    axes.axvline(0, color="black", linewidth=0.8)
-    axes.set_yticks(range(len(names)), names)
-    axes.set(ylim=(len(names) - 0.5, -0.5), xlim=(-1.05 * EDGE, 1.05 * EDGE), xlabel="error at equal l0")
-    axes.set_xticks([math.log1p(p / 100) for p in (-50, -25, 0, 40, 100)])
-    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * math.expm1(value):+.0f} %" if value else "0"))
+            if r["entry"] == entry and math.isfinite(r["log_ratio"][0]):
+                draw_ratio(axes, names.index(r["variant"]) + 0.24 * (j - 1), r["log_ratio"], EDGE, style, entry, markersize=3)
+    ratio_axes(axes, names, EDGE, (-50, -25, 0, 40, 100))
+    axes.set_xlabel("error at equal l0")

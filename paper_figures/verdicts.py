@@ -25,15 +25,26 @@ VARIANTS = {
 }
 
 
-def _draw(axes: Axes, y: float, ratio: list[float], method: str) -> None:
+def draw_ratio(
+    axes: Axes, y: float, ratio: list[float], limit: float, style: dict[str, Any], name: str, markersize: float = 3.5
+) -> None:
+    """A log ratio (mean, half-width of its interval) at the height y; what lies beyond the limit is an arrow."""
     mean, half = ratio
-    style = {k: v for k, v in METHOD_STYLES[method].items() if k in ("color", "marker")}
-    if abs(mean) > LIMIT:
-        axes.plot([math.copysign(LIMIT, mean)], [y], marker=">" if mean > 0 else "<", color=style["color"], markersize=4)
+    if abs(mean) > limit:
+        axes.plot([math.copysign(limit, mean)], [y], marker=">" if mean > 0 else "<", color=style["color"], markersize=4)
         return
-    low, high = max(mean - half, -LIMIT), min(mean + half, LIMIT)
-    axes.errorbar([mean], [y], xerr=[[mean - low], [high - mean]], capsize=1.5, elinewidth=0.7, markersize=3.5,
-                  linestyle="none", label=label(method), **style)  # fmt: skip
+    low, high = max(mean - half, -limit), min(mean + half, limit)
+    axes.errorbar([mean], [y], xerr=[[mean - low], [high - mean]], capsize=1.5, elinewidth=0.7, markersize=markersize,
+                  linestyle="none", label=name, color=style["color"], marker=style["marker"])  # fmt: skip
+
+
+def ratio_axes(axes: Axes, names: list[str], limit: float, percents: tuple[int, ...]) -> None:
+    """A line for each name, and log ratios up to the limit as percentages."""
+    axes.axvline(0, color="black", linewidth=0.8)
+    axes.set_yticks(range(len(names)), names)
+    axes.set(ylim=(len(names) - 0.5, -0.5), xlim=(-limit * 1.03, limit * 1.03))
+    axes.set_xticks([math.log1p(p / 100) for p in percents])
+    axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * math.expm1(value):+.0f} %" if value else "0"))
 
 
 def verdicts(results: dict[str, Any]) -> tuple[Figure, str]:
@@ -49,13 +60,10 @@ def verdicts(results: dict[str, Any]) -> tuple[Figure, str]:
             for v in found:
                 if v["activation"] == activation:
                     row = cells.index((v["budget"], v["n_train"]))
-                    _draw(axes, row + 0.24 * (j - (len(methods) - 1) / 2), v["log_ratio"], method)
-        axes.axvline(0, color="black", linewidth=0.8)
-        axes.set_yticks(range(len(cells)), [f"{budget}, {n:,}" for budget, n in cells])
-        axes.set(ylim=(len(cells) - 0.5, -0.5), xlim=(-LIMIT * 1.03, LIMIT * 1.03), title=activation)
-        axes.set_xticks([math.log1p(p / 100) for p in (-12, -8, -4, 0, 4, 8, 12)])
-        axes.xaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{100 * math.expm1(value):+.0f} %" if value else "0"))
-        axes.set_xlabel("test FVU against the best control (left is better)")
+                    y = row + 0.24 * (j - (len(methods) - 1) / 2)
+                    draw_ratio(axes, y, v["log_ratio"], LIMIT, METHOD_STYLES[method], label(method))
+        ratio_axes(axes, [f"{budget}, {n:,}" for budget, n in cells], LIMIT, (-12, -8, -4, 0, 4, 8, 12))
+        axes.set(title=activation, xlabel="test FVU against the best control (left is better)")
     grid[0][0].set_ylabel(f"budget, training {unit(results)}")
     legend_below(figure, len(methods))
     return figure, (

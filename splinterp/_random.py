@@ -2,7 +2,12 @@
 
 from __future__ import annotations
 
+from collections.abc import Iterator
+from contextlib import contextmanager
+
 import torch
+
+from splinterp._typing import Tensor
 
 
 def as_generator(generator: torch.Generator | int | None) -> torch.Generator:
@@ -17,3 +22,17 @@ def as_generator(generator: torch.Generator | int | None) -> torch.Generator:
             f"generator={generator!r} must be a torch.Generator, an int (a seed) or None (torch's global generator)"
         )
     return torch.Generator().manual_seed(generator) if isinstance(generator, int) else generator
+
+
+def seeded_state(seed: int) -> Tensor:
+    """The state of a CPU generator, uint8: a tensor, so that checkpoints and files have it."""
+    return torch.Generator().manual_seed(seed).get_state()
+
+
+@contextmanager
+def drawing_from(state: Tensor) -> Iterator[torch.Generator]:
+    """A CPU generator in this state; afterwards `state`, in place, is where its draws have brought it."""
+    generator = torch.Generator()
+    generator.set_state(state.cpu())
+    yield generator
+    state.copy_(generator.get_state())

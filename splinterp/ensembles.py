@@ -15,7 +15,7 @@ from torch import nn
 
 from splinterp._checks import as_samples, one_of, whole
 from splinterp._typing import ArrayLike, Tensor
-from splinterp.decoder import DecoderStats, gcv_ridge, solve_decoder
+from splinterp.decoder.groups import best_decoder
 from splinterp.protocol import Code, SparseModel, as_model, dense, inference_mode_of
 
 KINDS = ("bagging", "boosting")
@@ -92,14 +92,7 @@ class Ensemble(SparseModel):
         ridge: pull to the decoder that bagging or boosting gives, on sums over samples, or "gcv" to choose it. With ridge 0 no decoder has
         a lower training error. Raises TypeError, ValueError as `solve_decoder` does.
         """
-        x = as_samples(x, self.shape[0], dtype=self.b_dec.dtype, device=self.b_dec.device)
-        stats = DecoderStats(self.shape[1], self.shape[0], device=self.b_dec.device)
-        with inference_mode_of(self):
-            for part in x.split(ROWS):
-                stats.update(self.code(part), part)
-        prior = self.W_dec.detach()
-        strength = gcv_ridge(stats, prior).ridge if ridge == "gcv" else float(ridge)
-        W_dec, b_dec = solve_decoder(stats, ridge=strength, prior=prior)
+        W_dec, b_dec = best_decoder(self, x, ridge=ridge)
         self.W_dec.copy_(W_dec)
         self.b_dec.copy_(b_dec)
         return self

@@ -47,22 +47,28 @@ def least_squares_codes(
         _fitted((part - b_dec).double(), W_dec[chosen].double(), nonnegative)
         for part, chosen in zip(x.split(rows), support.split(rows), strict=True)
     ]
-    return torch.cat(parts).to(W_dec.dtype) if parts else x.new_zeros(0, support.shape[1])
+    return torch.cat(parts).to(W_dec.dtype)
 
 
 def _rows(k: int, d: int, m: int = 1) -> int:
     return max(1, NUMBERS // max(k * d, m, 1))
 
 
+def _over(values: Tensor, norms: Tensor) -> Tensor:
+    """values / norms, 0 where the norm is."""
+    there = norms > 0
+    return torch.where(there, values / torch.where(there, norms, 1.0), 0.0)
+
+
 def _fitted(centred: Tensor, rows: Tensor, nonnegative: bool) -> Tensor:
     """Values (n, k) of samples (n, d) on their rows (n, k, d), float64."""
     norms = torch.linalg.vector_norm(rows, dim=2)
-    unit = rows / torch.where(norms > 0, norms, 1.0)[:, :, None]
+    unit = _over(rows, norms[:, :, None])
     gram = unit @ unit.mT
     gram.diagonal(dim1=1, dim2=2).add_(JITTER).masked_fill_(norms == 0, 1.0)
     right = (unit @ centred[:, :, None])[:, :, 0]
     found = _nonnegative(gram, right) if nonnegative else _solved(gram, right)
-    return torch.where(norms > 0, found / torch.where(norms > 0, norms, 1.0), 0.0)
+    return _over(found, norms)
 
 
 def _solved(gram: Tensor, right: Tensor) -> Tensor:
@@ -141,8 +147,7 @@ def gradient_pursuit(x: ArrayLike, W_dec: Tensor, b_dec: Tensor, k: int, *, nonn
         if nonnegative:  # what is at 0 can only rise
             direction = torch.where((values > 0) | (direction > 0), direction, 0.0)
         moved = torch.einsum("nk,nkd->nd", direction, unit[support])
-        squares = moved.square().sum(1, keepdim=True)
-        step = torch.where(squares > 0, direction.square().sum(1, keepdim=True) / torch.where(squares > 0, squares, 1.0), 0.0)
+        step = _over(direction.square().sum(1, keepdim=True), moved.square().sum(1, keepdim=True))
         values = values + step * direction
         return values.clamp_min(0.0) if nonnegative else values
 
@@ -157,28 +162,31 @@ def matching_pursuit(x: ArrayLike, W_dec: Tensor, b_dec: Tensor, k: int, *, nonn
     Source: Mallat and Zhang 1993; as an SAE's encoder: arXiv 2506.03093.
     """
     x, unit, norms = _prepared(x, W_dec, k)
-    parts = []
+    found = []
     for part in x.split(_rows(k, *unit.shape[::-1])):
         residual, codes = part - b_dec, part.new_zeros(len(part), len(unit))
         for _ in range(k):
             best, chosen = _best(residual @ unit.T, norms, nonnegative)
             codes.scatter_add_(1, chosen, best)
             residual = residual - best * unit[chosen[:, 0]]
-        parts.append(codes.abs().topk(k, dim=1).indices)
-        parts.append(codes.gather(1, parts[-1]))
-    if not parts:
-        return TopActs(x.new_zeros(0, k), torch.zeros(0, k, dtype=torch.int64, device=x.device))
-    return _rescaled(torch.cat(parts[1::2]), torch.cat(parts[::2]), norms)
+        support = codes.abs().topk(k, dim=1).indices
+        found.append((codes.gather(1, support), support))
+    return _joined(found, norms)
 
 
 def _prepared(x: ArrayLike, W_dec: Tensor, k: int) -> tuple[Tensor, Tensor, Tensor]:
     """Checked samples, unit rows and their norms."""
     x = as_samples(x, W_dec.shape[1], dtype=W_dec.dtype, device=W_dec.device)
+    _check_k(k, W_dec)
+    norms = torch.linalg.vector_norm(W_dec, dim=1)
+    return x, _over(W_dec, norms[:, None]), norms
+
+
+def _check_k(k: int, W_dec: Tensor) -> int:
     whole("k", k, 1)
     if k > len(W_dec):
         raise ValueError(f"k={k} is larger than n_latents={len(W_dec)}: choose k <= n_latents")
-    norms = torch.linalg.vector_norm(W_dec, dim=1)
-    return x, W_dec / torch.where(norms > 0, norms, 1.0)[:, None], norms
+    return int(k)
 
 
 def _best(correlation: Tensor, norms: Tensor, nonnegative: bool, taken: Tensor | None = None) -> tuple[Tensor, Tensor]:
@@ -192,9 +200,10 @@ def _best(correlation: Tensor, norms: Tensor, nonnegative: bool, taken: Tensor |
     return torch.where(ranked.gather(1, chosen) > 0, best, 0.0), chosen
 
 
-def _rescaled(values: Tensor, support: Tensor, norms: Tensor) -> TopActs:
-    scale = norms[support]
-    return TopActs(torch.where(scale > 0, values / torch.where(scale > 0, scale, 1.0), 0.0), support)
+def _joined(found: list[tuple[Tensor, Tensor]], norms: Tensor) -> TopActs:
+    """The code for rows as they are, of blocks of (values for unit rows, support)."""
+    values, support = (torch.cat(parts) for parts in zip(*found, strict=True))
+    return TopActs(_over(values, norms[support]), support)
 
 
 def _pursued(x: ArrayLike, W_dec: Tensor, b_dec: Tensor, k: int, nonnegative: bool, update: Callable[..., Tensor]) -> TopActs:
@@ -213,9 +222,7 @@ def _pursued(x: ArrayLike, W_dec: Tensor, b_dec: Tensor, k: int, nonnegative: bo
             values[:, -1:] = torch.where(best == 0, 0.0, values[:, -1:])  # a place with nothing in it
             correlation = (centred - torch.einsum("nk,nkd->nd", values, unit[support])) @ unit.T
         found.append((values, support))
-    if not found:
-        return TopActs(x.new_zeros(0, k), torch.zeros(0, k, dtype=torch.int64, device=x.device))
-    return _rescaled(torch.cat([v for v, _ in found]), torch.cat([s for _, s in found]), norms)
+    return _joined(found, norms)
 
 
 PURSUITS: dict[str, Callable[..., TopActs]] = {
@@ -241,10 +248,7 @@ class Dictionary(SparseModel):
     def __init__(self, W_dec: Tensor, b_dec: Tensor, k: int, pursuit: str = "omp", *, nonnegative: bool = True) -> None:
         super().__init__()
         one_of("pursuit", pursuit, PURSUITS)
-        whole("k", k, 1)
-        if k > len(W_dec):
-            raise ValueError(f"k={k} is larger than n_latents={len(W_dec)}: choose k <= n_latents")
-        self.k, self.pursuit, self.nonnegative = int(k), pursuit, bool(nonnegative)
+        self.k, self.pursuit, self.nonnegative = _check_k(k, W_dec), pursuit, bool(nonnegative)
         self.W_dec = nn.Parameter(W_dec.detach().clone(), requires_grad=False)
         self.b_dec = nn.Parameter(b_dec.detach().clone(), requires_grad=False)
 

@@ -197,11 +197,15 @@ class SAE(SparseModel):
         return scores.to(self.W_enc.dtype)  # under autocast the product alone is lowered
 
     def _centred(self, x: ArrayLike) -> Tensor:
-        """What is encoded of checked samples, less b_pre."""
+        """What is encoded of samples, less b_pre."""
+        x = self._checked(x)
+        return x if self.b_pre is None else x - self.b_pre
+
+    def _checked(self, x: ArrayLike) -> Tensor:
+        """What is encoded of samples, checked."""
         weights = self.W_enc
         x = as_samples(x, self._width_of(x), dtype=weights.dtype, device=weights.device, finite=weights.device.type == "cpu")
-        x = self.inputs(x)
-        return x if self.b_pre is None else x - self.b_pre
+        return self.inputs(x)
 
     def _width_of(self, x: Any) -> int:
         """Columns that samples to be encoded should have."""
@@ -213,7 +217,7 @@ class SAE(SparseModel):
 
     def _acts(self, pre_acts: Tensor, x: ArrayLike) -> Tensor:
         if self.encoder.reads_samples:
-            return self.encoder.acts_of(self, pre_acts, self._centred(x))
+            return self.encoder.acts_of(self, pre_acts, self._checked(x))
         return self.encoder.acts(self, pre_acts)
 
     def encode_top(self, x: ArrayLike) -> TopActs:

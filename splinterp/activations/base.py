@@ -11,7 +11,7 @@ from typing import Any, ClassVar, NamedTuple
 import torch
 from torch import nn
 
-from splinterp._registry import register
+from splinterp._registry import register, said
 from splinterp._typing import Float, Int, Tensor
 from splinterp.sparse_kernels import Transposed
 
@@ -107,12 +107,7 @@ class Activation(nn.Module):
             return None
         if self.known:
             return getattr(type(self), option)
-        for cls in type(self).__mro__:
-            if option in cls.__dict__:
-                return cls.__dict__[option]
-            if any(name in cls.__dict__ for name in MAKES_CODES):
-                return None
-        return None
+        return said(type(self), option, MAKES_CODES)
 
     @property
     def fires_by_own_score(self) -> bool:

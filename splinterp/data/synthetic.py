@@ -22,7 +22,30 @@ class SyntheticSamples(NamedTuple):
     codes: Float[Tensor, "n n_features"]
 
 
-class SparseFeatures:
+class SyntheticData:
+    """A model that samples of known codes are drawn from."""
+
+    noise: float
+    """Standard deviation of Gaussian noise on every entry of x."""
+    features: Float[Tensor, "n_features d_in"]
+
+    def sample(self, n: int, generator: torch.Generator) -> SyntheticSamples:
+        """Draw n samples, float32, on the CPU. Raises ValueError for n below 1."""
+        raise NotImplementedError
+
+    def batches(self, n_batches: int, batch_size: int, generator: torch.Generator) -> Iterator[SyntheticSamples]:
+        """A stream of `n_batches` samples of `batch_size`, each drawn when it is asked for."""
+        for _ in range(n_batches):
+            yield self.sample(batch_size, generator)
+
+    def _samples(self, codes: Tensor, generator: torch.Generator) -> SyntheticSamples:
+        x = codes @ self.features
+        if self.noise:
+            x = x + self.noise * torch.randn(x.shape, generator=generator)
+        return SyntheticSamples(x, codes)
+
+
+class SparseFeatures(SyntheticData):
     """The model X = H V + noise of feature recovery (arXiv 2506.14002): V known, H sparse.
 
     Every sample has exactly s active features; over many samples feature m is active with probability `frequencies[m]`,
@@ -109,15 +132,7 @@ class SparseFeatures:
             codes *= 2.0 * torch.randint(2, codes.shape, generator=generator) - 1.0
         if self.normalise:
             codes /= s.sqrt()[:, None]
-        x = codes @ self.features
-        if self.noise:
-            x = x + self.noise * torch.randn(x.shape, generator=generator)
-        return SyntheticSamples(x, codes)
-
-    def batches(self, n_batches: int, batch_size: int, generator: torch.Generator) -> Iterator[SyntheticSamples]:
-        """A stream of `n_batches` samples of `batch_size`, each drawn when it is asked for."""
-        for _ in range(n_batches):
-            yield self.sample(batch_size, generator)
+        return self._samples(codes, generator)
 
     def _active(self, counts: Tensor, generator: torch.Generator) -> Tensor:
         """Which groups are active, `counts[r]` of them in row r, group m with probability counts[r] * share m.

@@ -2,16 +2,14 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
-
 import torch
 
 from splinterp._checks import at_least, whole
 from splinterp._typing import Float, Int, Tensor
-from splinterp.data.synthetic import SyntheticSamples
+from splinterp.data.synthetic import SyntheticData, SyntheticSamples
 
 
-class FeatureTree:
+class FeatureTree(SyntheticData):
     """x = H V + noise with the features of H in trees (as in the toy models of arXiv 2409.14507 and 2503.17547).
 
     Roots are active independently; where a feature is active each of its children is, independently, with its own probability, or with
@@ -86,12 +84,4 @@ class FeatureTree:
         codes = torch.cat(levels, 1).to(torch.float32)
         if self.magnitudes:
             codes *= 1 + self.magnitudes * (2 * torch.rand(codes.shape, generator=generator) - 1)
-        x = codes @ self.features
-        if self.noise:
-            x = x + self.noise * torch.randn(x.shape, generator=generator)
-        return SyntheticSamples(x, codes)
-
-    def batches(self, n_batches: int, batch_size: int, generator: torch.Generator) -> Iterator[SyntheticSamples]:
-        """A stream of `n_batches` samples of `batch_size`, each drawn when it is asked for."""
-        for _ in range(n_batches):
-            yield self.sample(batch_size, generator)
+        return self._samples(codes, generator)

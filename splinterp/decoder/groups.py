@@ -1,4 +1,4 @@
-"""One encoder for several kinds of samples, and a decoder of its own for each."""
+"""The best decoder for the codes of a model as it is: of all samples, or one for each group of them."""
 
 from __future__ import annotations
 
@@ -18,6 +18,31 @@ ROWS = 4096
 
 
 @torch.no_grad()
+def code_statistics(sae: Any, x: ArrayLike, name: str = "x") -> DecoderStats:
+    """Statistics of a model's codes, as at inference, and of what they are to reconstruct, over samples x (n, d_in).
+
+    Raises TypeError, ValueError: samples that do not fit; `name` is what they are called.
+    """
+    model = as_model(sae)
+    x = as_samples(x, model.width, dtype=model.b_dec.dtype, device=model.b_dec.device, name=name)
+    stats = DecoderStats(model.shape[1], model.shape[0], device=model.b_dec.device)
+    with inference_mode_of(sae):
+        for part in x.split(ROWS):
+            stats.update(model.code(part), model.target(part))
+    return stats
+
+
+@torch.no_grad()
+def best_decoder(sae: Any, x: ArrayLike, *, ridge: float | str = "gcv", name: str = "x") -> DecoderSolution:
+    """The exact decoder for a model's codes of samples x (n, d_in); the model is left as it is.
+
+    ridge: pull to the decoder that it has, on sums over samples, or "gcv" to choose it. With ridge 0 no decoder has a lower error on x.
+    Raises TypeError, ValueError: samples that do not fit, a ridge below 0.
+    """
+    stats, prior = code_statistics(sae, x, name), as_model(sae).W_dec.detach()
+    return solve_decoder(stats, ridge=gcv_ridge(stats, prior).ridge if ridge == "gcv" else float(ridge), prior=prior)
+
+
 def group_decoders(sae: Any, groups: Mapping[str, ArrayLike], *, ridge: float | str = "gcv") -> dict[str, DecoderSolution]:
     """The best decoder of each group of samples for the codes of one SAE, which is left as it is.
 
@@ -34,14 +59,4 @@ def group_decoders(sae: Any, groups: Mapping[str, ArrayLike], *, ridge: float | 
     """
     if not groups:
         raise ValueError("groups is empty: pass samples by the name of their group")
-    model = as_model(sae)
-    prior, found = model.W_dec.detach(), {}
-    with inference_mode_of(sae):
-        for name, x in groups.items():
-            x = as_samples(x, model.width, dtype=model.b_dec.dtype, device=model.b_dec.device, name=f"groups[{name!r}]")
-            stats = DecoderStats(model.shape[1], model.shape[0], device=model.b_dec.device)
-            for part in x.split(ROWS):
-                stats.update(model.code(part), model.target(part))
-            strength = gcv_ridge(stats, prior).ridge if ridge == "gcv" else float(ridge)
-            found[name] = solve_decoder(stats, ridge=strength, prior=prior)
-    return found
+    return {name: best_decoder(sae, x, ridge=ridge, name=f"groups[{name!r}]") for name, x in groups.items()}

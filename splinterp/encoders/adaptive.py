@@ -49,10 +49,9 @@ class AdaptiveK(Encoder):
     def buffers(self, d_in: int, n_latents: int) -> dict[str, Tensor]:
         return {"probe": torch.zeros(d_in), "probe_bias": torch.zeros(())}
 
-    def acts_of(self, sae: Any, pre_acts: Tensor, centred: Tensor) -> Tensor:
+    def acts_of(self, sae: Any, pre_acts: Tensor, x: Tensor) -> Tensor:
         acts = self.acts(sae, pre_acts)
         with torch.no_grad():
-            x = centred if sae.b_pre is None else centred + sae.b_pre  # training moves b_pre, and the probe is to stay
             share = torch.sigmoid(self.slope * (x @ sae.probe + sae.probe_bias))
             k = (self.lowest + (self.highest - self.lowest) * share).nan_to_num(self.lowest).round().long()
             top = acts.topk(self.highest, dim=1).indices  # in descending order

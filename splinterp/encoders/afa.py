@@ -32,10 +32,9 @@ class TopAFA(Encoder):
     def check(self, n_latents: int, activation: Any, decoder: str) -> None:
         needs_relu(self, activation)
 
-    def acts_of(self, sae: Any, pre_acts: Tensor, centred: Tensor) -> Tensor:
+    def acts_of(self, sae: Any, pre_acts: Tensor, x: Tensor) -> Tensor:
         acts = self.acts(sae, pre_acts)
         with torch.no_grad():
-            x = centred if sae.b_pre is None else centred + sae.b_pre
             norm = torch.linalg.vector_norm(x - sae.b_dec, dim=1, keepdim=True)
             sizes = acts * torch.linalg.vector_norm(sae.decoder_rows(), dim=1)
             ordered, order = sizes.sort(dim=1, descending=True, stable=True)

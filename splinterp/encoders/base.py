@@ -10,7 +10,7 @@ from typing import Any, ClassVar
 
 import torch
 
-from splinterp._registry import register
+from splinterp._registry import register, said
 from splinterp._typing import Tensor
 
 REGISTRY: dict[str, type[Encoder]] = {}
@@ -51,12 +51,7 @@ class Encoder:
     @property
     def couples(self) -> bool:
         """`couples_samples`, and True for a class that overrides how codes are made without saying it anew."""
-        for cls in () if self.plain else type(self).__mro__:
-            if "couples_samples" in cls.__dict__:
-                return cls.__dict__["couples_samples"]
-            if any(name in cls.__dict__ for name in MAKES_CODES):
-                return True
-        return False
+        return not self.plain and said(type(self), "couples_samples", MAKES_CODES) is not False
 
     def check(self, n_latents: int, activation: Any, decoder: str) -> None:
         """Raise TypeError or ValueError where the parametrisation does not go with these."""
@@ -89,8 +84,8 @@ class Encoder:
         """Codes (n, n_latents) of scores."""
         return sae.activation(pre_acts)
 
-    def acts_of(self, sae: Any, pre_acts: Tensor, centred: Tensor) -> Tensor:
-        """Codes of scores, and of the samples less b_pre that they are of."""
+    def acts_of(self, sae: Any, pre_acts: Tensor, x: Tensor) -> Tensor:
+        """Codes of scores, and of the samples (n, d_in) that they are of."""
         return self.acts(sae, pre_acts)
 
     def config(self) -> dict[str, Any]:

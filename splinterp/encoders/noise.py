@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from splinterp._checks import at_least
+from splinterp._random import drawing_from, seeded_state
 from splinterp._typing import Tensor
 from splinterp.encoders.base import Encoder
 
@@ -15,18 +16,14 @@ from splinterp.encoders.base import Encoder
 class _Noise(Encoder):
     """Draws on the CPU from a generator whose state is a buffer of the SAE: saved, resumed, and apart from all other draws."""
 
-    def _seed(self) -> int:
-        raise NotImplementedError
+    seed: int
 
     def buffers(self, d_in: int, n_latents: int) -> dict[str, Tensor]:
-        return {"noise_state": torch.Generator().manual_seed(self._seed()).get_state()}
+        return {"noise_state": seeded_state(self.seed)}
 
     def _draw(self, sae: Any, like: Tensor) -> Tensor:
-        generator, state = torch.Generator(), sae.noise_state
-        generator.set_state(state.cpu())
-        drawn = torch.randn(like.shape, generator=generator, dtype=torch.float32)
-        state.copy_(generator.get_state())
-        return drawn.to(like)
+        with drawing_from(sae.noise_state) as generator:
+            return torch.randn(like.shape, generator=generator, dtype=torch.float32).to(like)
 
     @staticmethod
     def _on(sae: Any) -> bool:
@@ -55,9 +52,6 @@ class InputNoise(_Noise):
     def __post_init__(self) -> None:
         at_least("scale", self.scale, 0.0, strict=True)
 
-    def _seed(self) -> int:
-        return self.seed
-
     def pre_acts(self, sae: Any, centred: Tensor) -> Tensor:
         noisy = centred + self.scale * self._draw(sae, centred) if self._on(sae) else centred
         return super().pre_acts(sae, noisy)
@@ -85,9 +79,6 @@ class Variational(_Noise):
 
     def __post_init__(self) -> None:
         at_least("sigma", self.sigma, 0.0, strict=True)
-
-    def _seed(self) -> int:
-        return self.seed
 
     def acts(self, sae: Any, pre_acts: Tensor) -> Tensor:
         return super().acts(sae, pre_acts + self.sigma * self._draw(sae, pre_acts) if self._on(sae) else pre_acts)

@@ -5,6 +5,7 @@ from __future__ import annotations
 import itertools
 from collections.abc import Iterator
 from dataclasses import dataclass
+from typing import ClassVar
 
 import torch
 from torch.nn import functional as F
@@ -16,13 +17,24 @@ from splinterp.losses.terms import Reconstruction, State, Term
 from splinterp.protocol import Code, SparseModel, masked
 
 
-def _check_blocks(model: SparseModel, blocks: int) -> None:
-    if model.shape[1] % blocks:
-        raise ValueError(f"blocks={blocks} does not divide n_latents={model.shape[1]}")
+@dataclass(frozen=True, kw_only=True)
+class _OfBlocks(Term):
+    least: ClassVar[int] = 1
+    """Blocks that it needs."""
+
+    blocks: int
+
+    def __post_init__(self) -> None:
+        super().__post_init__()
+        whole("blocks", self.blocks, self.least)
+
+    def check(self, model: SparseModel) -> None:
+        if model.shape[1] % self.blocks:
+            raise ValueError(f"blocks={self.blocks} does not divide n_latents={model.shape[1]}")
 
 
 @dataclass(frozen=True, kw_only=True)
-class Blocks(Reconstruction):
+class Blocks(_OfBlocks, Reconstruction):
     """The mean over blocks, samples and d_in of the squared error of each block's own reconstruction, z_block W_block + b_dec.
 
     With `BlockTopK` it trains that many SAEs at once, which share b_pre and b_dec, and an exact solve solves for all of them.
@@ -31,15 +43,6 @@ class Blocks(Reconstruction):
         ValueError: blocks below 1; on a model, blocks that do not divide n_latents.
     """
 
-    blocks: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole("blocks", self.blocks, 1)
-
-    def check(self, model: SparseModel) -> None:
-        _check_blocks(model, self.blocks)
-
     def codes(self, out: Forward) -> Iterator[tuple[float | Tensor, Code]]:
         block = out.latents() // (out.model.shape[1] // self.blocks)
         for j in range(self.blocks):
@@ -47,7 +50,7 @@ class Blocks(Reconstruction):
 
 
 @dataclass(frozen=True, kw_only=True)
-class Mutual(Term):
+class Mutual(_OfBlocks):
     """The mean over ordered pairs of blocks (a, b) of 1 - MMCS, MMCS the mean over rows of W_dec in a of the largest cosine with one
     in b: mutual feature regularisation.
 
@@ -59,14 +62,7 @@ class Mutual(Term):
         ValueError: blocks below 2; on a model, blocks that do not divide n_latents.
     """
 
-    blocks: int
-
-    def __post_init__(self) -> None:
-        super().__post_init__()
-        whole("blocks", self.blocks, 2)
-
-    def check(self, model: SparseModel) -> None:
-        _check_blocks(model, self.blocks)
+    least: ClassVar[int] = 2
 
     def __call__(self, out: Forward, state: State) -> Tensor:
         units = F.normalize(out.W_dec, dim=1).chunk(self.blocks)

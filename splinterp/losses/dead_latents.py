@@ -11,7 +11,7 @@ from splinterp._checks import whole
 from splinterp._typing import Tensor
 from splinterp.activations import TopActs
 from splinterp.losses.forward import Forward
-from splinterp.losses.terms import State, Term
+from splinterp.losses.terms import State, Term, needs_scores
 from splinterp.protocol import SparseModel
 
 
@@ -45,8 +45,7 @@ class AuxK(Term):
             whole("k_aux", self.k_aux, 1)
 
     def check(self, model: SparseModel) -> None:
-        if type(model).pre_acts is SparseModel.pre_acts:
-            raise TypeError(f"{self.name} reads the scores of dead latents: use a splinterp SAE, or a module with pre_acts")
+        needs_scores(model, self, "the scores of dead latents")
 
     def init(self, model: SparseModel) -> State:
         """`silent`: samples since each latent last fired, int64 (n_latents,)."""

@@ -15,13 +15,17 @@ from splinterp.losses.terms import Reconstruction, State, Term
 from splinterp.protocol import Code, SparseModel
 
 
-def _needs_gate(term: Term, model: SparseModel) -> None:
-    if not isinstance(model.parametrisation, Gated):
-        raise TypeError(f"{term.name} is of the gate of an SAE with encoder=Gated(), and {model!r} has none")
+@dataclass(frozen=True, kw_only=True)
+class _OfGate(Term):
+    reads_scores: ClassVar[bool] = True
+
+    def check(self, model: SparseModel) -> None:
+        if not isinstance(model.parametrisation, Gated):
+            raise TypeError(f"{self.name} is of the gate of an SAE with encoder=Gated(), and {model!r} has none")
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateL1(Term):
+class GateL1(_OfGate):
     """The mean over samples of sum_i max(gate_i, 0), gate the scores that say which latents fire.
 
     A coefficient on sums over d_in of squared errors is d_in times as large as `weight`. A decoder solve does not see it.
@@ -31,14 +35,9 @@ class GateL1(Term):
         TypeError: a model without a `Gated` encoder.
     """
 
-    reads_scores: ClassVar[bool] = True
-
     row_norms: bool = False
     """Multiply each gate by the norm of its row of W_dec. Published without, where rows have unit norm (`unit_norm_decoder`); with rows
     that are free, small gates and large rows would escape the penalty."""
-
-    def check(self, model: SparseModel) -> None:
-        _needs_gate(self, model)
 
     def __call__(self, out: Forward, state: State) -> Tensor:
         gate = torch.relu(out.pre_acts)
@@ -46,7 +45,7 @@ class GateL1(Term):
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateError(Term):
+class GateError(_OfGate):
     """The mean over samples and d_in of |x - max(gate, 0) W_dec - b_dec|^2, the decoder held: gradients reach the gate alone.
 
     A decoder solve does not see it. Source: arXiv 2404.16014, equation 8.
@@ -55,18 +54,13 @@ class GateError(Term):
         TypeError: a model without a `Gated` encoder.
     """
 
-    reads_scores: ClassVar[bool] = True
-
-    def check(self, model: SparseModel) -> None:
-        _needs_gate(self, model)
-
     def __call__(self, out: Forward, state: State) -> Tensor:
         gate = torch.relu(out.pre_acts)
         return (out.target - out.model.b_dec.detach() - gate @ out.W_dec.detach()).square().mean()
 
 
 @dataclass(frozen=True, kw_only=True)
-class GateReconstruction(Reconstruction):
+class GateReconstruction(_OfGate, Reconstruction):
     """The same error with a decoder that learns from it, by gradients and by exact solves.
 
     The paper's ablation; its rows then serve two codes. Source: arXiv 2404.16014, section 5.2.
@@ -74,11 +68,6 @@ class GateReconstruction(Reconstruction):
     Raises:
         TypeError: a model without a `Gated` encoder.
     """
-
-    reads_scores: ClassVar[bool] = True
-
-    def check(self, model: SparseModel) -> None:
-        _needs_gate(self, model)
 
     def codes(self, out: Forward) -> Iterator[tuple[float | Tensor, Code]]:
         yield 1.0, torch.relu(out.pre_acts)

@@ -2,18 +2,23 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from dataclasses import dataclass
 
 import torch
-from torch.nn import functional as F
 
 from splinterp._checks import at_least, whole
+from splinterp._random import drawing_from, seeded_state
 from splinterp._typing import Tensor
 from splinterp.losses.forward import Forward
-from splinterp.losses.nested import Nested, check_increasing
+from splinterp.losses.nested import Nested, check_increasing, nested_error
 from splinterp.losses.terms import Reconstruction, State
 from splinterp.protocol import Code, SparseModel, masked
+
+
+def prefix_depth(out: Forward, widths: Sequence[int]) -> Tensor:
+    """The first of the prefixes of these widths that has each of `out.latents()`."""
+    return torch.bucketize(out.latents(), torch.tensor(widths, device=out.target.device), right=True)
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -42,8 +47,7 @@ class Matryoshka(Nested):
         return tuple(sorted({*self.widths, model.shape[1], *((0,) if self.empty else ())}))
 
     def depth(self, out: Forward) -> Tensor:
-        widths = torch.tensor(self.sizes(out.model), device=out.target.device)
-        return torch.bucketize(out.latents(), widths, right=True)
+        return prefix_depth(out, self.sizes(out.model))
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -72,7 +76,7 @@ class RandomMatryoshka(Reconstruction):
 
     def init(self, model: SparseModel) -> State:
         """`generator`: the state of a CPU generator, uint8."""
-        return {"generator": torch.Generator().manual_seed(self.seed).get_state()}
+        return {"generator": seeded_state(self.seed)}
 
     def _widths(self, n_latents: int, within: Tensor) -> tuple[list[int], list[float]]:
         """Prefixes and their shares, for places within the parts, (n_prefixes,) in [0, 1)."""
@@ -87,13 +91,7 @@ class RandomMatryoshka(Reconstruction):
             yield share, masked(out.code, out.latents() < width)
 
     def __call__(self, out: Forward, state: State) -> Tensor:
-        generator = torch.Generator()
-        generator.set_state(state["generator"])
-        widths, shares = self._widths(out.model.shape[1], torch.rand(self.n_prefixes, generator=generator, dtype=torch.float64))
-        state["generator"].copy_(generator.get_state())
-        depth = torch.bucketize(out.latents(), torch.tensor(widths, device=out.target.device), right=True)
-        parts = out.model.decode_nested(out.code, depth, len(widths))
-        total = out.target.new_zeros(())
-        for share, x_hat in zip(shares, parts, strict=True):
-            total = total + share * F.mse_loss(x_hat, out.target)
-        return total
+        with drawing_from(state["generator"]) as generator:
+            within = torch.rand(self.n_prefixes, generator=generator, dtype=torch.float64)
+        widths, shares = self._widths(out.model.shape[1], within)
+        return nested_error(out, prefix_depth(out, widths), shares)

@@ -74,9 +74,12 @@ class Nested(Reconstruction):
     def __call__(self, out: Forward, state: State) -> Tensor:
         if type(self).codes is not Nested.codes:  # what the solve goes by
             return super().__call__(out, state)
-        shares = self.shares(out.model)
-        parts = out.model.decode_nested(out.code, self.depth(out), len(shares))
-        total = out.target.new_zeros(())
-        for share, x_hat in zip(shares, parts, strict=True):
-            total = total + share * F.mse_loss(x_hat, out.target)
-        return total
+        return nested_error(out, self.depth(out), self.shares(out.model))
+
+
+def nested_error(out: Forward, depth: Tensor, shares: Sequence[float]) -> Tensor:
+    """The sum over nested parts of their share times their mean squared error, all decoded at about the price of one."""
+    total = out.target.new_zeros(())
+    for share, x_hat in zip(shares, out.model.decode_nested(out.code, depth, len(shares)), strict=True):
+        total = total + share * F.mse_loss(x_hat, out.target)
+    return total

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from splinterp._checks import at_least, whole
+from splinterp._random import drawing_from, seeded_state
 from splinterp._typing import Tensor
 from splinterp.losses.forward import Forward
 from splinterp.losses.terms import State, Term
@@ -41,15 +42,13 @@ class OrtSAE(Term):
 
     def init(self, model: SparseModel) -> State:
         """`generator`: the state of a CPU generator, uint8."""
-        return {"generator": torch.Generator().manual_seed(self.seed).get_state()}
+        return {"generator": seeded_state(self.seed)}
 
     def __call__(self, out: Forward, state: State) -> Tensor:
         W_dec = out.W_dec
         n = len(W_dec)
-        generator = torch.Generator()
-        generator.set_state(state["generator"])
-        order = torch.randperm(n, generator=generator).to(W_dec.device)
-        state["generator"].copy_(generator.get_state())
+        with drawing_from(state["generator"]) as generator:
+            order = torch.randperm(n, generator=generator).to(W_dec.device)
         signed = out.model.nonlinearity is not None and out.model.nonlinearity.signed
         chunks = order.tensor_split(min(-(-n // self.chunk), n // 2))
         return torch.stack([_largest_cosines(W_dec[rows], signed).square().mean() for rows in chunks]).mean()

@@ -11,7 +11,7 @@ from splinterp._checks import whole
 from splinterp._typing import Tensor
 from splinterp.losses.forward import Forward
 from splinterp.losses.row_norms import sizes_of
-from splinterp.losses.terms import State, Term, needs
+from splinterp.losses.terms import State, Term, needs, needs_scores
 from splinterp.protocol import SparseModel
 
 ROUND = 1e-8
@@ -83,11 +83,6 @@ class PAnneal(Term):
         return sizes.sum(1).mean() if p == 1 else ((sizes + ROUND) ** p - ROUND**p).sum(1).mean()
 
 
-def _needs_scores(term: Term, model: SparseModel) -> None:
-    if type(model).pre_acts is SparseModel.pre_acts:
-        raise TypeError(f"{term.name} reads pre_acts: use a splinterp SAE, or a module with pre_acts")
-
-
 @dataclass(frozen=True, kw_only=True)
 class PreActs(Term):
     """The mean over samples of sum_i max(theta_i - pre_acts_i, 0) |w_i|, theta the thresholds of JumpReLU (0 of ReLU): a small pull
@@ -101,7 +96,7 @@ class PreActs(Term):
     reads_scores: ClassVar[bool] = True
 
     def check(self, model: SparseModel) -> None:
-        _needs_scores(self, model)
+        needs_scores(model, self)
         needs(model, self, "allows_l1")
 
     def __call__(self, out: Forward, state: State) -> Tensor:
@@ -122,7 +117,7 @@ class GaussianPrior(Term):
     reads_scores: ClassVar[bool] = True
 
     def check(self, model: SparseModel) -> None:
-        _needs_scores(self, model)
+        needs_scores(model, self)
 
     def __call__(self, out: Forward, state: State) -> Tensor:
         return 0.5 * out.pre_acts.square().sum(1).mean()

@@ -120,6 +120,12 @@ def needs(model: SparseModel, term: Term, option: str) -> None:
         raise ValueError(f"{name}={term.weight} needs JumpReLU, not {kind}: set {name}=0")
 
 
+def needs_scores(model: SparseModel, term: Term, what: str = "pre_acts") -> None:
+    """Raise TypeError unless the model has `pre_acts`; `what` of them the term reads."""
+    if type(model).pre_acts is SparseModel.pre_acts:
+        raise TypeError(f"{term.name} reads {what}: use a splinterp SAE, or a module with pre_acts")
+
+
 @dataclass(frozen=True, kw_only=True)
 class L1(Term):
     """The mean over samples of |z|_1."""

@@ -39,7 +39,7 @@ def description_length(sae: SAELike | SparseModel, x: ArrayLike, precision: floa
     model = as_model(sae)
     x = as_samples(x, model.width, finite=False)
     at_least("samples", len(x), 1)
-    n_latents, counts = model.shape[1], None
+    n_latents = model.shape[1]
     norms = torch.linalg.vector_norm(model.W_dec.detach().double(), dim=1)
     bins, numbers = torch.zeros(2, 0, dtype=torch.int64), torch.zeros(0, dtype=torch.int64)
     with inference_mode_of(sae):
@@ -58,8 +58,8 @@ def description_length(sae: SAELike | SparseModel, x: ArrayLike, precision: floa
     n, p = len(x), counts / len(x)
     firing = torch.special.entr(p) + torch.special.entr(1 - p)
     shares = numbers.double() / counts[bins[0]]
-    values_ = torch.zeros(n_latents, dtype=torch.float64).index_add_(0, bins[0], torch.special.entr(shares))
-    by_latent = (firing + counts / n * values_) / torch.log(torch.tensor(2.0, dtype=torch.float64))
+    entropies = torch.zeros(n_latents, dtype=torch.float64).index_add_(0, bins[0], torch.special.entr(shares))
+    by_latent = (firing + counts / n * entropies) / torch.log(torch.tensor(2.0, dtype=torch.float64))
     return DescriptionLength(float(by_latent.sum()), by_latent)
 
 
