@@ -204,3 +204,11 @@ def test_known_features_are_learned_without_gradients():
 def test_what_cannot_be_is_refused(call, words):
     with pytest.raises(ValueError, match=words):
         call(*problem())
+
+
+def test_every_option_of_learning_changes_the_dictionary():
+    x = samples(200, dtype=torch.float64)
+    plain = {"iterations": 3, "generator": 1}
+    rows = learn_dictionary(x, 12, 2, **plain).W_dec
+    for option in ({"pursuit": "mp"}, {"ridge": 50.0}, {"nonnegative": False}, {"generator": 2}, {"iterations": 4}):
+        assert not torch.equal(learn_dictionary(x, 12, 2, **{**plain, **option}).W_dec, rows), option

@@ -75,6 +75,8 @@ def test_random_prefixes_differ_by_batch_and_repeat_by_state():
     assert len(set(values)) == 4
     again = term.init(sae)
     assert [float(term(out, again).detach()) for _ in range(4)] == values
+    other = RandomMatryoshka(n_prefixes=3, seed=1)
+    assert float(other(out, other.init(sae)).detach()) not in values
     middle, n_latents = sum(w * float((X - out.decode(c)).square().mean().detach()) for w, c in term.codes(out)), sae.n_latents
     assert middle == pytest.approx(sum(values) / 4, rel=0.2)
     one = RandomMatryoshka(n_prefixes=1, shape=1e-9)  # the first latent and the whole

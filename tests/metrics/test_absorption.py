@@ -90,3 +90,18 @@ def test_shapes_that_do_not_fit_are_refused():
         absorption(x, codes[:, :3], features, features, codes != 0)
     with pytest.raises(ValueError, match="most"):
         absorption(x, codes, features, features, codes != 0, most=0)
+
+
+def test_how_much_and_how_many_have_to_carry():
+    """A parent of size 1 beside two latents that carry 0.3 of it each."""
+    x = torch.zeros(40, 4)
+    x[:20, 0] = 1.0
+    acts = torch.zeros(40, 4)
+    acts[:12, 0] = 1.0
+    acts[12:20, 1:3] = 0.3
+    acts[20:, 1:3] = 0.3  # they fire elsewhere too: no detectors
+    rows = torch.tensor([[1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [1.0, 0.0, 0.0, 0.0], [0.0, 0.0, 0.0, 1.0]])
+    found = {}
+    for name, options in {"plain": {}, "one": {"most": 1}, "more": {"share": 0.7}}.items():
+        found[name] = float(absorption(x, acts, rows, torch.eye(4)[:1], x[:, :1] > 0, **options)[0])
+    assert found == {"plain": pytest.approx(0.4), "one": 0.0, "more": 0.0}
