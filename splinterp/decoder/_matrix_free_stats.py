@@ -57,6 +57,10 @@ class MatrixFreeStats:
         weakref.finalize(self, self._file.close)
         self._blocks: list[tuple[int, int]] = []
 
+    def empty(self) -> MatrixFreeStats:
+        """Statistics of no samples, of the same widths, dtype and device."""
+        return MatrixFreeStats(self.n_latents, self.d_in, dtype=self.dtype, device=self.device)
+
     @property
     def diagonal(self) -> Float[Tensor, " n_latents"]:
         """Of the centred Gram matrix, float64; rounding below 1e-12 of the raw sum of squares counts as zero."""

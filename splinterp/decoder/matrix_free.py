@@ -14,12 +14,13 @@ import torch
 
 from splinterp._checks import as_samples, at_least, whole
 from splinterp._typing import ArrayLike, Float, Tensor
+from splinterp.decoder._block_cg import block_cg
+from splinterp.decoder._cg_curves import HeldOutCGCurve, ProbedCurve
 from splinterp.decoder._matrix_free_stats import MatrixFreeStats
-from splinterp.decoder._search import least, level, rounding_floor
-from splinterp.decoder.ridge import GCVResult
-from splinterp.decoder.statistics import eigh
+from splinterp.decoder._search import least
+from splinterp.decoder.ridge import GCVResult, HeldOutResult
 
-__all__ = ["CGSolution", "MatrixFreeStats", "gcv_ridge_cg", "solve_decoder_cg"]
+__all__ = ["CGSolution", "MatrixFreeStats", "gcv_ridge_cg", "held_out_ridge_cg", "solve_decoder_cg"]
 
 
 class CGSolution(NamedTuple):
@@ -80,7 +81,7 @@ def solve_decoder_cg(
         right.add_(before, alpha=prox)
     strength = ridge + prox
     W = first if first is not None else Q if Q is not None and ridge > 0 else torch.zeros_like(right)
-    W, residual, iterations = _block_cg(stats, right, strength, W.clone(), tolerance, max_iterations)
+    W, residual, iterations = block_cg(stats, right, strength, W.clone(), tolerance, max_iterations)
     b = stats.mean_x.to(W) - stats.mean_acts.to(W) @ W
     return CGSolution(W, b, residual, iterations)
 
@@ -116,72 +117,53 @@ def gcv_ridge_cg(
     if stats.n_samples < 2:
         raise ValueError("generalised cross-validation needs at least 2 samples")
     whole("n_probes", n_probes, 1)
-    Q = _as_rows(prior, "prior", stats)
-    curve = _ProbedCurve(
-        stats, Q, n_probes, tolerance, generator or torch.Generator().manual_seed(0), _as_rows(start, "start", stats)
-    )
+    curve = ProbedCurve(
+        stats, _as_rows(prior, "prior", stats), _as_rows(start, "start", stats), tolerance, n_probes,
+        generator or torch.Generator().manual_seed(0),
+    )  # fmt: skip
     if curve.mean_eigenvalue == 0:
-        return GCVResult(math.inf, 1.0, curve.score_at_infinity(), ())
-    if around is not None and 0 < around < math.inf:
-        grid = [around / 4, around, 4 * around]
-    else:
-        grid = [curve.mean_eigenvalue * 10.0**power for power in range(1, -5, -1)]
-    for ridge in grid:
-        curve.look(ridge)
-    while (
-        around is not None
-        and len(curve.scores) < 12
-        and (best := min(curve.scores, key=curve.scores.__getitem__)) in (low := min(curve.scores), max(curve.scores))
-    ):
-        curve.look(best / 4 if best == low else best * 4)
-    at_infinity, floor = curve.score_at_infinity(), rounding_floor(stats.total, stats.n_samples, stats.dtype)
-    path = (*((r, level(s, at_infinity, floor)) for r, s in sorted(curve.scores.items())), (math.inf, at_infinity))
+        return GCVResult(math.inf, 1.0, curve.at_infinity(), ())
+    path = curve.search(around)
     ridge, score = least(path)
     return GCVResult(ridge, curve.df.get(ridge, 1.0), score, path)
 
 
-class _ProbedCurve:
-    """The GCV score at single ridges."""
+@torch.no_grad()
+def held_out_ridge_cg(
+    stats: MatrixFreeStats,
+    held_out: MatrixFreeStats,
+    prior: ArrayLike | None = None,
+    *,
+    around: float | None = None,
+    start: ArrayLike | None = None,
+    tolerance: float = 1e-3,
+) -> HeldOutResult:
+    """`held_out_ridge` without the Gram matrix: the held-out error of the solutions at a few ridges, those of `gcv_ridge_cg`.
 
-    def __init__(
-        self,
-        stats: MatrixFreeStats,
-        Q: Tensor | None,
-        n_probes: int,
-        tolerance: float,
-        g: torch.Generator,
-        start: Tensor | None,
-    ) -> None:
-        self.stats, self.Q, self.tolerance = stats, Q, tolerance
-        diagonal = stats.diagonal
-        rank = min(stats.n_samples - 1, int((diagonal > 0).sum()))
-        self.mean_eigenvalue = float(diagonal.sum()) / rank if rank else 0.0
-        self.probes = torch.randint(0, 2, (stats.n_latents, n_probes), generator=g).to(stats.cross) * 2 - 1
-        self.images = stats.gram_product(self.probes)
-        first = torch.zeros_like(stats.cross) if start is None else start
-        self.guess = torch.cat([first, torch.zeros_like(self.probes)], dim=1)
-        self.scores: dict[float, float] = {}
-        self.df: dict[float, float] = {}
+    Args:
+        stats: of the training samples.
+        held_out: of the held-out samples, same widths, dtype and device.
+        prior: Q, the mean the ridge pulls to (n_latents, d_in); None means 0.
+        around: an earlier choice, finite and above 0.
+        start: where the solves begin, (n_latents, d_in).
+        tolerance: of the solves.
 
-    def look(self, ridge: float) -> None:
-        """Score one ridge, from the solution of the last one."""
-        stats, N = self.stats, self.stats.n_samples
-        right = stats.cross if self.Q is None else stats.cross + ridge * self.Q
-        both = torch.cat([right, self.images], dim=1)
-        self.guess, _, _ = _block_cg(stats, both, ridge, self.guess, self.tolerance, 100)
-        W, probed = self.guess.split([stats.d_in, self.probes.shape[1]], dim=1)
-        image = stats.gram_product(W)
-        rss = max(0.0, stats.total + float(((image - 2 * stats.cross).double() * W).sum()))
-        self.df[ridge] = 1 + float((probed * self.probes).sum(0, dtype=torch.float64).mean())
-        slack = (N - self.df[ridge]) / N
-        self.scores[ridge] = rss / N / slack**2 if slack > 0 else math.inf
-
-    def score_at_infinity(self) -> float:
-        """GCV of the prior alone."""
-        stats, N, rss = self.stats, self.stats.n_samples, self.stats.total
-        if self.Q is not None:
-            rss += float(((stats.gram_product(self.Q) - 2 * stats.cross).double() * self.Q).sum())
-        return rss / N / (1 - 1 / N) ** 2
+    Raises:
+        ValueError: empty statistics, of other widths, wrong shapes.
+    """
+    for found in (stats, held_out):
+        if found.n_samples == 0:
+            raise ValueError("the statistics are empty: call update(top_acts, x) first")
+    if held_out.cross.shape != stats.cross.shape:
+        raise ValueError(
+            f"the held-out statistics have (n_latents, d_in) = {tuple(held_out.cross.shape)}, those of the training samples "
+            f"{tuple(stats.cross.shape)}"
+        )
+    curve = HeldOutCGCurve(stats, held_out, _as_rows(prior, "prior", stats), _as_rows(start, "start", stats), tolerance)
+    if curve.mean_eigenvalue == 0:
+        return HeldOutResult(math.inf, curve.at_infinity(), ())
+    path = curve.search(around)
+    return HeldOutResult(*least(path), path)
 
 
 def _as_rows(value: ArrayLike | None, name: str, stats: MatrixFreeStats) -> Tensor | None:
@@ -191,46 +173,3 @@ def _as_rows(value: ArrayLike | None, name: str, stats: MatrixFreeStats) -> Tens
     if len(rows) != stats.n_latents:
         raise ValueError(f"{name} has {len(rows)} rows but n_latents={stats.n_latents}")
     return rows
-
-
-def _block_cg(
-    stats: MatrixFreeStats, right: Tensor, strength: float, W: Tensor, tolerance: float, max_iterations: int
-) -> tuple[Tensor, float, int]:
-    diagonal = stats.diagonal + strength
-    scale = torch.where(diagonal > 0, diagonal.clamp_min(torch.finfo(stats.dtype).tiny).rsqrt(), 0.0).to(stats.dtype)[:, None]
-    size, floor = float(right.norm()), 100 * torch.finfo(stats.dtype).eps
-    best, least, done = W, math.inf, 0
-    while True:
-        error = right - stats.gram_product(W) - strength * W
-        found = float(error.norm()) / size if size else 0.0
-        improved = found < 0.9 * least
-        if found < least:
-            best, least = W, found
-        if least <= tolerance or done >= max_iterations or not improved:  # met, spent, or rounding has the last word
-            return best, least, done
-        reduction = max(0.3 * tolerance / found, floor)
-        change, steps = _sweep(stats, error * scale, strength, scale, reduction, max_iterations - done)
-        W = W + scale * change
-        done += steps
-
-
-def _sweep(
-    stats: MatrixFreeStats, error: Tensor, strength: float, scale: Tensor, reduction: float, max_iterations: int
-) -> tuple[Tensor, int]:
-    """Solve the scaled system for `error` from 0 until the residual's norm is `reduction` of what it was."""
-    target = reduction * float(error.norm())
-    basis, coefficients = torch.linalg.qr(error)
-    directions, change = basis, torch.zeros_like(error)
-    steps = 0
-    while steps < max_iterations:
-        steps += 1
-        image = scale * stats.gram_product(scale * directions) + strength * scale * scale * directions
-        values, vectors, positive = eigh((directions.T @ image).double())
-        inverse = ((vectors * torch.where(positive, 1 / torch.where(positive, values, 1.0), 0.0)) @ vectors.T).to(error)
-        change += directions @ (inverse @ coefficients)
-        basis, update = torch.linalg.qr(basis - image @ inverse)
-        coefficients = update @ coefficients
-        if float(coefficients.norm()) <= target:
-            break
-        directions = basis + directions @ update.T
-    return change, steps

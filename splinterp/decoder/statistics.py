@@ -80,6 +80,10 @@ class DecoderStats:
         )
         self.altered()
 
+    def empty(self) -> DecoderStats:
+        """Statistics of no samples, of the same widths, dtypes and device."""
+        return DecoderStats(self.n_latents, self.d_in, dtype=self.dtype, device=self.device, products=self.products)
+
     def altered(self) -> None:
         """Drop what was derived from the sums: call it wherever something else than this class changes them."""
         self._spectrum: Spectrum | None = None

@@ -13,8 +13,9 @@ from splinterp.training.pam import PAMSGD
 from splinterp.training.pam_state import PAMState
 from splinterp.training.race import Race, Racing
 from splinterp.training.resampling import Resampling
+from splinterp.training.rules import GCV, Auto, HeldOut
 from splinterp.training.sgd import SGD
-from splinterp.training.solver import GCV, DecoderSolver, HeldOut
+from splinterp.training.solver import DecoderSolver
 from splinterp.training.streaming import StreamingPAMSGD
 from splinterp.training.train_state import DivergenceError, Silence, TrainState
 from splinterp.training.when import AtEnd, EveryEpoch, EverySteps, Refresh, When
@@ -24,6 +25,7 @@ __all__ = [
     "PAMSGD",
     "SGD",
     "AtEnd",
+    "Auto",
     "BiasAdaptation",
     "BiasState",
     "DecoderSolver",

@@ -1,6 +1,6 @@
 """PAM-SGD: gradients on the encoder (and, if wanted, the decoder), exact least squares on the decoder.
 
-Source: SplInterp, arXiv 2505.11836, Algorithm 3.1. The tied-residual decoder, the ridge by GCV and the gradient phase
+Source: SplInterp, arXiv 2505.11836, Algorithm 3.1. The tied-residual decoder, the choice of the ridge and the gradient phase
 on both blocks are this package's own.
 """
 
@@ -27,15 +27,14 @@ from splinterp.training.pam_state import PAMState
 from splinterp.training.race import Racing
 from splinterp.training.race_step import plan, race_step
 from splinterp.training.reading import read_is_paid, read_out, write
-from splinterp.training.shorthands import WHEN_SHORTHANDS, Shorthands, gap_of, named
-from splinterp.training.solver import GCV, DecoderSolver, HeldOut
+from splinterp.training.rules import ENOUGH, GCV, HeldOut, Rule, named
+from splinterp.training.shorthands import WHEN_SHORTHANDS, Shorthands, gap_of
+from splinterp.training.solver import DecoderSolver
 from splinterp.training.train_state import ENTRYWISE
 from splinterp.training.when import AtEnd, EveryEpoch, EverySteps, When
 
 PULLED = "pulled by the ridge"
 """Mark of the group of parameters whose decay is the ridge's."""
-ENOUGH = 200
-"""Held-out samples from which on they decide what was left open."""
 READ_SAMPLES = 10_000
 """Training samples that a readout at a history row goes by, or four times the latents; the last one goes by all."""
 
@@ -45,12 +44,12 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     """Alternate a gradient phase with an exact decoder solve.
 
     By default, and best with `SAE(decoder="tied_residual")`: gradients move every block; at ends of epochs, as often as a tenth of the
-    gradient steps' time allows, the decoder is solved for exactly, its ridge by GCV; with at least 200 held-out samples (`x_val` of `fit`)
-    the result, `keep_best` and some of the rows have a readout, a combination of solutions that those samples weigh, if it is better.
-    Something else: `ridge="held_out"` where many samples are nearly copies of each other, as a language model's tokens are: GCV takes
-    them for evidence, and its ridge is too small; `hold=1` (tied SGD, then one readout) or `hold="race"` where few samples are seen
-    hundreds of times, by 2 % at best and not always; `PAMSGD.published()` for the paper's algorithm; SGD where nothing may be held
-    back and no solve is wanted. See experiments/RESULTS.md.
+    gradient steps' time allows, the decoder is solved for exactly. With at least 200 held-out samples (`x_val` of `fit`) those choose the
+    solves' ridge, and the result, `keep_best` and some of the rows have a readout, a combination of solutions that they weigh, if it is
+    better; without them the ridge is by GCV, which takes near-copies among the samples (a language model's tokens) for evidence.
+    Something else: `hold=1` (tied SGD, then one readout) or `hold="race"` where few samples are seen hundreds of times, by 2 % at best and
+    not always; `PAMSGD.published()` for the paper's algorithm; SGD where nothing may be held back and no solve is wanted. See
+    experiments/RESULTS.md.
 
     To drive it by hand: `encoder_step` (which `fit` calls as `step`) on batches, `end_epoch` after each pass, or `decoder_step` when you
     want the solve; `read_out` tells what a readout would be.
@@ -59,7 +58,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     N d_in. The solve minimises over weights and bias together: a free W_dec is pulled to 0 by the ridge, a tied-residual
     one to W_enc.T; of a tied decoder only b_dec moves (and its scales, where it has them).
 
-    Shorthands, in place of `solver`: `ridge` (a number, "gcv" or "held_out"), `gcv_inflation`, `bias`, `bias_ridge`, `bias_prox`,
+    Shorthands, in place of `solver`: `ridge` (a number, "auto", "gcv" or "held_out"), `gcv_inflation`, `bias`, `bias_ridge`, `bias_prox`,
     `prox_dec`, `scale`, `stats_dtype`; in place of `when`: `solve_gap`, `solve_parts` and `solve_first` (EveryEpoch), `decoder_every`
     (EverySteps).
     They can be read as attributes too.
@@ -96,7 +95,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     """When: EveryEpoch, EverySteps, AtEnd, or Refresh for a stream."""
 
     if TYPE_CHECKING:  # the shorthands, as a type checker is to see them
-        ridge: float | str = "gcv"
+        ridge: float | str = "auto"
         gcv_inflation: float = 1.0
         bias: str = "joint"
         bias_ridge: float = 0.0
@@ -216,7 +215,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     ) -> PAMState:
         """Start training on x (N, d_in) or a store. `total_steps` (batches) sets the schedule's length; None: constant step size.
 
-        `x_val` (n, d_in) are the samples that ridge="held_out" chooses by.
+        `x_val` (n, d_in) are the samples that ridges and readouts are chosen by.
 
         Raises TypeError, ValueError: a module or data that does not fit.
         """
@@ -237,7 +236,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
                 raise ValueError(
                     f"a solve writes W_dec and b_dec, and one of {model.label}'s is frozen (requires_grad=False): train it by SGD"
                 )
-        if block.tied and (self.prox_dec or not (isinstance(self.solver.ridge, GCV) or self.ridge == 0.0)):
+        if block.tied and (self.prox_dec or isinstance(self.solver.ridge, HeldOut) or self.ridge not in ("auto", "gcv", 0.0)):
             raise ValueError(f"ridge={self.ridge}, prox_dec={self.prox_dec} do not act on a tied decoder: leave them out")
         if block.prior is None and self.ridge == math.inf:
             raise ValueError("ridge=inf would hold a free W_dec at 0: choose a finite ridge or decoder='tied_residual'")
@@ -252,7 +251,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         scales = () if block.scales is None else (block.scales,)
         fixed = {"both": (), "tied": block.weights, "encoder": (*block.weights, *block.bias, *scales)}[self.gradient]
         known = self.solver.ridge
-        ridge = None if block.tied or isinstance(known, GCV | HeldOut) else float(known)
+        ridge = None if block.tied or isinstance(known, Rule) else float(known)
         n_held_out = 0 if x_val is None or unread else len(x_val)
         state = PAMState(**self.start(sae, x, total_steps, fixed), ridge=ridge, held=self.hold != 0, held_out=x_val, sae=sae)
         state.reads = n_held_out >= ENOUGH if self.readout is None else self.readout and n_held_out > 0
@@ -409,7 +408,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     def adjust_gradients(self, sae: SAELike, state: PAMState) -> None:
         """Add the gradients of prox_enc and of the last solve's ridge; an infinite ridge holds a residual at 0, as `hold` does.
 
-        Before the first solve with ridge="gcv" there is no ridge yet, and none acts.
+        Before the first solve there is no chosen ridge yet, and none acts.
         """
         size = self.solved_numbers(state)  # strengths of sums become strengths of the mean loss
         if self.prox_enc and state.anchor is not None:

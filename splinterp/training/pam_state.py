@@ -34,11 +34,11 @@ SAVED = (
 class PAMState(TrainState):
     """State of PAMSGD.
 
-    `ridge` is the strength at the last solve (None before the first one with ridge="gcv"); `residual` is the optimality
+    `ridge` is the strength at the last solve (None before the first one of a rule); `residual` is the optimality
     residual of that solve (`splinterp.decoder.optimality_residual`); `anchor` holds the encoder's parameters that
     `prox_enc` pulls to; `since_solve` and `epochs_since_solve` count the steps and the ends of epochs since the last solve, `solves` the
     solves; `held` says that no gradient moves the residual
-    until the first solve; `held_out` (n, d_in) are the samples that ridge="held_out" chooses by.
+    until the first solve; `held_out` (n, d_in) are the samples that ridges and readouts are chosen by.
     """
 
     ridge: float | None = None

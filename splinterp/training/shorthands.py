@@ -6,7 +6,8 @@ from dataclasses import replace
 from typing import Any
 
 from splinterp._checks import one_of
-from splinterp.training.solver import GCV, DecoderSolver, HeldOut
+from splinterp.training.rules import GCV, NAMES, Auto, HeldOut
+from splinterp.training.solver import DecoderSolver
 from splinterp.training.when import GAP, NEVER, AtEnd, EveryEpoch, EverySteps, When
 
 SOLVER_SHORTHANDS = {"bias": "bias", "bias_ridge": "bias_ridge", "prox_dec": "prox", "bias_prox": "bias_prox", "scale": "scale",
@@ -38,12 +39,12 @@ def expanded(options: dict[str, Any]) -> dict[str, Any]:
 
 def _rule(ridge: Any, inflation: float | None) -> Any:
     if isinstance(ridge, str):
-        one_of("ridge", ridge, ("gcv", "held_out"))
-        ridge = GCV() if ridge == "gcv" else HeldOut()
+        one_of("ridge", ridge, tuple(NAMES))
+        ridge = NAMES[ridge]
     if inflation is None or (inflation == 1 and not isinstance(ridge, GCV)):
         return ridge
-    if isinstance(ridge, GCV):
-        return replace(ridge, inflation=inflation)
+    if isinstance(ridge, GCV | Auto):
+        return GCV(inflation=inflation)
     if isinstance(ridge, HeldOut):
         raise ValueError("ridge='held_out' takes no prox_dec and no gcv_inflation")
     raise ValueError(f"gcv_inflation={inflation} acts only with ridge='gcv', not ridge={ridge}")
@@ -67,11 +68,6 @@ def _timed(when: When, timed: dict[str, Any]) -> When:
         parts=timed.get("solve_parts", epoch.parts),
         first=timed.get("solve_first", epoch.first),
     )
-
-
-def named(ridge: Any) -> Any:
-    """A ridge as its shorthand."""
-    return "gcv" if isinstance(ridge, GCV) else "held_out" if isinstance(ridge, HeldOut) else ridge
 
 
 def gap_of(when: When) -> int | None:

@@ -4,7 +4,8 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable
-from dataclasses import dataclass
+from dataclasses import dataclass, field
+from typing import Any, TypeVar
 
 import torch
 
@@ -23,38 +24,28 @@ from splinterp.decoder import (
     solve_scales,
     tied_scale,
 )
-from splinterp.decoder.matrix_free import MatrixFreeStats, gcv_ridge_cg, solve_decoder_cg
+from splinterp.decoder.matrix_free import MatrixFreeStats, gcv_ridge_cg, held_out_ridge_cg, solve_decoder_cg
 from splinterp.protocol import Block, SparseModel, inference_mode_of
+from splinterp.training.batches import evenly_spaced
 from splinterp.training.pam_state import PAMState
+from splinterp.training.rules import ENOUGH, GCV, Auto, HeldOut, Rule, named
 
-Gather = Callable[[DecoderStats, Iterable[Tensor]], None]
+Stats = TypeVar("Stats", DecoderStats, MatrixFreeStats)
+Gather = Callable[[Any, Iterable[Tensor]], None]
 """gather(stats, batches) adds the current codes of batches to statistics."""
 RowRidge = Callable[[], Tensor | None]
 """What penalties on the decoder's rows pull the rows by, (n_latents,), at the decoder as it is; None where there are none."""
 CALIBRATED = 10_000
 """Training samples that set what inference needs before held-out samples are coded."""
+RIDGE_SAMPLES = 1_000
+"""Held-out samples by which a ridge is chosen, or a quarter of the training samples if those are more: it is one number, and their codes
+are to cost less than the solve's."""
 WELL_DETERMINED = 2
 """Samples a latent from which products may be taken in float32."""
 RESIDUAL_COLUMNS = 8
 """Random combinations of the decoder's columns that the optimality of a solve is told by."""
 ROW_STEPS = 5
 """Solves for penalties on rows, each by the quadratics that touch them at the rows before it."""
-
-
-@dataclass(frozen=True, kw_only=True)
-class GCV:
-    """The ridge by generalised cross-validation at each solve (`splinterp.decoder.gcv_ridge`)."""
-
-    inflation: float = 1.0
-    """Factor on the decoder's degrees of freedom, at least 1; larger values choose larger ridges."""
-
-    def __post_init__(self) -> None:
-        at_least("gcv_inflation", self.inflation, 1.0)
-
-
-@dataclass(frozen=True, kw_only=True)
-class HeldOut:
-    """The ridge by the error on samples that the encoder has not seen: the x_val of `fit`, or `state.held_out`."""
 
 
 @dataclass(frozen=True, kw_only=True)
@@ -65,10 +56,8 @@ class DecoderSolver:
         ValueError: an option out of range, or two that exclude each other.
     """
 
-    ridge: float | GCV | HeldOut = GCV()
-    """Pull of a free W_dec to 0, of a tied-residual one to W_enc.T: a number, or the rule that chooses it at each solve. GCV takes samples
-    for independent: where many are nearly copies of each other (tokens of a language model, above all in early layers) its ridge
-    is too small, and HeldOut() is to be taken."""
+    ridge: float | Rule = field(default=Auto())
+    """Pull of a free W_dec to 0, of a tied-residual one to W_enc.T: a number, or the rule that chooses it at each solve."""
     bias: str = "joint"
     """Either "joint": weights and bias solved together, or "separate": weights without a bias, then it (as published)."""
     bias_ridge: float = 0.0
@@ -88,11 +77,12 @@ class DecoderSolver:
         one_of("scale", self.scale, ("one", "fit"))
         for name, value in {"prox_dec": self.prox, "bias_prox": self.bias_prox, "bias_ridge": self.bias_ridge}.items():
             at_least(name, value, 0.0)
-        if isinstance(self.ridge, GCV | HeldOut):
-            rule = "gcv" if isinstance(self.ridge, GCV) else "held_out"
+        if isinstance(self.ridge, Rule):
+            rule = named(self.ridge)
             if self.bias_ridge or self.bias_prox or self.bias == "separate":
                 raise ValueError(
-                    f"ridge={rule!r} assumes an unpenalised joint bias: set bias_ridge=0, bias_prox=0, bias='joint'"
+                    f"ridge={rule!r} assumes an unpenalised joint bias: set bias_ridge=0, bias_prox=0, bias='joint', or give the ridge as "
+                    "a number"
                 )
             if rule == "held_out" and self.prox:
                 raise ValueError("ridge='held_out' takes no prox_dec and no gcv_inflation")
@@ -109,7 +99,14 @@ class DecoderSolver:
     @property
     def chooses(self) -> bool:
         """Whether a rule chooses the ridge, and no other strength is given."""
-        return isinstance(self.ridge, GCV | HeldOut) and not self.prox
+        return isinstance(self.ridge, Rule) and not self.prox
+
+    def rule(self, state: PAMState) -> float | GCV | HeldOut:
+        """What the ridge is chosen by in this run."""
+        if not isinstance(self.ridge, Auto):
+            return self.ridge
+        n_held_out = 0 if state.held_out is None else len(state.held_out)
+        return HeldOut() if n_held_out >= ENOUGH and not self.prox else GCV()
 
     def statistics(self, model: SparseModel, n_samples: int) -> DecoderStats:
         """Empty ones for the codes of so many samples."""
@@ -123,8 +120,8 @@ class DecoderSolver:
         if not model.trains_sparse or model.decoder_block().scales is not None:
             return False
         plain_bias = self.bias == "joint" and not (self.bias_ridge or self.bias_prox)
-        by_gcv = isinstance(self.ridge, GCV) and self.prox == 0 and self.ridge.inflation == 1
-        return plain_bias and (by_gcv or isinstance(self.ridge, int | float))
+        inflated = isinstance(self.ridge, GCV) and self.ridge.inflation != 1
+        return plain_bias and not inflated and (self.chooses or isinstance(self.ridge, int | float))
 
     def solve(
         self, state: PAMState, stats: DecoderStats | MatrixFreeStats, gather: Gather, row_ridge: RowRidge = lambda: None
@@ -134,7 +131,7 @@ class DecoderSolver:
         if block.tied:
             self._solve_tied(state, block, stats)
         elif isinstance(stats, MatrixFreeStats):
-            self._solve_matrix_free(state, block, stats)
+            self._solve_matrix_free(state, block, stats, gather)
         else:
             self._solve_weights(state, block, stats, gather, row_ridge)
 
@@ -161,14 +158,15 @@ class DecoderSolver:
         W, b, pulls = model.W_dec, model.b_dec, row_ridge()
         chosen: GCVResult | HeldOutResult | None = None
         solution: DecoderSolution | None = None
-        if isinstance(self.ridge, HeldOut):
-            held_out = held_out_stats(state, stats, gather)
+        rule = self.rule(state)
+        if isinstance(rule, HeldOut):
+            held_out = held_out_stats(state, stats, gather, held_out_samples(stats.n_samples))
             solution, chosen = solve_by_held_out(stats, held_out, block.prior, around=state.ridge)
-        elif isinstance(self.ridge, GCV) and self.prox:
-            chosen = gcv_ridge(stats, block.prior, prox=self.prox, previous=W, inflation=self.ridge.inflation)
-        elif isinstance(self.ridge, GCV):
-            solution, chosen = solve_by_gcv(stats, block.prior, inflation=self.ridge.inflation, around=state.ridge)
-        ridge = self.ridge if chosen is None else _usable(chosen, block.prior)
+        elif isinstance(rule, GCV) and self.prox:
+            chosen = gcv_ridge(stats, block.prior, prox=self.prox, previous=W, inflation=rule.inflation)
+        elif isinstance(rule, GCV):
+            solution, chosen = solve_by_gcv(stats, block.prior, inflation=rule.inflation, around=state.ridge)
+        ridge = rule if chosen is None else _usable(chosen, block.prior)
         assert isinstance(ridge, int | float)
         if pulls is not None:
             W, b = W.clone(), b.clone()
@@ -185,10 +183,13 @@ class DecoderSolver:
         state.ridge = float(ridge)
         block.write(solution.W_dec, solution.b_dec)
 
-    def _solve_matrix_free(self, state: PAMState, block: Block, stats: MatrixFreeStats) -> None:
-        start = state.model.W_dec
-        if isinstance(self.ridge, int | float):
-            ridge = float(self.ridge)
+    def _solve_matrix_free(self, state: PAMState, block: Block, stats: MatrixFreeStats, gather: Gather) -> None:
+        start, rule = state.model.W_dec, self.rule(state)
+        if isinstance(rule, int | float):
+            ridge = float(rule)
+        elif isinstance(rule, HeldOut):
+            held_out = held_out_stats(state, stats, gather, held_out_samples(stats.n_samples))
+            ridge = _usable(held_out_ridge_cg(stats, held_out, block.prior, around=state.ridge, start=start), block.prior)
         else:
             ridge = _usable(gcv_ridge_cg(stats, block.prior, around=state.ridge, start=start), block.prior)
         if math.isinf(ridge):
@@ -216,17 +217,24 @@ class DecoderSolver:
         return solution
 
 
-def held_out_stats(state: PAMState, stats: DecoderStats, gather: Gather) -> DecoderStats:
-    """Statistics of the held-out samples' codes, like those of the training samples. Raises ValueError: there are no such samples."""
+def held_out_stats(state: PAMState, stats: Stats, gather: Gather, most: int | None = None) -> Stats:
+    """Statistics of the codes of the held-out samples, or of at most so many of them (evenly spaced), like those of the training samples.
+    Raises ValueError: there are no such samples."""
     if state.held_out is None:
         raise ValueError(
             "ridge='held_out' needs samples that the encoder is not trained on: pass x_val to fit, or set state.held_out"
         )
-    found = DecoderStats(stats.n_latents, stats.d_in, dtype=stats.dtype, device=stats.device, products=stats.products)
+    found = stats.empty()
+    x_val = state.held_out if most is None else evenly_spaced(state.held_out, most)
     state.model.calibrate(state.data[:CALIBRATED])  # the threshold of a BatchTopK is of the encoder as it is
     with inference_mode_of(state.model):
-        gather(found, (x.to(state.model.b_dec) for x in state.held_out.split(1024)))
+        gather(found, (x.to(state.model.b_dec) for x in x_val.split(1024)))
     return found
+
+
+def held_out_samples(n_samples: float) -> int:
+    """The most that a ridge is chosen by, beside so many training samples."""
+    return max(RIDGE_SAMPLES, int(n_samples / 4))
 
 
 def _usable(chosen: GCVResult | HeldOutResult, prior: Tensor | None) -> float:

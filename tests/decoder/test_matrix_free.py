@@ -10,10 +10,10 @@ from hypothesis import given, settings
 from hypothesis import strategies as st
 
 from splinterp import PAMSGD, SAE, AbsTopK, TopActs, TopK, fit
-from splinterp.decoder import DecoderStats, gcv_ridge, solve_decoder
+from splinterp.decoder import DecoderStats, gcv_ridge, held_out_ridge, solve_decoder, squared_error
 from splinterp.decoder import _matrix_free_stats as streamed
-from splinterp.decoder.matrix_free import MatrixFreeStats, gcv_ridge_cg, solve_decoder_cg
-from splinterp.training import pam_solves
+from splinterp.decoder.matrix_free import MatrixFreeStats, gcv_ridge_cg, held_out_ridge_cg, solve_decoder_cg
+from splinterp.training import pam_solves, solver
 from tests.helpers import rng
 
 
@@ -115,6 +115,71 @@ def test_gcv_moves_from_a_bad_start():
     assert best / 8 < far.ridge < best * 8
     other = gcv_ridge_cg(free, n_probes=2, generator=rng(9))
     assert other.score != gcv_ridge_cg(free, n_probes=2).score
+
+
+def held_out_problem(dtype=torch.float64, n_held_out=90, **options):
+    """Both kinds of statistics, of training and of held-out samples (with another mean), and the SAE."""
+    free, dense, sae = problem(dtype=dtype, **options)
+    x = torch.randn(n_held_out, sae.d_in, generator=rng(8), dtype=torch.float64) * torch.linspace(0.5, 1.5, sae.d_in) + 2.5
+    with torch.no_grad():
+        others = free.empty().update(sae.encode_top(x), x), dense.empty().update(sae.encode(x), x)
+    return free, dense, *others, sae
+
+
+@pytest.mark.parametrize("with_prior", [False, True])
+@pytest.mark.parametrize("n", [400, 50])
+def test_the_ridge_by_held_out_samples_is_scored_as_with_a_gram_matrix(with_prior, n):
+    free, dense, free_held, dense_held, sae = held_out_problem(n=n, dead=0)
+    prior = sae.W_enc.T.detach() if with_prior else None
+    exact = held_out_ridge(dense, dense_held, prior)
+    found = held_out_ridge_cg(free, free_held, prior, tolerance=1e-9)
+    for ridge, score in found.path:
+        if math.isfinite(ridge):
+            W_dec, b_dec = solve_decoder(dense, ridge=ridge, prior=prior)
+        else:
+            W_dec = torch.zeros_like(dense.cross) if prior is None else prior
+            b_dec = dense.mean_x - dense.mean_acts @ W_dec
+        assert score == pytest.approx(squared_error(dense_held, W_dec, b_dec), rel=1e-5)
+    assert found.score == min(score for _, score in found.path)
+    assert exact.score - 1e-9 <= found.score <= 1.3 * exact.score  # of a grid by factors of 10
+    if 0 < exact.ridge < math.inf:
+        near = held_out_ridge_cg(free, free_held, prior, around=exact.ridge, tolerance=1e-9)
+        assert near.score == pytest.approx(exact.score, rel=1e-3)
+        far = held_out_ridge_cg(free, free_held, prior, around=exact.ridge * 4.0**5, tolerance=1e-9)
+        assert far.score <= 1.1 * exact.score
+
+
+def test_the_ridge_by_held_out_samples_refuses_other_widths_and_none():
+    free, _, held_out, _, _ = held_out_problem()
+    with pytest.raises(ValueError, match=r"held-out statistics have .* = \(60, 3\)"):
+        held_out_ridge_cg(
+            free, MatrixFreeStats(60, 3).update(TopActs(torch.ones(2, 1), torch.zeros(2, 1).long()), torch.ones(2, 3))
+        )
+    with pytest.raises(ValueError, match="empty"):
+        held_out_ridge_cg(free, free.empty())
+    with pytest.raises(ValueError, match="empty"):
+        held_out_ridge_cg(free.empty(), held_out)
+    silent = free.empty().update(TopActs(torch.zeros(4, 1), torch.zeros(4, 1).long()), torch.randn(4, 6, generator=rng(0)))
+    assert math.isinf(held_out_ridge_cg(silent, held_out).ridge)
+
+
+def test_large_dictionaries_choose_their_ridge_by_held_out_samples(monkeypatch):
+    x, x_val = torch.randn(600, 8, generator=rng(1)), torch.randn(250, 8, generator=rng(3))
+    asked = []
+
+    def counted(stats, held_out, *rest, **options):
+        asked.append(held_out.n_samples)
+        return held_out_ridge_cg(stats, held_out, *rest, **options)
+
+    monkeypatch.setattr(solver, "held_out_ridge_cg", counted)
+    ridges = []
+    for limit, held_out in ((10**6, x_val), (40, x_val), (40, x_val[:199])):
+        monkeypatch.setattr(pam_solves, "MATRIX_FREE_FROM", limit)
+        sae = SAE(8, 48, TopK(3), "tied_residual", generator=rng(0))
+        result = fit(sae, x, PAMSGD(lr=1e-3, readout=False), epochs=2, batch_size=50, generator=0, x_val=held_out)
+        ridges.append(result.state.ridge)
+    assert asked == [250]
+    assert ridges[0] / 5 < ridges[1] < 5 * ridges[0]
 
 
 def test_bad_input_is_refused():

@@ -13,7 +13,8 @@ from torch.nn import functional as F
 
 from splinterp import PAMSGD, SAE, SGD, BiasAdaptation, ReLU, TopK, fit
 from splinterp.decoder import DecoderStats, gcv_ridge, held_out_ridge, solve_decoder
-from splinterp.training import start_at_mean
+from splinterp.training import Refresh, solver, start_at_mean
+from splinterp.training.solver import held_out_samples
 from tests.helpers import DECODERS, make_sae, rng, samples, stats_of
 
 
@@ -452,6 +453,50 @@ def test_held_out_ridge_needs_held_out_samples_and_no_other_option():
             PAMSGD(ridge="held_out", **options)
     with pytest.raises(ValueError, match="do not act on a tied decoder"):
         fit(make_sae(decoder="tied"), x, PAMSGD(ridge="held_out"), x_val=x)
+
+
+@pytest.mark.parametrize(
+    ("n_held_out", "options", "rule"),
+    [
+        (200, {}, "held_out"),
+        (199, {}, "gcv"),
+        (0, {}, "gcv"),
+        (300, {"prox_dec": 2.0}, "gcv"),
+        (300, {"gcv_inflation": 1.4}, "gcv"),
+        (300, {"when": Refresh(every=3)}, "held_out"),
+    ],
+)
+def test_the_default_ridge_is_by_held_out_samples_where_there_are_enough(n_held_out, options, rule):
+    x, x_val = samples(400), samples(n_held_out, seed=5) if n_held_out else None
+    found = []
+    for ridge in ({}, {"ridge": rule}):
+        sae = make_sae(decoder="tied_residual", m=40)
+        result = fit(sae, x, PAMSGD(readout=False, **options, **ridge), epochs=3, x_val=x_val, generator=0, log_every=1)
+        found.append((result.state.ridge, *(p.detach() for p in sae.parameters())))
+    assert found[0][0] == found[1][0]
+    assert all(torch.equal(a, b) for a, b in zip(found[0][1:], found[1][1:], strict=True))
+
+
+def test_the_default_ridge_is_no_reason_to_refuse_a_tied_decoder():
+    sae = make_sae(decoder="tied")
+    result = fit(sae, samples(300), PAMSGD(), x_val=samples(250, seed=5), epochs=2)
+    assert result.state.solves >= 1
+    assert PAMSGD().ridge == "auto"
+    assert not PAMSGD().wants_x_val
+    assert PAMSGD(gcv_inflation=1.4).ridge == "gcv"
+    assert PAMSGD(gcv_inflation=1.4).gcv_inflation == 1.4
+
+
+def test_a_ridge_goes_by_as_many_held_out_samples_as_it_needs(monkeypatch):
+    """Evenly spaced: fewer give another ridge, the same ones the same."""
+    x, x_val = samples(300), samples(400, seed=5)
+    ridges = []
+    for most, given in ((100, x_val), (100, x_val[::4]), (10**6, x_val)):
+        monkeypatch.setattr(solver, "RIDGE_SAMPLES", most)
+        method = PAMSGD(ridge="held_out", readout=False)
+        ridges.append(fit(make_sae(decoder="tied_residual"), x, method, x_val=given, epochs=2, generator=0).state.ridge)
+    assert ridges[0] == ridges[1] != ridges[2]
+    assert [held_out_samples(n) for n in (400, 4 * 10**6 + 8)] == [10**6, 10**6 + 2]
 
 
 def test_final_solve_is_tied_sgd_and_one_solve():
