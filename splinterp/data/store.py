@@ -13,6 +13,7 @@ from splinterp._checks import as_positions, at_least, one_of, whole
 from splinterp._content import content_hash
 from splinterp._files import entry, read_object, require_file, sha256_of, unsealed
 from splinterp._typing import Int, Tensor
+from splinterp.data.token_rules import added
 
 if TYPE_CHECKING:
     from splinterp.data.standardizer import Standardizer
@@ -143,6 +144,14 @@ class ActivationStore:
     def about(self) -> dict[str, Any]:
         """What the activations are of, as the writer said."""
         return self.manifest["about"]
+
+    @property
+    def left_out(self) -> dict[str, int]:
+        """Tokens that are not among the rows, or were capped, by the rule that says so (`TokenRules`)."""
+        total: dict[str, int] = {}
+        for shard in self.manifest["shards"]:
+            added(total, shard.get("left_out", {}))
+        return total
 
     @property
     def shape(self) -> tuple[int, int]:

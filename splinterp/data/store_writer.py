@@ -67,8 +67,11 @@ class StoreWriter:
         """Whether `finish` was called."""
         return bool(self.manifest["complete"])
 
-    def append(self, activations: Float[Tensor, "n d_in"], tokens: Int[Tensor, "n 3"]) -> None:
-        """Write one shard: activations, and (token id, document, index of the sequence) of each row.
+    def append(
+        self, activations: Float[Tensor, "n d_in"], tokens: Int[Tensor, "n 3"], left_out: dict[str, int] | None = None
+    ) -> None:
+        """Write one shard: activations, and (token id, document, index of the sequence) of each row; `left_out` counts tokens that are not
+        among them, by why.
 
         Raises ValueError: rows or widths that do not fit, finite values that the store's dtype makes infinite, a finished store, or
         one that another writer has added to.
@@ -79,7 +82,7 @@ class StoreWriter:
             raise ValueError(f"activations {tuple(activations.shape)} and tokens {tuple(tokens.shape)} do not fit a store of "
                              f"d_in={self.manifest['d_in']} and 3 columns of tokens")  # fmt: skip
         name, files = f"shard-{self.n_shards:05d}", {}
-        shard: dict[str, Any] = {"rows": len(activations)}
+        shard: dict[str, Any] = {"rows": len(activations), **({"left_out": left_out} if left_out else {})}
         values = in_dtype(activations.detach().cpu(), DTYPES[self.manifest["dtype"]]).contiguous()
         raw = values.view(torch.uint16).numpy() if values.dtype == torch.bfloat16 else values.numpy()
         for key, array in (("activations", raw), ("tokens", tokens.cpu().to(torch.int32).contiguous().numpy())):

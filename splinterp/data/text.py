@@ -110,7 +110,9 @@ class TokenSequences:
         return sum(len(row) - sum(row) for row in self.special)
 
 
-def pack_tokens(tokenizer: Any, documents: Sequence[str], context: int = 128, across_documents: bool = False) -> TokenSequences:
+def pack_tokens(
+    tokenizer: Any, documents: Sequence[str], context: int = 128, across_documents: bool = False, bos: bool | None = None
+) -> TokenSequences:
     """Cut documents into sequences of at most `context` tokens, with the special tokens the tokenizer adds to each.
 
     A sequence never holds two documents, so the last of each document may be short. `across_documents` fills every sequence: the
@@ -121,6 +123,8 @@ def pack_tokens(tokenizer: Any, documents: Sequence[str], context: int = 128, ac
     Args:
         tokenizer: a fast tokenizer of `transformers`.
         context: tokens a sequence, special ones included.
+        bos: whether each sequence begins with the tokenizer's beginning-of-text token. None: where the tokenizer puts it there itself, as
+            those of models that were trained with it do (Gemma, Llama); True puts it there anyway (GPT-2, Pythia), False nowhere.
 
     Raises:
         TypeError: a slow tokenizer, a string in place of a list of documents, a document that is no string.
@@ -140,10 +144,13 @@ def pack_tokens(tokenizer: Any, documents: Sequence[str], context: int = 128, ac
     whole("context", context, n_special + 1)
     rows = _tokenised(tokenizer, documents)
     before, after = _around(tokenizer, documents, rows) if n_special else ([], [])
+    if bos is not None:
+        before = _begun(tokenizer, before, bos)
+        whole("context", context, len(before) + len(after) + 1)
     between = _between(tokenizer) if across_documents else None
     owned = [(row, [owner] * len(row)) for owner, row in enumerate(rows)] if between is None else [_end_to_end(rows, between)]
     step = context - len(before) - len(after)
-    known = set(tokenizer.all_special_ids)
+    known = _special_ids(tokenizer)
     ids, owners = [], []
     for row, owner in owned:
         for start in range(0, len(row), step):
@@ -178,6 +185,23 @@ def _around(tokenizer: Any, documents: list[str], rows: list[list[int]]) -> tupl
             "make TokenSequences with it and pass those"
         )
     return ids[:first], ids[last:]
+
+
+def _begun(tokenizer: Any, before: list[int], bos: bool) -> list[int]:
+    """What a sequence begins with, the beginning-of-text token put before it or taken away."""
+    begin = tokenizer.bos_token_id
+    if bos and begin is None:
+        raise ValueError(f"{type(tokenizer).__name__} has no beginning-of-text token (bos_token): leave bos=True out")
+    without = before[1:] if begin is not None and before[:1] == [begin] else before
+    return [begin, *without] if bos else without
+
+
+def _special_ids(tokenizer: Any) -> set[int]:
+    """Of tokens that are not text. An unknown word is text, unless its token serves another purpose too."""
+    names = ("bos_token_id", "eos_token_id", "sep_token_id", "pad_token_id", "cls_token_id", "mask_token_id")
+    others = {getattr(tokenizer, name, None) for name in names}
+    unknown = tokenizer.unk_token_id
+    return set(tokenizer.all_special_ids) - ({unknown} if unknown not in others else set())
 
 
 def _between(tokenizer: Any) -> int:

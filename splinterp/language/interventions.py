@@ -14,7 +14,7 @@ from torch.nn import functional as F
 
 from splinterp._checks import one_of, whole
 from splinterp._typing import Float, Int, Tensor
-from splinterp.data.extract import fitting_batch, length_batches, padded
+from splinterp.data._passes import fitting_batch, length_batches, padded
 from splinterp.data.language_model import LanguageModel
 from splinterp.data.standardizer import Standardizer
 from splinterp.data.text import TokenSequences

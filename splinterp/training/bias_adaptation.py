@@ -23,6 +23,7 @@ from splinterp.protocol import SAELike, SparseModel, as_model
 from splinterp.training.base import DivergenceError, GradientOptions, training_data
 from splinterp.training.bias_block import fitting_gain, multiply_output, quantile_bias, rms_norm, without_gradient
 from splinterp.training.firing import FiringCounter
+from splinterp.training.method import PassesOverData
 from splinterp.training.pam import PAMSGD
 from splinterp.training.sgd import SGD
 from splinterp.training.train_state import copy_whole
@@ -145,6 +146,11 @@ class BiasAdaptation:
     def wants_x_val(self) -> bool:
         """Whether the base chooses by held-out samples."""
         return self.base.wants_x_val
+
+    @property
+    def passes_over_data(self) -> bool:
+        """Whether the base's solves do."""
+        return isinstance(self.base, PassesOverData) and self.base.passes_over_data
 
     base: Any = field(default_factory=partial(SGD, lr=LR))
     lr: float | None = None

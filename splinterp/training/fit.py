@@ -14,6 +14,7 @@ from splinterp._checks import as_samples, whole
 from splinterp._random import as_generator
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.data.store import ActivationStore
+from splinterp.data.stream import ActivationStream
 from splinterp.protocol import SAELike, as_model
 from splinterp.training.base import training_data
 from splinterp.training.batches import Batches
@@ -22,6 +23,10 @@ from splinterp.training.health import check_dtype, fvu_at_start, warn_silent
 from splinterp.training.inspection import inspect, set_aside, start_at
 from splinterp.training.method import STATE_NAMES, Method, State, check_method
 from splinterp.training.run import Run
+from splinterp.training.stream_batches import StreamBatches, check_streams
+
+LOOKED_AT = 10_000
+"""Rows of a stream that stand for its training samples, at least."""
 
 
 class FitResult(NamedTuple):
@@ -34,7 +39,7 @@ class FitResult(NamedTuple):
 
 def fit(
     sae: SAELike,
-    x: ArrayLike | ActivationStore,
+    x: ArrayLike | ActivationStore | ActivationStream,
     method: Method,
     *,
     epochs: int | None = None,
@@ -56,7 +61,10 @@ def fit(
 ) -> FitResult:
     """Train `sae` in place on x (N, d_in) with `method` (SGD, PAMSGD, ...), and leave it in evaluation mode.
 
-    x may be an `ActivationStore`: it is read by memory map and shuffled within its memory budget, so it may be larger than memory.
+    x may be an `ActivationStore`: it is read by memory map and shuffled within its memory budget, so it may be larger than memory. Or an
+    `ActivationStream`, whose rows are made while they are asked for, and seen once: by SGD, StreamingPAMSGD, or BiasAdaptation around
+    either, for `steps` batches or until its `max_tokens`. An epoch of a stream is one buffer of it; its next rows stand for the training
+    samples in `train_fvu` and wherever else some are looked at.
 
     b_dec (and b_pre, where there is one) starts at the training mean (`start_at_mean`), for every method, so that an SAE of this
     package is trained alike on x and on x + c. Batches are moved to the SAE's
@@ -123,16 +131,26 @@ def fit(
         raise ValueError("resume=True needs checkpoint=PATH")
     model = as_model(sae)
     check_dtype(model)
-    data = training_data(model, x)
+    stream = x if isinstance(x, ActivationStream) else None
+    if isinstance(x, ActivationStream):
+        check_streams(method, epochs, processes, x_val)
+        data = training_data(model, x.peek(max(train_eval_samples, LOOKED_AT)))
+    else:
+        data = training_data(model, x)
     if method.wants_x_val and x_val is None:
         data, x_val = set_aside(data, type(method).__name__)
     x_val = None if x_val is None else _validation_data(x_val, data)
     mean = inspect(model, data, x_val, train_eval_samples)
-    batches = Batches(data, batch_size, model.b_dec.device, model.b_dec.dtype)
-    total = steps if steps is not None else (20 if epochs is None else epochs) * len(batches)
-    run = Run(sae, method, as_generator(generator), keep_best, autocast, total)
+    batches: Batches | StreamBatches
+    if stream is None:
+        batches = Batches(data, batch_size, model.b_dec.device, model.b_dec.dtype)
+        total = steps if steps is not None else (20 if epochs is None else epochs) * len(batches)
+    else:
+        batches = StreamBatches(stream, batch_size, model.b_dec.device, model.b_dec.dtype)
+        total = batches.budget(steps)
+    run = Run(sae, method, as_generator(generator), keep_best, autocast, total, batches)
     kept = checkpoint is not None
-    run.describe(data, x_val, batches.batch_size, generator is None, kept, compared=kept or processes is not None)
+    run.describe(data, x_val, generator is None, kept, compared=kept or processes is not None)
     start_at(sae, mean)
     if checkpoint is not None and (processes is None or processes.first):
         check_writable(Path(checkpoint))
@@ -162,7 +180,7 @@ def fit(
 
     try:
         while run.step < total:
-            run.train_epoch(batches, bar, log_every_steps, log)
+            run.train_epoch(bar, log_every_steps, log)
             last = run.step == total
             if (last and not run.logged) or (log_every_steps is None and run.epoch % log_every == 0):
                 log()

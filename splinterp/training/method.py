@@ -58,6 +58,15 @@ class ReadsOut(Protocol):
         """The `splinterp.decoder.Readout` that a row is to be of, or None."""
 
 
+@runtime_checkable
+class PassesOverData(Protocol):
+    """A training method that says whether it goes over all of the data now and then, which a stream does not let it."""
+
+    @property
+    def passes_over_data(self) -> bool:
+        """Whether it does."""
+
+
 def check_method(method: Any) -> None:
     """Raises TypeError, with what is missing, unless `method` is a training method."""
     if not isinstance(method, Method):

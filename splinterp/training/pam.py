@@ -167,6 +167,11 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         """Whether it looks at whole batches: a stream keeps them."""
         return self.when.streams
 
+    @property
+    def passes_over_data(self) -> bool:
+        """Whether solves go over all of the data, so that it cannot be seen once alone."""
+        return not self.when.streams
+
     @classmethod
     def published(
         cls,

@@ -28,6 +28,7 @@ from splinterp.training.distributed import ProcessGroup
 from splinterp.training.health import check_row
 from splinterp.training.method import Method
 from splinterp.training.reading import read_out_decoder
+from splinterp.training.stream_batches import StreamBatches
 
 JOINING = {
     "x": "pass every process all of the data; each takes its own rows of every batch",
@@ -43,10 +44,11 @@ class Run:
     """What one call of `fit` moves, with its checkpoint."""
 
     def __init__(
-        self, sae: SAELike, method: Method, generator: torch.Generator, keep_best: bool, autocast: torch.dtype | None, total: int
+        self, sae: SAELike, method: Method, generator: torch.Generator, keep_best: bool, autocast: torch.dtype | None, total: int,
+        batches: Batches | StreamBatches,
     ) -> None:  # fmt: skip
         self.sae, self.method, self.generator, self.keep_best, self.autocast = sae, method, generator, keep_best, autocast
-        self.total = total
+        self.total, self.batches = total, batches
         self.state: Any = None
         self.plan: dict[str, Any] = {}
         self.processes: ProcessGroup | None = None
@@ -60,7 +62,6 @@ class Run:
         self,
         data: Tensor | ActivationStore,
         held_out: Tensor | ActivationStore | None,
-        batch_size: int,
         drawn: bool,
         kept: bool,
         compared: bool,
@@ -79,7 +80,8 @@ class Run:
             "parameters": [f"{name} {tuple(v.shape)} {v.dtype}" for name, v in self.sae.state_dict().items()],
             "x": _content(data) if compared else "",
             "x_val": _content(held_out) if compared and held_out is not None else "",
-            "batch_size": batch_size,
+            "batch_size": self.batches.batch_size,
+            **({"stream": str(self.batches.stream)} if isinstance(self.batches, StreamBatches) else {}),
             "autocast": str(self.autocast),
             "keep_best": self.keep_best,
             "order of the data": "drawn" if drawn else content_hash([self.generator.get_state()]),
@@ -110,8 +112,9 @@ class Run:
         """Whether the history has a row of this step."""
         return bool(self.history) and self.history[-1]["step"] == self.step
 
-    def train_epoch(self, batches: Batches, bar: Any, log_every_steps: int | None, log: Callable[[], None]) -> None:
+    def train_epoch(self, bar: Any, log_every_steps: int | None, log: Callable[[], None]) -> None:
         """One pass, or what is left of the budget of steps."""
+        batches = self.batches
         self._set_training(True)
         processes, start = self.processes, time.perf_counter()
         self.epoch += 1
@@ -125,7 +128,7 @@ class Run:
             bar.update(self.step - before)
             due = log_every_steps is not None and self.step // log_every_steps > before // log_every_steps
             if due and index < len(batches) - 1 and self.step < self.total:
-                self._stop_clock(batches, start)
+                self._stop_clock(start)
                 self._set_training(False)
                 log()
                 self._set_training(True)
@@ -133,7 +136,7 @@ class Run:
         self.state.check_finite()
         self.state.set_training(False)
         self.method.end_epoch(self.sae, self.state, batches)
-        self._stop_clock(batches, start)
+        self._stop_clock(start)
         if due and not self.logged:
             log()
 
@@ -142,9 +145,9 @@ class Run:
             self.sae.train()
         self.state.set_training(training)
 
-    def _stop_clock(self, batches: Batches, start: float) -> None:
-        if batches.device.type == "cuda":
-            torch.cuda.synchronize(batches.device)
+    def _stop_clock(self, start: float) -> None:
+        if self.batches.device.type == "cuda":
+            torch.cuda.synchronize(self.batches.device)
         self.seconds += time.perf_counter() - start
 
     def log(self, x: Tensor, x_val: Tensor | ActivationStore | None, tell: Callable[[dict[str, float]], object]) -> None:
@@ -175,6 +178,7 @@ class Run:
             "plan": self.plan, "total": self.total, "sae": self.sae.state_dict(), "state": self.state.state_dict(), "epoch": self.epoch,
             "step": self.step, "seconds": self.seconds, "history": self.history, "best": self.best,
             "generator": self.generator.get_state(), "threads": torch.get_num_threads(), "start_fvu": self.start_fvu,
+            **({"stream": self.batches.state_dict()} if isinstance(self.batches, StreamBatches) else {}),
         }  # fmt: skip
         replace_file(path, lambda temporary: save_summed(content, temporary))
 
@@ -213,6 +217,8 @@ class Run:
             self.sae.load_state_dict(saved["sae"])
             self.state.load_state_dict(_extended(saved, self.total) if extended else saved["state"])
             self.generator.set_state(saved["generator"])
+            if isinstance(self.batches, StreamBatches):
+                self.batches.load_state_dict(saved["stream"])
         if saved.get("threads") not in (None, torch.get_num_threads()):
             warnings.warn(
                 f"{path} was written with {saved['threads']} threads, this process has {torch.get_num_threads()}: sums are rounded in "

@@ -8,7 +8,7 @@ import pytest
 import torch
 
 from splinterp.data import LanguageModel, extract_activations
-from splinterp.data.extract import fitting_batch
+from splinterp.data._passes import fitting_batch
 from tests.data.tiny_models import NO_ENDS, SIZES, WORDS, letters, tiny, word_tokenizer
 
 transformers = pytest.importorskip("transformers")

@@ -94,7 +94,7 @@ def test_bad_options_are_named():
     lm = tiny("BERT")
     for options, message in (
         ({"layer": 4}, "layer=4 is not one of 0 to 3"), ({"layer": 0, "site": "mlp"}, "layer=0 is not one of 1 to 3"),
-        ({"site": "head"}, "known: 'residual'"), ({"tokens": "first"}, "known: 'all'"), ({"dtype": torch.int8}, "dtype"),
+        ({"site": "head"}, "is none of .residual."), ({"tokens": "first"}, "known: 'all'"), ({"dtype": torch.int8}, "dtype"),
         ({"max_tokens": 0}, "max_tokens=0"), ({"batch_tokens": 0}, "batch_tokens=0"), ({"text": [""]}, "no tokens"),
     ):  # fmt: skip
         arguments = {"layer": 2, "text": DOCUMENTS, "context": 12, **options}
@@ -138,7 +138,7 @@ def test_an_interrupted_extraction_ends_in_the_same_bytes(tmp_path, monkeypatch,
     lm = tiny("BERT")
     options = {"context": 12, "batch_tokens": 24, "max_tokens": limit}
     whole = extract_activations(lm, DOCUMENTS, 2, folder=tmp_path / "whole", **options)
-    hidden, calls = lm.hidden, []
+    hidden, calls = lm.hidden_at, []
 
     def failing(*arguments):
         calls.append(1)
@@ -146,10 +146,10 @@ def test_an_interrupted_extraction_ends_in_the_same_bytes(tmp_path, monkeypatch,
             raise KeyboardInterrupt
         return hidden(*arguments)
 
-    lm.hidden = failing
+    lm.hidden_at = failing
     with pytest.raises(KeyboardInterrupt):
         extract_activations(lm, DOCUMENTS, 2, folder=tmp_path / "cut", **options)
-    lm.hidden = hidden
+    lm.hidden_at = hidden
     assert 0 < len(ActivationStore(tmp_path / "cut", allow_incomplete=True)) < len(whole)
     extract_activations(lm, DOCUMENTS, 2, folder=tmp_path / "cut", **options)
     names = sorted(p.name for p in (tmp_path / "whole").iterdir())
@@ -161,10 +161,10 @@ def test_a_shard_that_cannot_be_written_stops_the_extraction(tmp_path, monkeypat
     monkeypatch.setattr("splinterp.data.extract.BATCHES_A_SHARD", 1)
     append = StoreWriter.append
 
-    def full(writer, activations, tokens):
+    def full(writer, activations, tokens, left_out):
         if writer.n_shards == 1:
             raise OSError("no space left")
-        append(writer, activations, tokens)
+        append(writer, activations, tokens, left_out)
 
     monkeypatch.setattr(StoreWriter, "append", full)
     with pytest.raises(OSError, match="no space left"):

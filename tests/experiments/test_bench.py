@@ -11,7 +11,7 @@ from experiments.benches.train import our_step, plain_step
 from experiments.files import read_results
 from splinterp import SGD
 from splinterp.data import LanguageModel, pack_tokens
-from splinterp.data.extract import padded
+from splinterp.data._passes import padded
 
 
 @pytest.fixture
