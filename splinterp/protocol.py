@@ -380,3 +380,8 @@ def inference_mode_of(module: Any, training: bool = False) -> Iterator[None]:
     finally:
         for part, was_training in modes:
             part.training = was_training
+
+
+def said_of(sae: Any) -> dict[str, Any]:
+    """What a saved SAE says that it is of (`SAE.about`); {} of a module that says nothing."""
+    return getattr(sae, "about", None) or {}

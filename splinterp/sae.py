@@ -5,6 +5,7 @@ from __future__ import annotations
 import functools
 import inspect
 import itertools
+import json
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -97,6 +98,8 @@ class SAE(SparseModel):
     b_pre: Tensor | None
     scale: nn.Parameter | None
     residual: nn.Parameter | None
+    about: dict[str, Any]
+    """What it is of (model, layer, site, standardizer, training), as `save` wrote it; {} where nothing was said."""
 
     def __init__(
         self,
@@ -115,6 +118,7 @@ class SAE(SparseModel):
         generator: torch.Generator | int | None = None,
     ) -> None:
         super().__init__()
+        self.about = {}
         whole("d_in", d_in, 1)
         whole("n_latents", n_latents, 1)
         one_of("decoder", decoder, DECODERS)
@@ -451,13 +455,22 @@ class SAE(SparseModel):
             )
         return self.config()
 
-    def save(self, folder: str | Path, standardizer: Standardizer | None = None) -> None:
+    def save(self, folder: str | Path, standardizer: Standardizer | None = None, about: dict[str, Any] | None = None) -> None:
         """Write `sae.safetensors` and `sae.json` (and the standardizer beside them) into `folder`, in one step: whatever happens,
         `load` finds the SAE that was there before or this one. A standardizer of an SAE that was there before is removed.
 
+        Args:
+            about: what the SAE is of, as JSON; it replaces `self.about`. Under "activations" what an `ActivationStore` says of itself
+                (`store.about`): `measure_loss` and others then refuse another model, layer, site or standardizer.
+
         Raises:
             RuntimeError: a standardizer without statistics.
+            TypeError, ValueError: `about` is no object that JSON has.
         """
+        about = {**(self.about if about is None else about)}
+        about.pop("standardizer", None)
+        if standardizer is not None:
+            about["standardizer"] = standardizer.fingerprint()
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
         dtype = str(self.W_enc.dtype).removeprefix("torch.")
         config = {"dtype": dtype, **self._checked_config(), "activation": self.activation.config()}
@@ -465,6 +478,8 @@ class SAE(SparseModel):
             config["class"] = type(self).__name__
         if self.encoder != Linear():
             config["encoder"] = self.encoder.config()
+        if about:
+            config["about"] = json.loads(json.dumps(about, allow_nan=False))
         write_sae(Path(folder), tensors, config, standardizer)
 
     @classmethod

@@ -70,6 +70,8 @@ def read_sae(path: Path, weights: Path, device: torch.device | str, kinds: dict[
     for name in ("dtype", "decoder"):
         entry(path, config, name, str)
     one_of(f"{path} has dtype", config["dtype"], DTYPES)
+    about = entry(path, {"about": {}, **config}, "about", dict)
+    config.pop("about", None)
     kind = config.pop("class", "SAE")
     if not isinstance(kind, str) or kind not in kinds:
         raise ValueError(f"{path} is a {kind}, which is not known here: import its class first")
@@ -100,6 +102,7 @@ def read_sae(path: Path, weights: Path, device: torch.device | str, kinds: dict[
             raise ValueError(f"the tensors in {weights} do not fit sae.json: {error}") from error
         for name, value in sae.named_parameters():  # buffers may be NaN until they are set, a bias of -inf silences its latent
             check_numbers(weights, name, value.detach(), infinite=name not in FINITE)
+    sae.about = about
     return sae.eval()
 
 

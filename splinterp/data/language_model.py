@@ -57,6 +57,7 @@ class LanguageModel:
         self.model, self.tokenizer, self.name = that_reads(model.eval()), tokenizer, name
         self.blocks = find_blocks(self.model, blocks)
         self._addends: dict[tuple[int, str], nn.Module | None] = {}
+        self._hash: tuple[list[tuple[int, int]], str] | None = None
 
     @classmethod
     def load(
@@ -89,9 +90,13 @@ class LanguageModel:
         return cls(model.to(device), tokenizer, str(name), blocks)
 
     def weights_hash(self) -> str:
-        """A hash of all weights and buffers, their names and dtypes."""
+        """A hash of all weights and buffers, their names and dtypes; made anew where one was written to since."""
         named = sorted(self.model.state_dict().items())
-        return content_hash(part for name, value in named if isinstance(value, Tensor) for part in (name.encode(), value))
+        versions = [(value.data_ptr(), value._version) for _, value in named if isinstance(value, Tensor)]
+        if self._hash is None or self._hash[0] != versions:
+            parts = (part for name, value in named if isinstance(value, Tensor) for part in (name.encode(), value))
+            self._hash = versions, content_hash(parts)
+        return self._hash[1]
 
     @property
     def n_layers(self) -> int:

@@ -12,6 +12,7 @@ from safetensors.torch import load_file, save_file
 
 from splinterp._atomic import current, locked, replace_files
 from splinterp._checks import as_samples, one_of
+from splinterp._content import content_hash
 from splinterp._files import (
     check_header,
     check_numbers,
@@ -109,6 +110,12 @@ class Standardizer:
         x = as_samples(x, None if self.mean is None else len(self.mean))
         mean, scale = self._statistics(x)
         return x * scale + mean
+
+    def fingerprint(self) -> str:
+        """A hash of its mode and statistics. Raises RuntimeError before `fit`."""
+        if self.mean is None or self.scale is None:
+            raise RuntimeError("this Standardizer has no statistics yet: call fit(x_train)")
+        return content_hash([self.mode.encode(), self.mean, self.scale])
 
     def save(self, folder: str | Path) -> None:
         """Write `standardizer.safetensors` and `standardizer.json` into `folder`, in one step. Raises RuntimeError before `fit`."""

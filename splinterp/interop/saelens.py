@@ -20,6 +20,7 @@ from splinterp._typing import Tensor
 from splinterp.activations import AbsTopK, Activation, BatchTopK, FeatureChoice, JumpReLU, ReLU, TopK
 from splinterp.data.standardizer import Standardizer
 from splinterp.encoders import Gated
+from splinterp.interop.folding import folded_tensors
 from splinterp.sae import SAE
 
 VERSION = "6.54.0"
@@ -63,7 +64,7 @@ def save_saelens(
     architecture, extra, options = _described(sae.activation, sae.n_latents)
     tensors = {
         name: value.detach().float().cpu().contiguous().clone()
-        for name, value in {**_folded(sae, standardizer), **extra}.items()
+        for name, value in {**folded_tensors(sae, standardizer), **extra}.items()
     }
     config = {
         "architecture": architecture, "d_in": sae.d_in, "d_sae": sae.n_latents, "dtype": "float32", "device": "cpu",
@@ -97,24 +98,6 @@ def _described(activation: Activation, n_latents: int) -> tuple[str, dict[str, T
     if isinstance(activation, JumpReLU):
         return "jumprelu", {"threshold": activation.threshold}, {}
     raise ValueError(f"SAELens has no architecture for {type(activation).__name__}")
-
-
-@torch.no_grad()
-def _folded(sae: SAE, standardizer: Standardizer | None) -> dict[str, Tensor]:
-    """W_enc, b_enc, W_dec, b_dec of the same map on raw activations, computed in float64."""
-    W_enc, b_enc, W_dec, b_dec = (t.double().cpu() for t in (sae.W_enc, sae.b_enc, sae.W_dec, sae.b_dec))
-    if sae.b_pre is not None:
-        b_enc = b_enc - sae.b_pre.double().cpu() @ W_enc
-    if standardizer is not None:
-        if standardizer.mode == "unit_norm":
-            raise ValueError("a unit_norm standardizer divides each sample by its own norm, which no SAELens tensor can hold")
-        if standardizer.mean is None or standardizer.scale is None:
-            raise RuntimeError("this Standardizer has no statistics yet: call fit(x_train)")
-        mean, scale = standardizer.mean.double(), standardizer.scale.double()
-        b_enc = b_enc - (mean / scale) @ W_enc
-        W_enc = W_enc / scale[:, None]
-        W_dec, b_dec = W_dec * scale, b_dec * scale + mean
-    return {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
 
 
 def load_saelens(folder: str | Path) -> tuple[SAE, dict[str, Any]]:

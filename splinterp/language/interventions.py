@@ -18,6 +18,7 @@ from splinterp.data._passes import fitting_batch, length_batches, padded
 from splinterp.data.language_model import LanguageModel
 from splinterp.data.standardizer import Standardizer
 from splinterp.data.text import TokenSequences
+from splinterp.language.provenance import check_provenance
 from splinterp.protocol import as_model
 
 Edit = Callable[[Tensor], Tensor]
@@ -61,8 +62,10 @@ def measure_loss(
 
     Raises:
         TypeError: a model that predicts no tokens.
-        ValueError: sequences without a prediction, a site that is not there.
+        ValueError: sequences without a prediction, a site that is not there; an SAE that says that it is of another model, layer, site or
+            standardizer (`check_provenance`).
     """
+    check_provenance(sae, model, layer, site, standardizer)
     batches = list(_batches(model, sequences, batch_tokens))
     if mean is None:
         mean = _mean_activation(model, batches, layer, site)
@@ -119,6 +122,7 @@ def latent_effect(
         ValueError: no tokens, a latent that is not there.
     """
     as_model(sae).check_linear()
+    check_provenance(sae, model, layer, site, standardizer)
     if not ids:
         raise ValueError("ids is empty: pass the tokens of one sequence")
     n_latents, dtype = as_model(sae).shape[1], sae.b_dec.dtype
