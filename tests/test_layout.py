@@ -11,6 +11,7 @@ import pytest
 import splinterp
 
 ORDER = [
+    "pipeline",
     "aliases",
     "training",
     "losses",
@@ -80,6 +81,8 @@ def _part(name: str) -> str:
     part = name.split(".")[1]
     if name in ALIASES:
         return "aliases"
+    if part == "__main__":
+        return "pipeline"
     return "helpers" if part.startswith("_") else part
 
 

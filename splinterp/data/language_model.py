@@ -39,8 +39,8 @@ class LanguageModel:
     a norm after it, or of a layer inside it) is measured on a few tokens when a layer is first asked for; where none is, as under a
     multiplier, the site is refused.
 
-    Any other site is the name of a module, as `named_modules` has it, whose output is taken: "h.3.mlp.act", or with the layer left open,
-    "h.{layer}.mlp.act".
+    Any other site is the name of a module, as `named_modules` of the model without its head has it, whose output is taken:
+    "h.3.mlp.act", or with the layer left open, "h.{layer}.mlp.act".
 
     Args:
         model: a `transformers` model with a stack of blocks; put in evaluation mode. Of an encoder-decoder model the encoder is taken,
@@ -82,7 +82,7 @@ class LanguageModel:
             from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
         except ImportError as error:
             raise ImportError("language models need transformers: pip install 'splinterp[llm]'") from error
-        source = _minilm_folder() if str(name) == MINILM else str(name)
+        source = source_of(name)
         kind = AutoModelForCausalLM if causal else AutoModel
         with _quiet():
             model: Any = kind.from_pretrained(source, dtype=dtype or torch.float32, **options)
@@ -90,13 +90,19 @@ class LanguageModel:
         return cls(model.to(device), tokenizer, str(name), blocks)
 
     def weights_hash(self) -> str:
-        """A hash of all weights and buffers, their names and dtypes; made anew where one was written to since."""
-        named = sorted(self.model.state_dict().items())
+        """A hash of all weights and buffers but a head's, their names and dtypes; made anew where one was written to since."""
+        named = sorted(self.trunk.state_dict().items())
         versions = [(value.data_ptr(), value._version) for _, value in named if isinstance(value, Tensor)]
         if self._hash is None or self._hash[0] != versions:
             parts = (part for name, value in named if isinstance(value, Tensor) for part in (name.encode(), value))
             self._hash = versions, content_hash(parts)
         return self._hash[1]
+
+    @property
+    def trunk(self) -> nn.Module:
+        """The model without its language-modelling head: the same part however it was loaded."""
+        base = getattr(self.model, "base_model", None)
+        return base if isinstance(base, nn.Module) else self.model
 
     @property
     def n_layers(self) -> int:
@@ -152,9 +158,9 @@ class LanguageModel:
     def _named(self, layer: int, site: str) -> nn.Module:
         """The module of a name, {layer} put in."""
         name = site.replace("{layer}", str(layer))
-        found = descend(self.model, name) if name else None
+        found = (descend(self.trunk, name) or descend(self.model, name)) if name else None
         if found is None:
-            known = [other for other, _ in self.model.named_modules() if other]
+            known = [other for other, _ in self.trunk.named_modules() if other]
             near = difflib.get_close_matches(name, known, 3, 0.5) or known[:3]
             raise ValueError(
                 f"site={site!r} is none of {', '.join(map(repr, SITES))}, and {self.name} has no module {name!r}; near to it: "
@@ -246,6 +252,11 @@ class LanguageModel:
         if getattr(output, "logits", None) is None or output.logits.shape[:2] != ids.shape:
             raise TypeError(f"{type(self.model).__name__} predicts no tokens: load it with causal=True")
         return output.logits
+
+
+def source_of(name: str | Path) -> str:
+    """What `transformers` loads for a name. Raises ImportError: the packaged model is not installed."""
+    return _minilm_folder() if str(name) == MINILM else str(name)
 
 
 def _minilm_folder() -> str:

@@ -7,6 +7,7 @@ from splinterp.training.distributed import ProcessGroup, WorkerLostError
 from splinterp.training.firing import FiringCounter
 from splinterp.training.fit import FitResult, fit
 from splinterp.training.inspection import start_at_mean
+from splinterp.training.loggers import CSVLogger, TensorBoardLogger, WandbLogger
 from splinterp.training.method import Method, State
 from splinterp.training.muon import Muon
 from splinterp.training.pam import PAMSGD
@@ -28,6 +29,7 @@ __all__ = [
     "Auto",
     "BiasAdaptation",
     "BiasState",
+    "CSVLogger",
     "DecoderSolver",
     "DivergenceError",
     "EveryEpoch",
@@ -48,7 +50,9 @@ __all__ = [
     "Silence",
     "State",
     "StreamingPAMSGD",
+    "TensorBoardLogger",
     "TrainState",
+    "WandbLogger",
     "When",
     "WorkerLostError",
     "fit",

@@ -1,0 +1,190 @@
+"""`python -m splinterp train | evaluate | contexts | dashboard | export`."""
+
+from __future__ import annotations
+
+import argparse
+import json
+import sys
+from collections.abc import Callable, Sequence
+from dataclasses import MISSING, fields
+from pathlib import Path
+from typing import Any
+
+import torch
+
+from splinterp.data.language_model import LanguageModel
+from splinterp.data.text import pack_tokens, text_from_files
+from splinterp.language import context_of, measure_loss, top_activating
+from splinterp.metrics import evaluate
+from splinterp.pipeline.plan import Plan
+from splinterp.pipeline.runner import documents_of, lines, measured, opened, set_apart, train, validation_of
+from splinterp.training.loggers import TensorBoardLogger, WandbLogger, several
+
+
+def say(text: str = "") -> None:
+    """A line on standard output."""
+    sys.stdout.write(f"{text}\n")
+
+
+def value_of(text: str) -> Any:
+    """A value as JSON has it, else the text itself."""
+    try:
+        return json.loads(text)
+    except json.JSONDecodeError:
+        return text
+
+
+def pairs_of(words: Sequence[str]) -> dict[str, Any]:
+    """Options NAME=VALUE. Raises ValueError for another form."""
+    found = {}
+    for word in words:
+        name, equals, value = word.partition("=")
+        if not equals:
+            raise ValueError(f"--set {word!r} must be NAME=VALUE")
+        found[name] = value_of(value)
+    return found
+
+
+def _add_plan(parser: argparse.ArgumentParser) -> None:
+    parser.add_argument("--config", help="a JSON or YAML file of these options; those given here go before it")
+    for f in fields(Plan):
+        if f.name == "method_options":
+            continue
+        default = None if f.default is MISSING else f.default
+        said = f.metadata["help"] + ("" if default is None or default == "" else f" ({default})")
+        flag = "--" + f.name.replace("_", "-")
+        options: dict[str, Any] = {"dest": f.name, "default": argparse.SUPPRESS, "help": said.replace("%", "%%")}
+        if isinstance(default, bool):
+            options["action"] = argparse.BooleanOptionalAction
+        elif f.name == "text":
+            options["nargs"] = "+"
+        elif f.name not in ("model", "site", "heading", "column"):
+            options["type"] = value_of
+        parser.add_argument(flag, **options)
+    parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="options of the method: lr=0.004 hold=0.1")
+
+
+def _plan_of(args: argparse.Namespace) -> Plan:
+    names = {f.name for f in fields(Plan)}
+    given = {name: value for name, value in vars(args).items() if name in names}
+    if args.set:
+        given["method_options"] = pairs_of(args.set)
+    return Plan.read(args.config, **given) if args.config else Plan.of(given, "the command line")
+
+
+def _train(args: argparse.Namespace) -> None:
+    plan = _plan_of(args)
+    callbacks: list[Callable[[dict[str, float]], object]] = []
+    if args.tensorboard:
+        callbacks.append(TensorBoardLogger(Path(args.out) / "tensorboard"))
+    if args.wandb:
+        callbacks.append(WandbLogger(project=args.wandb, config=plan.as_json(), dir=args.out))
+    outcome = train(plan, args.out, progress=not args.quiet, callback=several(*callbacks) if callbacks else None)
+    for line in lines(outcome.metrics):
+        say(line)
+    say(f"saved: {outcome.folder}")
+
+
+def _evaluate(args: argparse.Namespace) -> None:
+    sae, standardizer, plan = opened(args.folder)
+    metrics = measured(sae, validation_of(args.folder, standardizer))
+    if args.loss:
+        model = LanguageModel.load(plan.model, device=args.device, causal=True)
+        documents = text_from_files(args.text) if args.text else set_apart(documents_of(plan), plan.validation_tokens)[1]
+        sequences = pack_tokens(model.tokenizer, documents, plan.context, bos=plan.bos).take(0, args.sequences)
+        lost = measure_loss(model, sae, sequences, plan.layer, plan.site, standardizer=standardizer)
+        metrics |= {
+            "loss_recovered": lost.loss_recovered(), "kl": lost.kl, "cross_entropy": lost.clean, "cross_entropy_with_sae": lost.patched,
+        }  # fmt: skip
+    for line in lines(metrics):
+        say(line)
+
+
+def chosen_latents(sae: Any, x: Any, given: list[int] | None, n: int) -> list[int]:
+    """Those given, or n that fire, spread evenly from the rarest to the most frequent."""
+    if given:
+        return given
+    frequencies = evaluate(sae, x).frequencies
+    order = frequencies.argsort()
+    live = order[frequencies[order] > 0]
+    return live[torch.linspace(0, len(live) - 1, min(n, len(live))).round().long()].tolist() if len(live) else []
+
+
+def _contexts(args: argparse.Namespace) -> None:
+    from transformers import AutoTokenizer
+
+    from splinterp.data.language_model import source_of
+
+    sae, standardizer, plan = opened(args.folder)
+    x = validation_of(args.folder, standardizer)
+    tokenizer = AutoTokenizer.from_pretrained(source_of(plan.model))
+    latents = chosen_latents(sae, x, args.latents, 10)
+    found = top_activating(sae, x, args.n, latents, sign=args.sign)
+    for latent, acts, rows in zip(latents, found.acts.tolist(), found.rows.tolist(), strict=True):
+        say(f"latent {latent}")
+        for act, row in zip(acts, rows, strict=True):
+            if row >= 0:
+                say(f"  {act:8.3f}  {context_of(x, row, tokenizer)}")
+
+
+def hook_name(layer: int, site: str) -> str:
+    """A place as TransformerLens names it; a module's name as it is."""
+    names = {"residual": "hook_resid_post", "mlp": "hook_mlp_out", "attention": "hook_attn_out"}
+    if site not in names:
+        return site.replace("{layer}", str(layer))
+    return f"blocks.{layer - 1}.{names[site]}" if layer else "blocks.0.hook_resid_pre"
+
+
+def _export(args: argparse.Namespace) -> None:
+    from splinterp.interop import save_saelens, to_jumprelu
+
+    sae, standardizer, plan = opened(args.folder)
+    if type(sae.encoder).__name__ == "Gated":
+        sae = to_jumprelu(sae)
+    folder = save_saelens(
+        sae, args.out, standardizer=standardizer, nonnegative=args.nonnegative, model_name=plan.model,
+        hook_name=hook_name(plan.layer, plan.site), context_size=plan.context, prepend_bos=bool(plan.bos),
+    )  # fmt: skip
+    say(f"saved: {folder}")
+
+
+def main(argv: Sequence[str] | None = None) -> None:
+    """The commands. Exits with 2 and one line where something does not fit."""
+    parser = argparse.ArgumentParser(
+        prog="python -m splinterp", description="Train and look at sparse autoencoders of language models."
+    )
+    commands = parser.add_subparsers(dest="command", required=True)
+    command = commands.add_parser("train", help="from a model and text to an SAE in a folder; run again, it goes on")
+    _add_plan(command)
+    command.add_argument("--out", required=True, help="folder")
+    command.add_argument("--tensorboard", action="store_true", help="log to OUT/tensorboard too")
+    command.add_argument("--wandb", metavar="PROJECT", help="log to Weights & Biases too")
+    command.add_argument("--quiet", action="store_true", help="no progress bars")
+    command.set_defaults(run=_train)
+    command = commands.add_parser("evaluate", help="measure the SAE of a folder on its held-out activations")
+    command.add_argument("folder")
+    command.add_argument("--loss", action="store_true", help="the loss recovered too, with the model")
+    command.add_argument("--text", help="a text file or folder for it; else the held-out documents")
+    command.add_argument("--sequences", type=int, default=64, help="of them (64)")
+    command.add_argument("--device", default="cpu")
+    command.set_defaults(run=_evaluate)
+    command = commands.add_parser("contexts", help="the tokens that latents fire on most, in their context")
+    command.add_argument("folder")
+    command.add_argument("--latents", nargs="+", type=int, help="which; else ten from rare to frequent")
+    command.add_argument("-n", type=int, default=8, help="tokens a latent (8)")
+    command.add_argument("--sign", choices=("positive", "negative", "magnitude"), default="positive")
+    command.set_defaults(run=_contexts)
+    command = commands.add_parser("export", help="write the SAE for other tools")
+    command.add_argument("folder")
+    command.add_argument("--to", choices=("saelens",), default="saelens")
+    command.add_argument("--out", required=True, help="folder")
+    command.add_argument("--nonnegative", action="store_true", help="an AbsTopK as a TopK of twice as many latents")
+    command.set_defaults(run=_export)
+    args = parser.parse_args(argv)
+    try:
+        args.run(args)
+    except BrokenPipeError:  # what reads the output has seen enough
+        raise SystemExit(0) from None
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
+        sys.stderr.write(f"{parser.prog} {args.command}: {error}\n")
+        raise SystemExit(2) from error

@@ -1,0 +1,222 @@
+"""Carrying out a plan: activations, training, measuring, saving; killed and started again it goes on."""
+
+from __future__ import annotations
+
+import importlib.metadata
+import json
+import platform
+from collections.abc import Callable, Iterable
+from pathlib import Path
+from typing import Any, NamedTuple
+
+import torch
+
+from splinterp._atomic import replace_file
+from splinterp.data.extract import extract_activations
+from splinterp.data.language_model import LanguageModel
+from splinterp.data.standardizer import Standardizer
+from splinterp.data.store import ActivationStore
+from splinterp.data.stream import ActivationStream
+from splinterp.data.text import pack_tokens, python_documentation, text_from_datasets, text_from_files
+from splinterp.language.interventions import measure_loss
+from splinterp.metrics import evaluate
+from splinterp.pipeline.plan import Plan
+from splinterp.sae import SAE
+from splinterp.training.fit import fit
+from splinterp.training.loggers import CSVLogger, several
+
+PLAN, CHECKPOINT, HISTORY, SAVED = "plan.json", "checkpoint.pt", "history.csv", "sae"
+HELD_OUT = 0.05, 0.2
+"""Least and most share of the documents that is held out."""
+CHARACTERS = 6
+"""Of text a token, enough for English."""
+FITTED = 20_000
+"""Activations of a stream that the standardizer is fitted to."""
+ROWS = 10
+"""History rows, where the plan does not say."""
+LOSS_SEQUENCES = 64
+
+
+class Outcome(NamedTuple):
+    """What a plan has come to."""
+
+    sae: SAE
+    standardizer: Standardizer | None
+    metrics: dict[str, float]
+    """On held-out activations: fvu, l0, frac_dead; with `loss`, loss_recovered (against zero ablation) and kl."""
+    folder: Path
+    """The SAE's, for `SAE.load`."""
+
+
+def train(
+    plan: Plan, out: str | Path, *, model: LanguageModel | None = None, progress: bool = False,
+    callback: Callable[[dict[str, float]], object] | None = None,
+) -> Outcome:  # fmt: skip
+    """Carry out a plan in a folder, or go on with it there.
+
+    The folder holds the plan, the activations (`activations/train` and `activations/validation`, unless they are streamed), the
+    history as CSV, a checkpoint, and the SAE with its standardizer and what it is of (`sae`).
+
+    Args:
+        model: in place of the one that the plan names, already loaded.
+        callback: called with each history row beside the CSV file.
+
+    Raises:
+        TypeError, ValueError: a folder of another plan, options that do not fit the model or the text.
+    """
+    out = Path(out)
+    _claim(plan, out)
+    if model is None:
+        model = LanguageModel.load(plan.model, device=plan.device, causal=plan.loss)
+    documents, held_out = set_apart(documents_of(plan), plan.validation_tokens)
+    sequences = pack_tokens(model.tokenizer, held_out, plan.context, bos=plan.bos)
+    x_val = extract_activations(
+        model, sequences, plan.layer, plan.site, rules=plan.rules(), max_tokens=plan.validation_tokens,
+        dtype=getattr(torch, plan.store_dtype), folder=out / "activations" / "validation", progress=progress,
+    )  # fmt: skip
+    assert isinstance(x_val, ActivationStore)
+    x: ActivationStore | ActivationStream
+    if plan.stream:
+        x = ActivationStream(
+            model, documents, plan.layer, plan.site, context=plan.context, rules=plan.rules(), bos=plan.bos, max_tokens=plan.tokens,
+            repeat=True,
+        )  # fmt: skip
+        standardizer = _fitted(plan, x.peek(FITTED))
+        about, n_rows = {**x_val.about, "streamed": str(x)}, plan.tokens
+    else:
+        packed = pack_tokens(model.tokenizer, documents, plan.context, bos=plan.bos)
+        found = extract_activations(
+            model, packed, plan.layer, plan.site, rules=plan.rules(), max_tokens=plan.tokens,
+            dtype=getattr(torch, plan.store_dtype), folder=out / "activations" / "train", progress=progress,
+        )  # fmt: skip
+        assert isinstance(found, ActivationStore)
+        x, about, n_rows = found, found.about, len(found)
+        standardizer = _fitted(plan, found)
+    x.standardizer = x_val.standardizer = standardizer
+    sae = plan.make_sae(x.d_in)
+    steps = plan.epochs * max(1, n_rows // plan.batch_size)
+    rows = CSVLogger(out / HISTORY)
+    result = fit(
+        sae, x, plan.make_method(), steps=steps, batch_size=plan.batch_size, x_val=x_val, generator=plan.seed,
+        log_every_steps=plan.log_every_steps or max(1, steps // ROWS), checkpoint=out / CHECKPOINT, resume=True, progress=progress,
+        callback=rows if callback is None else several(rows, callback),
+    )  # fmt: skip
+    metrics = measured(sae, x_val)
+    if plan.loss:
+        part = sequences.take(0, LOSS_SEQUENCES)
+        lost = measure_loss(model, sae, part, plan.layer, plan.site, standardizer=standardizer)
+        metrics |= {"loss_recovered": lost.loss_recovered(), "kl": lost.kl, "cross_entropy": lost.clean}
+    sae.save(out / SAVED, standardizer, about=_about(plan, about, metrics, result.history[-1]))
+    return Outcome(SAE.load(out / SAVED), standardizer, metrics, out / SAVED)
+
+
+def measured(sae: Any, x: Any) -> dict[str, float]:
+    """fvu, l0 and frac_dead."""
+    found = evaluate(sae, x)
+    return {"fvu": found.fvu, "l0": found.l0, "frac_dead": found.frac_dead}
+
+
+def set_apart(documents: list[str], n_tokens: int) -> tuple[list[str], list[str]]:
+    """(documents to train on, held-out ones): every so many-th of them, enough for the tokens where that is a fifth at most.
+
+    Raises ValueError: a single document.
+    """
+    if len(documents) < 2:
+        raise ValueError(
+            "the text is one document, and some have to be held out: pass more, or heading= where it holds several"
+        )
+    low, high = HELD_OUT
+    share = min(high, max(low, CHARACTERS * n_tokens / max(1, sum(map(len, documents)))))
+    every = min(len(documents), round(1 / share))
+    held = range(every - 1, len(documents), every)
+    return [d for i, d in enumerate(documents) if i not in held], [documents[i] for i in held]
+
+
+def documents_of(plan: Plan) -> list[str]:
+    """The plan's text as documents. Raises ImportError, OSError, ValueError: what cannot be read."""
+    documents: list[str] = []
+    for name in plan.text:
+        if name == "python":
+            documents += python_documentation()
+        elif Path(name).exists():
+            documents += text_from_files(name, plan.heading or None)
+        elif Path(name).suffix or name.startswith((".", "/", "~")):
+            raise FileNotFoundError(
+                f"{name} is not there: name text files, a folder of *.txt, 'python', or a data set of the hub"
+            )
+        else:
+            dataset, _, config = name.partition(":")
+            wanted = CHARACTERS * (plan.tokens + plan.validation_tokens)
+            documents += _first(dataset, plan.column, wanted, {"name": config} if config else {})
+    return documents
+
+
+AT_ONCE = 10_000
+"""Documents of a data set that are read at first."""
+
+
+def _first(dataset: str, column: str, wanted: int, options: dict[str, Any]) -> list[str]:
+    """The first documents of a data set with so many characters together, or all."""
+    limit = AT_ONCE
+    while True:
+        found = text_from_datasets(dataset, column=column, limit=limit, **options)
+        if len(found) < limit or sum(map(len, found)) >= wanted:
+            return found
+        limit *= 4
+
+
+def _fitted(plan: Plan, x: Any) -> Standardizer | None:
+    return None if plan.standardizer == "none" else Standardizer(plan.standardizer).fit(x)
+
+
+def _claim(plan: Plan, out: Path) -> None:
+    """Write the plan into the folder, or compare it with the one that is there."""
+    path, ours = out / PLAN, plan.as_json()
+    if not path.exists():
+        out.mkdir(parents=True, exist_ok=True)
+        replace_file(path, lambda temporary: temporary.write_text(json.dumps(ours, indent=1) + "\n"))
+        return
+    theirs = json.loads(path.read_text())
+    different = [name for name in ours if theirs.get(name) != ours[name]]
+    if different:
+        name = different[0]
+        raise ValueError(
+            f"{out} holds another plan: its {name} is {theirs.get(name)!r}, not {ours[name]!r}: pass another folder"
+        )
+
+
+def _version() -> str:
+    try:
+        return importlib.metadata.version("splinterp")
+    except importlib.metadata.PackageNotFoundError:  # run from its sources
+        return "unknown"
+
+
+def _about(plan: Plan, activations: dict[str, Any], metrics: dict[str, float], last: dict[str, float]) -> dict[str, Any]:
+    versions = {"splinterp": _version(), "torch": torch.__version__, "python": platform.python_version()}
+    finite = {name: value for name, value in last.items() if value == value and abs(value) != float("inf")}
+    return {
+        "activations": activations, "plan": plan.as_json(), "method": str(plan.make_method()), "metrics": metrics, "last_row": finite,
+        "versions": versions,
+    }  # fmt: skip
+
+
+def opened(folder: str | Path) -> tuple[SAE, Standardizer | None, Plan]:
+    """(SAE, standardizer, plan) of a folder that `train` has finished. Raises FileNotFoundError: one that it has not."""
+    folder = Path(folder)
+    if not (folder / SAVED / "sae.json").exists():
+        raise FileNotFoundError(f"{folder} holds no trained SAE: run `python -m splinterp train ... --out {folder}` to its end")
+    plan = Plan.read(folder / PLAN)
+    standardizer = None if plan.standardizer == "none" else Standardizer.load(folder / SAVED)
+    return SAE.load(folder / SAVED), standardizer, plan
+
+
+def validation_of(folder: str | Path, standardizer: Standardizer | None) -> ActivationStore:
+    """The held-out activations of a folder of `train`."""
+    return ActivationStore(Path(folder) / "activations" / "validation", standardizer=standardizer)
+
+
+def lines(metrics: dict[str, float]) -> Iterable[str]:
+    """Metrics, a line each."""
+    width = max(map(len, metrics))
+    return (f"{name:<{width}}  {value:.4g}" for name, value in metrics.items())

@@ -1,0 +1,90 @@
+"""Callbacks for `fit(..., callback=)` that keep its history rows elsewhere, each as it is made."""
+
+from __future__ import annotations
+
+import csv
+import math
+from collections.abc import Callable
+from pathlib import Path
+from typing import Any
+
+Row = dict[str, float]
+
+
+class CSVLogger:
+    """Appends rows to a CSV file, a column for each entry of the first row.
+
+    A file that is there is continued: rows of steps that it has already are written once, so that a resumed run leaves no doubles.
+
+    Raises:
+        ValueError: a file with other columns.
+    """
+
+    def __init__(self, path: str | Path) -> None:
+        self.path = Path(path)
+        self.columns: list[str] = []
+        self.last = -math.inf
+        if self.path.exists() and self.path.stat().st_size:
+            with open(self.path, newline="") as file:
+                rows = list(csv.DictReader(file))
+                self.columns = list(rows[0]) if rows else []
+            self.last = max((float(row["step"]) for row in rows if row.get("step")), default=-math.inf)
+
+    def __call__(self, row: Row) -> None:
+        if row["step"] <= self.last:
+            return
+        fresh = not self.columns
+        if fresh:
+            self.columns = list(row)
+            self.path.parent.mkdir(parents=True, exist_ok=True)
+        if set(row) != set(self.columns):
+            raise ValueError(
+                f"{self.path} has the columns {', '.join(self.columns)}, and the row {', '.join(row)}: log to another file"
+            )
+        with open(self.path, "w" if fresh else "a", newline="") as file:
+            writer = csv.DictWriter(file, self.columns)
+            if fresh:
+                writer.writeheader()
+            writer.writerow(row)
+        self.last = row["step"]
+
+
+class TensorBoardLogger:
+    """Writes rows as scalars for TensorBoard. Raises ImportError where it is not installed."""
+
+    def __init__(self, folder: str | Path) -> None:
+        try:
+            from torch.utils.tensorboard import SummaryWriter
+        except ImportError as error:
+            raise ImportError("logging to TensorBoard needs it: pip install tensorboard") from error
+        self.writer: Any = SummaryWriter(str(folder))
+
+    def __call__(self, row: Row) -> None:
+        for name, value in row.items():
+            if name != "step" and math.isfinite(value):
+                self.writer.add_scalar(name, value, int(row["step"]))
+        self.writer.flush()
+
+
+class WandbLogger:
+    """Logs rows to a Weights & Biases run: `options` go to `wandb.init`. Raises ImportError where it is not installed."""
+
+    def __init__(self, **options: Any) -> None:
+        try:
+            import wandb  # type: ignore[import-not-found, unused-ignore]
+        except ImportError as error:
+            raise ImportError("logging to Weights & Biases needs it: pip install wandb") from error
+        self.run: Any = wandb.init(**options)
+
+    def __call__(self, row: Row) -> None:
+        self.run.log({name: value for name, value in row.items() if name != "step"}, step=int(row["step"]))
+
+
+def several(*callbacks: Callable[[Row], object]) -> Callable[[Row], None]:
+    """One callback that calls each of some."""
+
+    def call(row: Row) -> None:
+        for callback in callbacks:
+            callback(row)
+
+    return call

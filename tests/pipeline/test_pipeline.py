@@ -1,0 +1,254 @@
+"""Plans carried out on small models from folders: by Python, by files and by commands."""
+
+from __future__ import annotations
+
+import csv
+import json
+import math
+
+import pytest
+import torch
+
+from splinterp import SAE
+from splinterp.data import ActivationStore, LanguageModel, Standardizer, extract_activations
+from splinterp.interop import load_saelens
+from splinterp.metrics import evaluate
+from splinterp.pipeline import Plan, train
+from splinterp.pipeline import runner as module
+from splinterp.pipeline.commands import hook_name, main, pairs_of
+from splinterp.pipeline.runner import opened, set_apart
+from splinterp.training import CSVLogger
+from tests.data.tiny_models import BUILDERS, letters, word_tokenizer
+from tests.helpers import rng
+
+MODULE = "splinterp.pipeline.runner"
+
+
+@pytest.fixture(scope="module")
+def world(tmp_path_factory):
+    """Folder of a model with a head and its tokenizer, and a folder of texts."""
+    folder = tmp_path_factory.mktemp("world")
+    torch.manual_seed(0)
+    model = BUILDERS["GPT-2 with head"]()
+    model.save_pretrained(folder / "model")
+    word_tokenizer(False, bos_token="[EOS]").save_pretrained(folder / "model")
+    (folder / "text").mkdir()
+    lengths = torch.randint(20, 60, (40,), generator=rng(0)).tolist()
+    order = torch.randint(0, 26, (40, 60), generator=rng(1))
+    for i, n in enumerate(lengths):
+        (folder / "text" / f"{i:02d}.txt").write_text(" ".join(chr(97 + int(c)) for c in order[i, :n]))
+    return folder
+
+
+def rows_of(path):
+    return list(csv.DictReader(path.read_text().splitlines()))
+
+
+def plan_of(world, **options):
+    return Plan(
+        model=str(world / "model"), text=str(world / "text"),
+        **{"layer": 2, "context": 16, "tokens": 900, "validation_tokens": 300, "k": 3, "expansion": 2.0, "batch_size": 32, "epochs": 4,
+           **options},
+    )  # fmt: skip
+
+
+def test_a_plan_ends_in_an_sae_that_says_what_it_is(world, tmp_path):
+    outcome = train(plan_of(world, loss=True), tmp_path)
+    x, x_val = (ActivationStore(tmp_path / "activations" / part) for part in ("train", "validation"))
+    assert len(x) == 900
+    assert len(x_val) == 300
+    standardizer = Standardizer.load(tmp_path / "sae")
+    torch.testing.assert_close(standardizer.mean, x.statistics()["mean"].mean().expand(16))
+    sae = SAE.load(tmp_path / "sae")
+    found = evaluate(sae, standardizer.transform(x_val[:]))
+    assert outcome.metrics["fvu"] == pytest.approx(found.fvu, rel=1e-5)
+    assert outcome.metrics["l0"] == 3
+    assert outcome.metrics["fvu"] < 0.6
+    assert 0 < outcome.metrics["loss_recovered"] < 1.5
+    assert sae.about["activations"]["layer"] == 2
+    assert sae.about["plan"] == json.loads((tmp_path / "plan.json").read_text()) == plan_of(world, loss=True).as_json()
+    assert sae.about["metrics"] == outcome.metrics
+    assert "PAMSGD" in sae.about["method"]
+    rows = rows_of(tmp_path / "history.csv")
+    assert 10 <= len(rows) <= 12
+    assert float(rows[-1]["val_fvu"]) == pytest.approx(outcome.metrics["fvu"], rel=1e-4)
+
+
+@pytest.mark.parametrize("options", [{}, {"stream": True, "method": "StreamingPAMSGD", "epochs": 1, "tokens": 3_000}])
+def test_a_plan_that_is_interrupted_goes_on_to_the_same_bytes(options, world, tmp_path, monkeypatch):
+    monkeypatch.setattr("splinterp.data.extract.BATCHES_A_SHARD", 1)
+    plan = plan_of(world, **options)
+    whole = train(plan, tmp_path / "whole")
+    own = module.fit
+
+    def cut(*arguments, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MODULE + ".fit", cut)
+    with pytest.raises(KeyboardInterrupt):
+        train(plan, tmp_path / "cut")
+    calls = []
+
+    def stopping(row):
+        calls.append(row)
+        if len(calls) == 3:
+            raise KeyboardInterrupt
+
+    monkeypatch.setattr(MODULE + ".fit", own)
+    with pytest.raises(KeyboardInterrupt):
+        train(plan, tmp_path / "cut", callback=stopping)
+    again = train(plan, tmp_path / "cut")
+    assert again.metrics == whole.metrics
+    for name in ("sae/sae.safetensors", "plan.json"):
+        assert (tmp_path / "cut" / name).read_bytes() == (tmp_path / "whole" / name).read_bytes()
+    steps = [[row["step"] for row in rows_of(tmp_path / part / "history.csv")] for part in ("cut", "whole")]
+    assert steps[0] == steps[1]
+    assert (tmp_path / "cut" / "activations" / "train").exists() == (not options)
+    finished = train(plan, tmp_path / "cut")
+    assert finished.metrics == whole.metrics
+
+
+def test_a_folder_of_another_plan_is_refused(world, tmp_path):
+    train(plan_of(world), tmp_path)
+    with pytest.raises(ValueError, match="its k is 3, not 4: pass another folder"):
+        train(plan_of(world, k=4), tmp_path)
+    with pytest.raises(FileNotFoundError, match="python -m splinterp train"):
+        opened(tmp_path / "nothing")
+
+
+@pytest.mark.parametrize(
+    ("options", "message"),
+    [
+        ({"k": 0}, "k"), ({"tokens": 1.5}, "tokens"), ({"activation": "topk"}, "known: 'TopK'"), ({"method": "Adam"}, "known: 'PAMSGD'"),
+        ({"method_options": {"lr": -1.0}}, "lr"), ({"method_options": {"temperature": 1.0}}, "temperature"),
+        ({"stream": True}, "take method='StreamingPAMSGD'"), ({"stream": True, "method": "SGD", "epochs": 2}, "epochs=2"),
+        ({"outliers": "drop"}, "outliers"), ({"text": ()}, "text is empty"), ({"standardizer": "unit_norm"}, "standardizer"),
+        ({"expansion": 0.0}, "expansion"),
+    ],
+)  # fmt: skip
+def test_a_plan_that_cannot_be_is_refused_before_anything_is_loaded(options, message):
+    with pytest.raises((TypeError, ValueError), match=message):
+        Plan(**{"model": "nothing", "text": ("nothing.txt",), "layer": 1, **options})
+
+
+def test_options_of_the_tokens_reach_the_activations(world, tmp_path):
+    plan = plan_of(world, bos=True, skip_first=3, store_dtype="bfloat16", standardizer="none", site="h.{layer}.mlp.act",
+                   layer=1,
+                   activation="ReLU", decoder="free", method="SGD", method_options={"l1": 0.01}, epochs=1)  # fmt: skip
+    outcome = train(plan, tmp_path)
+    store = ActivationStore(tmp_path / "activations" / "train")
+    assert store.manifest["dtype"] == "bfloat16"
+    assert store.about["rules"] == {"skip_first": 3}
+    assert store.left_out["first"] > 0
+    assert store.d_in == outcome.sae.d_in == 64
+    assert outcome.standardizer is None
+    assert type(outcome.sae.activation).__name__ == "ReLU"
+    assert outcome.sae.decoder == "free"
+
+
+def test_held_out_documents_are_enough_where_they_can_be():
+    documents = [letters(20) for _ in range(50)]
+    for n_tokens, share in ((1, 0.05), (32, 0.1), (10_000, 0.2)):
+        kept, held = set_apart(documents, n_tokens)
+        assert len(kept) + len(held) == 50
+        assert len(held) / 50 == pytest.approx(share, abs=0.02)
+    assert [len(part) for part in set_apart(["a", "b"], 5)] == [1, 1]
+    with pytest.raises(ValueError, match="one document"):
+        set_apart(["a"], 5)
+
+
+def test_files_and_the_command_line_say_the_same(world, tmp_path, capsys):
+    plan = plan_of(world, method_options={"lr": 0.01, "hold": 0.1})
+    (tmp_path / "plan.json").write_text(json.dumps(plan.as_json()))
+    assert Plan.read(tmp_path / "plan.json") == plan
+    assert Plan.read(tmp_path / "plan.json", k=5).k == 5
+    pytest.importorskip("yaml")
+    (tmp_path / "plan.yaml").write_text(
+        f"model: {world / 'model'}\ntext: [{world / 'text'}]\nlayer: 2\ncontext: 16\ntokens: 900\nvalidation_tokens: 300\nk: 3\n"
+        "expansion: 2\nbatch_size: 32\nepochs: 4\nmethod_options:\n  lr: 0.01\n  hold: 0.1\n"
+    )
+    words = [
+        "train", "--model", str(world / "model"), "--text", str(world / "text"), "--layer", "2", "--context", "16", "--tokens", "9e2",
+        "--validation-tokens", "300", "--k", "3", "--expansion", "2.0", "--batch-size", "32", "--epochs", "4", "--quiet",
+        "--set", "lr=0.01", "hold=0.1", "--out",
+    ]  # fmt: skip
+    main([*words, str(tmp_path / "one")])
+    main(["train", "--config", str(tmp_path / "plan.yaml"), "--quiet", "--out", str(tmp_path / "two")])
+    main(["train", "--config", str(tmp_path / "plan.json"), "--quiet", "--out", str(tmp_path / "three"), "--seed", "1"])
+    said = capsys.readouterr().out
+    assert said.count("saved:") == 3
+    assert json.loads((tmp_path / "one" / "plan.json").read_text()) == plan.as_json()
+    weights = [(tmp_path / part / "sae" / "sae.safetensors").read_bytes() for part in ("one", "two", "three")]
+    assert weights[0] == weights[1] != weights[2]
+    for name, content, message in (
+        ("a.json", {"kk": 3}, "'kk'; known: model"), ("b.json", {"k": 3}, "lacks model, text, layer"), ("c.json", [1], "holds a list"),
+    ):  # fmt: skip
+        (tmp_path / name).write_text(json.dumps(content))
+        with pytest.raises(ValueError, match=message):
+            Plan.read(tmp_path / name)
+
+
+def test_commands_evaluate_show_and_export(world, tmp_path, capsys):
+    train(plan_of(world, activation="AbsTopK"), tmp_path / "run")
+    capsys.readouterr()
+    main(["evaluate", str(tmp_path / "run"), "--loss"])
+    printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    sae, standardizer, _ = opened(tmp_path / "run")
+    assert float(printed["fvu"]) == pytest.approx(sae.about["metrics"]["fvu"], rel=1e-3)
+    assert math.isfinite(float(printed["loss_recovered"]))
+    main(["contexts", str(tmp_path / "run"), "--latents", "1", "5", "-n", "3", "--sign", "magnitude"])
+    shown = capsys.readouterr().out
+    assert shown.startswith("latent 1\n")
+    assert "«" in shown
+    main(["contexts", str(tmp_path / "run")])
+    assert 1 <= capsys.readouterr().out.count("latent ") <= 10
+    main(["export", str(tmp_path / "run"), "--out", str(tmp_path / "lens"), "--nonnegative"])
+    exported, config = load_saelens(tmp_path / "lens")
+    assert config["metadata"]["hook_name"] == "blocks.1.hook_resid_post"
+    x = ActivationStore(tmp_path / "run" / "activations" / "validation")[:]
+    torch.testing.assert_close(
+        exported(x).x_hat, standardizer.inverse(sae(standardizer.transform(x)).x_hat), rtol=1e-3, atol=1e-3
+    )
+    for words in (
+        ["evaluate", str(tmp_path)],
+        ["train", "--model", "m", "--text", "no.txt", "--layer", "1", "--out", str(tmp_path / "x")],
+    ):
+        with pytest.raises(SystemExit) as stop:
+            main(words)
+        assert stop.value.code == 2
+        assert capsys.readouterr().err.startswith("python -m splinterp")
+
+
+def test_places_have_the_names_of_other_tools():
+    assert hook_name(3, "residual") == "blocks.2.hook_resid_post"
+    assert hook_name(0, "residual") == "blocks.0.hook_resid_pre"
+    assert hook_name(1, "mlp") == "blocks.0.hook_mlp_out"
+    assert hook_name(2, "h.{layer}.mlp") == "h.2.mlp"
+    assert pairs_of(["a=1", "b=x", "c=[1, 2]"]) == {"a": 1, "b": "x", "c": [1, 2]}
+    with pytest.raises(ValueError, match="NAME=VALUE"):
+        pairs_of(["a"])
+
+
+def test_rows_of_a_csv_file_are_written_once(tmp_path):
+    path = tmp_path / "deep" / "rows.csv"
+    log = CSVLogger(path)
+    for step in (1, 2, 2, 3):
+        log({"step": step, "loss": 0.5 / step, "val_fvu": math.nan})
+    again = CSVLogger(path)
+    for step in (2, 3, 4):
+        again({"step": step, "loss": 9.0, "val_fvu": math.nan})
+    rows = rows_of(path)
+    assert [float(row["step"]) for row in rows] == [1, 2, 3, 4]
+    assert float(rows[1]["loss"]) == 0.25
+    with pytest.raises(ValueError, match="log to another file"):
+        again({"step": 5, "other": 1.0})
+
+
+def test_the_store_of_a_plan_is_what_extraction_gives(world, tmp_path):
+    plan = plan_of(world)
+    train(plan, tmp_path)
+    kept, held = set_apart(module.documents_of(plan), plan.validation_tokens)
+    lm = LanguageModel.load(plan.model)
+    for part, documents, n in (("train", kept, 900), ("validation", held, 300)):
+        expected = extract_activations(lm, documents, 2, context=16, max_tokens=n).x
+        torch.testing.assert_close(ActivationStore(tmp_path / "activations" / part)[:], expected)
