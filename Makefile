@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all test-other-machine lint types figures clean
+.PHONY: demo test test-all test-other-machine interop lint types figures clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -35,6 +35,21 @@ test-other-machine: $(INSTALLED)  ## the numerical tests with the instructions o
 	ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41 OPENBLAS_CORETYPE=Nehalem \
 		$(BIN)/python -m pytest $(WORKERS) $(NUMERICAL)
 
+# Real SAELens, dictionary_learning and sparsify, in an environment of their own. They ask for torchvision, which has no build for a
+# CPU's torch and whose other builds keep transformers from being imported: it is taken out again.
+INTEROP := .interop
+PEERS := sae-lens==6.54.12 dictionary-learning==0.1.0 eai-sparsify==1.3.3
+
+$(INTEROP)/.installed: pyproject.toml constraints.txt
+	$(PYTHON) -m venv $(INTEROP)
+	$(INTEROP)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 $(PEERS) pytest hypothesis
+	$(INTEROP)/bin/pip uninstall --quiet --yes torchvision
+	$(INTEROP)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
+	@touch $@
+
+interop: $(INTEROP)/.installed  ## what other libraries make of what is exported, and the other way round
+	$(INTEROP)/bin/python -m pytest -W ignore tests/interop
+
 lint: $(INSTALLED)
 	$(BIN)/ruff check .
 	$(BIN)/ruff format --check .
@@ -46,4 +61,4 @@ figures: $(INSTALLED)  ## every figure, from the committed results
 	$(BIN)/python -m paper_figures --all
 
 clean:
-	rm -rf $(VENV) demo results build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(INTEROP) demo results build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -1,7 +1,13 @@
 """Trained SAEs out to the formats of other tools, and back."""
 
+from splinterp.interop.dictionary_learning import load_dictionary_learning, save_dictionary_learning
 from splinterp.interop.folding import fold_standardizer
+from splinterp.interop.gemma_scope import load_gemma_scope, save_gemma_scope
 from splinterp.interop.jumprelu import to_jumprelu
 from splinterp.interop.saelens import load_saelens, save_saelens, to_nonnegative
+from splinterp.interop.sparsify import load_sparsify, save_sparsify
 
-__all__ = ["fold_standardizer", "load_saelens", "save_saelens", "to_jumprelu", "to_nonnegative"]
+__all__ = [
+    "fold_standardizer", "load_dictionary_learning", "load_gemma_scope", "load_saelens", "load_sparsify", "save_dictionary_learning",
+    "save_gemma_scope", "save_saelens", "save_sparsify", "to_jumprelu", "to_nonnegative",
+]  # fmt: skip

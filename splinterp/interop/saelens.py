@@ -26,7 +26,7 @@ from splinterp.sae import SAE
 VERSION = "6.54.0"
 """Of sae-lens, whose format this is; without a version of at least 6.0.0 its loader converts from an older one."""
 WEIGHTS, CONFIG = "sae_weights.safetensors", "cfg.json"
-ARCHITECTURES = ("standard", "topk", "abstopk", "jumprelu")
+ARCHITECTURES = ("standard", "topk", "abstopk", "jumprelu", "gated")
 
 
 def save_saelens(
@@ -103,13 +103,13 @@ def _described(activation: Activation, n_latents: int) -> tuple[str, dict[str, T
 def load_saelens(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
     """Read a SAELens folder as (SAE with a free decoder, in evaluation mode; its cfg.json).
 
-    `rescale_acts_by_decoder_norm` is folded into the weights; its codes are then those that SAELens selects by (a latent whose row
-    of W_dec is 0 never has one). Folders of versions before 6 are read where they hold the same map: `activation_fn_str` "topk" is a
-    TopK, and without `architecture` it is "standard".
+    A gated SAE is read with `splinterp.encoders.Gated`. `rescale_acts_by_decoder_norm` is folded into the weights; its codes are then
+    those that SAELens selects by (a latent whose row of W_dec is 0 never has one). Folders of versions before 6 are read where they hold
+    the same map: `activation_fn_str` "topk" is a TopK, and without `architecture` it is "standard".
 
     Raises:
         FileNotFoundError: a file is missing.
-        ValueError: an architecture or activation that is not of the form above (gated, transcoders, tanh-relu), input normalisation,
+        ValueError: an architecture or activation that is not of the form above (transcoders, tanh-relu), input normalisation,
             an option of the wrong type, tensors that do not fit or hold NaN; the message names the file and the field.
     """
     folder = Path(folder)
@@ -134,6 +134,9 @@ def _load(path: Path, weights: Path) -> tuple[SAE, dict[str, Any]]:
     shapes: dict[str, tuple[int, ...]] = {"W_enc": (d_in, d_sae), "b_enc": (d_sae,), "W_dec": (d_sae, d_in), "b_dec": (d_in,)}
     if architecture == "jumprelu":
         shapes["threshold"] = (d_sae,)
+    if architecture == "gated":
+        del shapes["b_enc"]
+        shapes |= dict.fromkeys(("b_gate", "b_mag", "r_mag"), (d_sae,))
     if "scaling_factor" in tensor_header(weights):  # of versions before 6, which wrote it whether it was used or not
         shapes["scaling_factor"] = (d_sae,)
     check_header(weights, shapes, CONFIG)
@@ -144,14 +147,19 @@ def _load(path: Path, weights: Path) -> tuple[SAE, dict[str, Any]]:
         if not bool((tensors.pop("scaling_factor", torch.ones(1)) == 1).all()):
             raise ValueError(f"{weights} has a scaling_factor other than 1, which multiplies codes: it cannot be loaded")
     with reading(path):
-        sae = SAE(d_in, d_sae, activation, b_pre=centred, dtype=tensors["W_enc"].dtype, generator=0)
+        encoder = Gated() if architecture == "gated" else None
+        sae = SAE(d_in, d_sae, activation, b_pre=centred, dtype=tensors["W_enc"].dtype, encoder=encoder, generator=0)
+    bias = tensors["b_gate" if architecture == "gated" else "b_enc"]
     norms = tensors["W_dec"].norm(dim=1) if rescaled else torch.ones(d_sae)
     with torch.no_grad():
         for name, value in {
-            "W_enc": tensors["W_enc"] * norms, "b_enc": tensors["b_enc"] * norms,
+            "W_enc": tensors["W_enc"] * norms, "b_enc": bias * norms,
             "W_dec": tensors["W_dec"] / torch.where(norms > 0, norms, 1)[:, None], "b_dec": tensors["b_dec"],
         }.items():  # fmt: skip
             getattr(sae, name).copy_(value)
+        if architecture == "gated":
+            sae.r_mag.copy_(tensors["r_mag"])
+            sae.b_mag.copy_(tensors["b_mag"])
         if sae.b_pre is not None:
             sae.b_pre.copy_(tensors["b_dec"])
         if isinstance(sae.activation, JumpReLU):
@@ -184,7 +192,7 @@ def _activation(config: dict[str, Any], architecture: str) -> Activation:
         )
     if architecture == "jumprelu":
         return JumpReLU()
-    if architecture == "standard" and older != "topk":
+    if architecture == "gated" or (architecture == "standard" and older != "topk"):
         return ReLU()
     k = _k(config)
     return AbsTopK(k) if architecture == "abstopk" else TopK(k)

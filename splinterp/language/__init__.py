@@ -1,16 +1,12 @@
-"""An SAE inside its language model: what it costs, what a latent does, and where a latent fires."""
+"""An SAE inside its language model: what it costs, what a latent does and says, and where it fires."""
 
 from splinterp.language.contexts import TopActivating, context_of, top_activating
 from splinterp.language.interventions import LatentEffect, LossRecovered, latent_effect, measure_loss
+from splinterp.language.logits import Place, TopTokens, ablation_graph, logit_attribution, top_tokens
 from splinterp.language.provenance import check_provenance
+from splinterp.language.steering import steered, written
 
 __all__ = [
-    "LatentEffect",
-    "LossRecovered",
-    "TopActivating",
-    "check_provenance",
-    "context_of",
-    "latent_effect",
-    "measure_loss",
-    "top_activating",
-]
+    "LatentEffect", "LossRecovered", "Place", "TopActivating", "TopTokens", "ablation_graph", "check_provenance", "context_of",
+    "latent_effect", "logit_attribution", "measure_loss", "steered", "top_activating", "top_tokens", "written",
+]  # fmt: skip

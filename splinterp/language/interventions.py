@@ -6,22 +6,21 @@ no special token. The SAE acts on tokens that are not special; special tokens ke
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
 from typing import Any, NamedTuple
 
 import torch
 from torch.nn import functional as F
 
-from splinterp._checks import one_of, whole
+from splinterp._checks import one_of
 from splinterp._typing import Float, Int, Tensor
-from splinterp.data._passes import fitting_batch, length_batches, padded
+from splinterp.data._passes import padded
 from splinterp.data.language_model import LanguageModel
 from splinterp.data.standardizer import Standardizer
 from splinterp.data.text import TokenSequences
+from splinterp.language._batches import Edit, at_real, batches_of
 from splinterp.language.provenance import check_provenance
+from splinterp.language.steering import latent_edit
 from splinterp.protocol import as_model
-
-Edit = Callable[[Tensor], Tensor]
 
 
 class LossRecovered(NamedTuple):
@@ -66,7 +65,7 @@ def measure_loss(
             standardizer (`check_provenance`).
     """
     check_provenance(sae, model, layer, site, standardizer)
-    batches = list(_batches(model, sequences, batch_tokens))
+    batches = list(batches_of(model, sequences, batch_tokens))
     if mean is None:
         mean = _mean_activation(model, batches, layer, site)
     edits: dict[str, Edit] = {
@@ -80,7 +79,7 @@ def measure_loss(
         n_tokens += int(scored.sum())
         totals["clean"] += _cross_entropy(clean, ids, scored)
         for name, edit in edits.items():
-            with model.edited(layer, site, _at(real, edit)):
+            with model.edited(layer, site, at_real(real, edit)):
                 logits = model.logits(ids, mask)
             totals[name] += _cross_entropy(logits, ids, scored)
             if name == "patched":
@@ -121,53 +120,16 @@ def latent_effect(
         TypeError: a model that predicts no tokens, an SAE that does not decode by acts @ W_dec + b_dec.
         ValueError: no tokens, a latent that is not there.
     """
-    as_model(sae).check_linear()
     check_provenance(sae, model, layer, site, standardizer)
+    edit = latent_edit(sae, {latent: value}, "clamp", standardizer)
     if not ids:
         raise ValueError("ids is empty: pass the tokens of one sequence")
-    n_latents, dtype = as_model(sae).shape[1], sae.b_dec.dtype
-    if not 0 <= latent < n_latents:
-        raise ValueError(f"latent={latent} is not one of 0 to {n_latents - 1}")
     tokens, mask = padded([ids])
     real = torch.ones_like(tokens, dtype=torch.bool) if special is None else ~torch.tensor([special], dtype=torch.bool)
-
-    def set_latent(x: Tensor) -> Tensor:
-        seen = x.to(dtype) if standardizer is None else standardizer.transform(x.to(dtype))
-        change = (value - sae.encode(seen)[:, latent : latent + 1]) * sae.W_dec[latent]
-        if standardizer is not None:  # a difference: the mean drops out
-            change = standardizer.inverse(change) - standardizer.inverse(torch.zeros_like(change))
-        return x + change.to(x)
-
     before = F.log_softmax(model.logits(tokens, mask)[0, -1].float(), dim=0)
-    with model.edited(layer, site, _at(real, set_latent)):
+    with model.edited(layer, site, at_real(real, edit)):
         after = F.log_softmax(model.logits(tokens, mask)[0, -1].float(), dim=0)
     return LatentEffect(before, after, float((before.exp() * (before - after)).sum()))
-
-
-def _batches(
-    model: LanguageModel, sequences: TokenSequences, batch_tokens: int | None
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(ids, attention mask, real: neither padding nor special), each (n, length), on the model's device."""
-    if not len(sequences):
-        raise ValueError("there are no sequences: pack some text first")
-    batch_tokens = batch_tokens or fitting_batch(model, max(map(len, sequences.ids)))
-    whole("batch_tokens", batch_tokens, 1)
-    for chosen in length_batches(sequences.ids, batch_tokens):
-        ids, mask = padded([sequences.ids[i] for i in chosen])
-        special, _ = padded([sequences.special[i] for i in chosen])
-        yield tuple(t.to(model.device) for t in (ids, mask, (mask == 1) & (special == 0)))  # type: ignore[misc]
-
-
-def _at(real: Tensor, edit: Edit) -> Edit:
-    """The edit at the real tokens only, as rows (n, width)."""
-
-    def apply(x: Tensor) -> Tensor:
-        chosen = real.to(x.device)
-        edited = x.clone()
-        edited[chosen] = edit(x[chosen]).to(x)
-        return edited
-
-    return apply
 
 
 @torch.no_grad()

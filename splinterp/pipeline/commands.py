@@ -12,8 +12,10 @@ from typing import Any
 
 import torch
 
-from splinterp.data.language_model import LanguageModel
+from splinterp.data.language_model import LanguageModel, source_of
 from splinterp.data.text import pack_tokens, text_from_files
+from splinterp.encoders import Gated
+from splinterp.interop import save_dictionary_learning, save_gemma_scope, save_saelens, save_sparsify, to_jumprelu
 from splinterp.language import context_of, measure_loss, top_activating
 from splinterp.metrics import evaluate
 from splinterp.pipeline.plan import Plan
@@ -113,8 +115,6 @@ def chosen_latents(sae: Any, x: Any, given: list[int] | None, n: int) -> list[in
 def _contexts(args: argparse.Namespace) -> None:
     from transformers import AutoTokenizer
 
-    from splinterp.data.language_model import source_of
-
     sae, standardizer, plan = opened(args.folder)
     x = validation_of(args.folder, standardizer)
     tokenizer = AutoTokenizer.from_pretrained(source_of(plan.model))
@@ -135,17 +135,27 @@ def hook_name(layer: int, site: str) -> str:
     return f"blocks.{layer - 1}.{names[site]}" if layer else "blocks.0.hook_resid_pre"
 
 
-def _export(args: argparse.Namespace) -> None:
-    from splinterp.interop import save_saelens, to_jumprelu
+FORMATS = ("saelens", "dictionary_learning", "sparsify", "gemma_scope")
 
+
+def _export(args: argparse.Namespace) -> None:
     sae, standardizer, plan = opened(args.folder)
-    if type(sae.encoder).__name__ == "Gated":
-        sae = to_jumprelu(sae)
-    folder = save_saelens(
-        sae, args.out, standardizer=standardizer, nonnegative=args.nonnegative, model_name=plan.model,
-        hook_name=hook_name(plan.layer, plan.site), context_size=plan.context, prepend_bos=bool(plan.bos),
-    )  # fmt: skip
-    say(f"saved: {folder}")
+    out, hook = Path(args.out), hook_name(plan.layer, plan.site)
+    if args.to == "saelens":
+        sae = to_jumprelu(sae) if isinstance(sae.encoder, Gated) else sae
+        save_saelens(
+            sae, out, standardizer=standardizer, nonnegative=args.nonnegative, model_name=plan.model, hook_name=hook,
+            context_size=plan.context, prepend_bos=bool(plan.bos),
+        )  # fmt: skip
+    elif args.to == "dictionary_learning":
+        save_dictionary_learning(
+            sae, out, standardizer=standardizer, model_name=plan.model, layer=plan.layer, submodule_name=hook
+        )
+    elif args.to == "sparsify":
+        save_sparsify(sae, out, standardizer=standardizer)
+    else:
+        save_gemma_scope(sae, out / "params.npz", standardizer=standardizer)
+    say(f"saved: {out}")
 
 
 def main(argv: Sequence[str] | None = None) -> None:
@@ -176,9 +186,13 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.set_defaults(run=_contexts)
     command = commands.add_parser("export", help="write the SAE for other tools")
     command.add_argument("folder")
-    command.add_argument("--to", choices=("saelens",), default="saelens")
+    command.add_argument("--to", choices=FORMATS, default="saelens")
     command.add_argument("--out", required=True, help="folder")
-    command.add_argument("--nonnegative", action="store_true", help="an AbsTopK as a TopK of twice as many latents")
+    command.add_argument(
+        "--nonnegative",
+        action="store_true",
+        help="an AbsTopK as a TopK of twice as many latents, which formats but SAELens' always are",
+    )
     command.set_defaults(run=_export)
     args = parser.parse_args(argv)
     try:

@@ -121,7 +121,8 @@ def test_what_cannot_be_written_or_read_is_named(tmp_path):
     save_saelens(SAE(8, 12, AbsTopK(2)), tmp_path)
     path = tmp_path / "cfg.json"
     config = json.loads(path.read_text())
-    for change, message in (({"architecture": "gated"}, "architecture='gated'"), ({"normalize_activations": "layer_norm"}, "layer_norm"),
+    for change, message in (({"architecture": "transcoder"}, "architecture='transcoder'"),
+                            ({"normalize_activations": "layer_norm"}, "layer_norm"),
                             ({"d_sae": 13}, "cfg.json says"), ({"architecture": "jumprelu"}, "threshold")):  # fmt: skip
         path.write_text(json.dumps({**config, **change}))
         with pytest.raises((ValueError, RuntimeError), match=message):

@@ -209,6 +209,12 @@ def test_commands_evaluate_show_and_export(world, tmp_path, capsys):
     torch.testing.assert_close(
         exported(x).x_hat, standardizer.inverse(sae(standardizer.transform(x)).x_hat), rtol=1e-3, atol=1e-3
     )
+    train(plan_of(world, activation="JumpReLU", epochs=1), tmp_path / "jump")
+    for kind, name in (("dictionary_learning", "ae.pt"), ("sparsify", "sae.safetensors"), ("gemma_scope", "params.npz")):
+        run = tmp_path / ("jump" if kind == "gemma_scope" else "run")
+        main(["export", str(run), "--to", kind, "--out", str(tmp_path / kind)])
+        assert (tmp_path / kind / name).exists()
+    capsys.readouterr()
     for words in (
         ["evaluate", str(tmp_path)],
         ["train", "--model", "m", "--text", "no.txt", "--layer", "1", "--out", str(tmp_path / "x")],

@@ -1,0 +1,39 @@
+"""Sequences as batches of token ids, and edits of activations at their tokens."""
+
+from __future__ import annotations
+
+from collections.abc import Callable, Iterator
+
+from splinterp._checks import whole
+from splinterp._typing import Tensor
+from splinterp.data._passes import fitting_batch, length_batches, padded
+from splinterp.data.language_model import LanguageModel
+from splinterp.data.text import TokenSequences
+
+Edit = Callable[[Tensor], Tensor]
+
+
+def batches_of(
+    model: LanguageModel, sequences: TokenSequences, batch_tokens: int | None
+) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
+    """(ids, attention mask, real: neither padding nor special), each (n, length), on the model's device."""
+    if not len(sequences):
+        raise ValueError("there are no sequences: pack some text first")
+    batch_tokens = batch_tokens or fitting_batch(model, max(map(len, sequences.ids)))
+    whole("batch_tokens", batch_tokens, 1)
+    for chosen in length_batches(sequences.ids, batch_tokens):
+        ids, mask = padded([sequences.ids[i] for i in chosen])
+        special, _ = padded([sequences.special[i] for i in chosen])
+        yield tuple(t.to(model.device) for t in (ids, mask, (mask == 1) & (special == 0)))  # type: ignore[misc]
+
+
+def at_real(real: Tensor, edit: Edit) -> Edit:
+    """The edit at the real tokens only, as rows (n, width)."""
+
+    def apply(x: Tensor) -> Tensor:
+        chosen = real.to(x.device)
+        edited = x.clone()
+        edited[chosen] = edit(x[chosen]).to(x)
+        return edited
+
+    return apply

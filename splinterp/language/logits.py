@@ -1,0 +1,134 @@
+"""What a latent's row of W_dec says to the output, directly: the logit lens, and effects of latents on latents above."""
+
+from __future__ import annotations
+
+from collections.abc import Sequence
+from typing import Any, NamedTuple
+
+import torch
+from torch import nn
+
+from splinterp._checks import as_positions, whole
+from splinterp._typing import ArrayLike, Float, Int, Tensor
+from splinterp.data.language_model import LanguageModel
+from splinterp.data.standardizer import Standardizer
+from splinterp.data.text import TokenSequences
+from splinterp.language._batches import at_real, batches_of
+from splinterp.language.provenance import check_provenance
+from splinterp.language.steering import latent_edit, mapped_back
+from splinterp.protocol import as_model, dense
+
+FINAL_NORMS = ("ln_f", "norm", "final_layer_norm", "final_norm", "ln_out", "final_layernorm")
+"""Where transformers' architectures keep the norm before the output."""
+
+
+class TopTokens(NamedTuple):
+    """The tokens that latents raise most and lower most, in falling order of the effect."""
+
+    raised: Int[Tensor, "n_latents n"]
+    lowered: Int[Tensor, "n_latents n"]
+    up: Float[Tensor, "n_latents n"]
+    """What each adds to the logit of the raised token for a code of 1, before the final norm's division."""
+    down: Float[Tensor, "n_latents n"]
+
+
+@torch.no_grad()
+def logit_attribution(
+    model: LanguageModel, sae: Any, latents: Sequence[int] | ArrayLike | None = None, *, standardizer: Standardizer | None = None,
+) -> Float[Tensor, "n_latents vocabulary"]:  # fmt: skip
+    """The direct effect on every logit of a latent's code of 1: its row of W_dec, through the final norm's gain, times the unembedding.
+
+    The logit lens (nostalgebraist 2020; for dictionaries Cunningham et al., arXiv 2309.08600). What layers between do is left out, and
+    so is the norm's division by the size of the stream: numbers compare tokens, and latents of one SAE. A LayerNorm's centring is
+    applied.
+
+    Args:
+        latents: positions, or a mask (n_latents,); None takes all, whose logits are n_latents times the vocabulary.
+        standardizer: what the SAE's input was normalised by; rows are scaled back.
+
+    Raises:
+        TypeError: a model without an unembedding (load it with causal=True), an SAE that does not decode linearly.
+        ValueError: an SAE of another width than the stream, a latent that is not there.
+    """
+    found = as_model(sae)
+    found.check_linear()
+    n_latents = found.shape[1]
+    chosen = torch.arange(n_latents) if latents is None else as_positions(latents, n_latents, "latents").reshape(-1)
+    if len(chosen) and not (int(chosen.min()) >= 0 and int(chosen.max()) < n_latents):
+        raise ValueError(f"latents must be in 0 to {n_latents - 1}, got {int(chosen.min())} to {int(chosen.max())}")
+    output = model.model.get_output_embeddings() if hasattr(model.model, "get_output_embeddings") else None
+    if output is None:
+        raise TypeError(f"{type(model.model).__name__} has no unembedding: load it with causal=True")
+    weight = output.weight.float()
+    rows = mapped_back(found.W_dec[chosen.to(found.b_dec.device)], standardizer).to(weight)
+    if rows.shape[1] != weight.shape[1]:
+        raise ValueError(f"rows of W_dec have {rows.shape[1]} entries, the stream that is unembedded {weight.shape[1]}")
+    norm = next((part for name in FINAL_NORMS if isinstance(part := getattr(model.trunk, name, None), nn.Module)), None)
+    return _through(norm, rows) @ weight.T
+
+
+def _through(norm: nn.Module | None, rows: Tensor) -> Tensor:
+    """Directions of the stream through the linear part of a norm, without its division."""
+    if norm is None:
+        return rows
+    if isinstance(norm, nn.LayerNorm):
+        return (rows - rows.mean(1, keepdim=True)) * (1 if norm.weight is None else norm.weight.float())
+    ones = torch.ones(1, rows.shape[1], dtype=next(norm.parameters()).dtype, device=rows.device)
+    return rows * norm(ones)[0].float()  # an RMS norm of ones is its gain, however it is kept
+
+
+@torch.no_grad()
+def top_tokens(
+    model: LanguageModel, sae: Any, latents: Sequence[int] | ArrayLike, n: int = 10, *, standardizer: Standardizer | None = None
+) -> TopTokens:
+    """The n tokens whose logits each latent raises most and lowers most, by `logit_attribution`. Errors as it has them."""
+    logits = logit_attribution(model, sae, latents, standardizer=standardizer)
+    n = min(whole("n", n, 1), logits.shape[1])
+    raised, lowered = logits.topk(n, dim=1), (-logits).topk(n, dim=1)
+    return TopTokens(raised.indices.cpu(), lowered.indices.cpu(), raised.values.cpu(), -lowered.values.cpu())
+
+
+class Place(NamedTuple):
+    """An SAE and where it is."""
+
+    sae: Any
+    layer: int
+    site: str = "residual"
+    standardizer: Standardizer | None = None
+
+
+@torch.no_grad()
+def ablation_graph(
+    model: LanguageModel, lower: Place, upper: Place, sequences: TokenSequences, latents: Sequence[int], *, batch_tokens: int | None = None,
+) -> Float[Tensor, "n n_latents"]:  # fmt: skip
+    """How ablating latents of one SAE changes the codes of another one above: entry (i, j) is the mean over tokens of the upper
+    latent j's code without the lower latent latents[i], less that with it (arXiv 2309.08600, section 5).
+
+    Args:
+        lower, upper: SAEs at two places; the lower one's error is kept.
+        sequences: from `pack_tokens`; special tokens are left alone, and left out of the means.
+        latents: of the lower SAE.
+
+    Raises:
+        TypeError: a lower SAE that does not decode linearly.
+        ValueError: latents that are not there, places that do not fit the SAEs.
+    """
+    for place in (lower, upper):
+        check_provenance(place.sae, model, place.layer, place.site, place.standardizer)
+    edits = [latent_edit(lower.sae, {latent: 0.0}, "clamp", lower.standardizer) for latent in latents]
+    found = as_model(upper.sae)
+    n_latents = found.shape[1]
+    total, n = torch.zeros(len(edits) + 1, n_latents, dtype=torch.float64), 0
+
+    def codes(x: Tensor) -> Tensor:
+        rows = x.to(found.b_dec)
+        seen = rows if upper.standardizer is None else upper.standardizer.transform(rows)
+        return dense(found.code(seen), n_latents).sum(0).double().cpu()
+
+    for ids, mask, real in batches_of(model, sequences, batch_tokens):
+        n += int(real.sum())
+        total[-1] += codes(model.hidden(ids, mask, upper.layer, upper.site)[real])
+        for i, edit in enumerate(edits):
+            with model.edited(lower.layer, lower.site, at_real(real, edit)):
+                total[i] += codes(model.hidden(ids, mask, upper.layer, upper.site)[real])
+    return ((total[:-1] - total[-1]) / max(1, n)).float()
