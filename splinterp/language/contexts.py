@@ -10,6 +10,7 @@ import torch
 from splinterp._checks import as_positions, as_samples, one_of, whole
 from splinterp._typing import ArrayLike, Float, Int, Tensor
 from splinterp.data.store import ActivationStore
+from splinterp.language._windows import common, window
 from splinterp.protocol import SAELike, as_model, dense, inference_mode_of
 
 SIGNS = ("positive", "negative", "magnitude")
@@ -75,8 +76,9 @@ def _parts(sae: SAELike, x: ArrayLike | ActivationStore, batch_size: int) -> Ite
 
 
 def context_of(
-    tokens: Int[Tensor, "N 3"] | ActivationStore, row: int, tokenizer: Any, before: int = 12, after: int = 6, mark: str = "«{}»"
-) -> str:
+    tokens: Int[Tensor, "N 3"] | ActivationStore, row: int, tokenizer: Any, before: int = 12, after: int = 6, mark: str = "«{}»",
+    newline: str = "⏎",
+) -> str:  # fmt: skip
     """The text around the token of a row, that token marked; never beyond its own sequence.
 
     The text is as the tokenizer decodes it in one piece, so tokens inside a word stay in it. Of a character that is several tokens the
@@ -85,30 +87,20 @@ def context_of(
     Args:
         tokens: (token id, document, index of the sequence) of each row, as `extract_activations` gives them, or its store.
         tokenizer: decodes token ids.
+        newline: what line ends are shown as.
 
     Raises:
         IndexError: no such row.
     """
-    if not 0 <= row < len(tokens):
-        raise IndexError(f"row={row} is not one of 0 to {len(tokens) - 1}")
-    start, stop = max(0, row - before), min(len(tokens), row + after + 1)
-    near = tokens.tokens(start, stop) if isinstance(tokens, ActivationStore) else tokens[start:stop]
-    here = row - start
-    same = near[:, 2] == near[here, 2]
-    ids = [int(t) for t in near[same, 0]]
-    at = int(same[:here].sum())
+    rows, ids = window(tokens, row, before, after)
+    at = rows.index(row)
     whole = tokenizer.decode(ids)
-    start, stop = (_common(whole, tokenizer.decode(ids[:n])) for n in (at, at + 1))
+    start, stop = (common(whole, tokenizer.decode(ids[:n])) for n in (at, at + 1))
     while stop > start and whole[stop - 1].isspace():
         stop -= 1
     while start < stop and whole[start].isspace():  # the mark is at the word
         start += 1
     if start == stop:  # nothing but white space, or a part of a character that a later token completes
-        start, stop = (_common(whole, tokenizer.decode(ids[:n])) for n in (at, at + 1))
+        start, stop = (common(whole, tokenizer.decode(ids[:n])) for n in (at, at + 1))
         stop = max(stop, min(start + 1, len(whole)))
-    return whole[:start] + mark.format(whole[start:stop]) + whole[stop:]
-
-
-def _common(whole: str, beginning: str) -> int:
-    """How many characters both begin with; the end of a beginning may still be half a character."""
-    return next((i for i, (a, b) in enumerate(zip(whole, beginning, strict=False)) if a != b), min(len(whole), len(beginning)))
+    return (whole[:start] + mark.format(whole[start:stop]) + whole[stop:]).replace("\n", newline)

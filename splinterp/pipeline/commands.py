@@ -16,7 +16,7 @@ from splinterp.data.language_model import LanguageModel, source_of
 from splinterp.data.text import pack_tokens, text_from_files
 from splinterp.encoders import Gated
 from splinterp.interop import save_dictionary_learning, save_gemma_scope, save_saelens, save_sparsify, to_jumprelu
-from splinterp.language import context_of, measure_loss, top_activating
+from splinterp.language import context_of, dashboard, measure_loss, top_activating
 from splinterp.metrics import evaluate
 from splinterp.pipeline.plan import Plan
 from splinterp.pipeline.runner import documents_of, lines, measured, opened, set_apart, train, validation_of
@@ -135,6 +135,20 @@ def hook_name(layer: int, site: str) -> str:
     return f"blocks.{layer - 1}.{names[site]}" if layer else "blocks.0.hook_resid_pre"
 
 
+def _dashboard(args: argparse.Namespace) -> None:
+    from transformers import AutoTokenizer
+
+    sae, standardizer, plan = opened(args.folder)
+    x = validation_of(args.folder, standardizer)
+    model = LanguageModel.load(plan.model, causal=True) if args.logits else None
+    tokenizer = AutoTokenizer.from_pretrained(source_of(plan.model))
+    latents = chosen_latents(sae, x, args.latents, args.count)
+    out = Path(args.out or Path(args.folder) / "dashboard.html")
+    title = f"{plan.activation} SAE of {plan.model}, {plan.site} at layer {plan.layer}"
+    dashboard(out, sae, x, x, tokenizer, latents, title=title, n_contexts=args.n, model=model, standardizer=standardizer)
+    say(f"written: {out}")
+
+
 FORMATS = ("saelens", "dictionary_learning", "sparsify", "gemma_scope")
 
 
@@ -184,6 +198,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.add_argument("-n", type=int, default=8, help="tokens a latent (8)")
     command.add_argument("--sign", choices=("positive", "negative", "magnitude"), default="positive")
     command.set_defaults(run=_contexts)
+    command = commands.add_parser("dashboard", help="one HTML page about some latents")
+    command.add_argument("folder")
+    command.add_argument("--latents", nargs="+", type=int, help="which; else some from rare to frequent")
+    command.add_argument("--count", type=int, default=20, help="how many of those (20)")
+    command.add_argument("-n", type=int, default=8, help="contexts a latent (8)")
+    command.add_argument("--logits", action="store_true", help="the tokens that they raise and lower, with the model's head")
+    command.add_argument("--out", help="the page; else FOLDER/dashboard.html")
+    command.set_defaults(run=_dashboard)
     command = commands.add_parser("export", help="write the SAE for other tools")
     command.add_argument("folder")
     command.add_argument("--to", choices=FORMATS, default="saelens")

@@ -97,11 +97,11 @@ def test_words_of_several_tokens_stay_whole():
     tokens = _about(ids)
     found = [context_of(tokens, row, tokenizer, before=40, after=40) for row in range(len(ids))]
     assert found[:6] == [
-        "«h»ello world, and\nmore", "h«e»llo world, and\nmore", "he«ll»o world, and\nmore", "hell«o» world, and\nmore",
-        "hello «w»orld, and\nmore", "hello w«o»rld, and\nmore",
+        "«h»ello world, and⏎more", "h«e»llo world, and⏎more", "he«ll»o world, and⏎more", "hell«o» world, and⏎more",
+        "hello «w»orld, and⏎more", "hello w«o»rld, and⏎more",
     ]  # fmt: skip
-    assert "hello world, and«\n»more" in found
-    assert all(each.replace("«", "").replace("»", "") == text for each in found)
+    assert "hello world, and«⏎»more" in found
+    assert all(each.replace("«", "").replace("»", "").replace("⏎", "\n") == text for each in found)
     assert context_of(tokens, 4, tokenizer, before=2, after=2) == "llo «w»or"
     pieces = _word_pieces()
     tokens = _about(pieces("the games playing")["input_ids"])
