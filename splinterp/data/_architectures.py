@@ -9,12 +9,12 @@ from torch import nn
 STACKS = (
     "encoder.layer", "transformer.h", "h", "model.layers", "layers", "gpt_neox.layers", "transformer.layer", "model.decoder.layers",
     "decoder.layers", "bert.encoder.layer", "roberta.encoder.layer", "distilbert.transformer.layer", "model.language_model.layers",
-    "language_model.layers", "transformer.blocks", "encoder.layers",
+    "language_model.layers", "transformer.blocks", "encoder.layers", "blocks", "block", "encoder.block",
 )  # fmt: skip
 """Where transformers' architectures keep their blocks."""
 PARTS = {
-    "mlp": ("mlp", "feed_forward", "ffn", "output.dense"),
-    "attention": ("attention.output.dense", "self_attn", "attn", "self_attention", "attention"),
+    "mlp": ("mlp", "feed_forward", "ffn", "output.dense", "fc2", "layer.1.DenseReluDense"),
+    "attention": ("attention.output.dense", "self_attn", "attn", "self_attention", "attention", "layer.0.SelfAttention"),
 }
 """Modules of a block that make what is added to the residual stream, in the order in which they are tried."""
 

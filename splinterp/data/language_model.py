@@ -212,6 +212,8 @@ class LanguageModel:
         for i, (layer, site) in enumerate(places):
             if i not in found:
                 raise RuntimeError(f"the forward pass of {self.name} never came to {site} of layer {layer}")
+            if found[i].ndim == 2 and len(found[i]) == ids.numel():  # some parts take tokens as one list
+                found[i] = found[i].reshape(*ids.shape, -1)
             if found[i].ndim != 3 or found[i].shape[:2] != ids.shape:
                 raise ValueError(
                     f"{site} of layer {layer} of {self.name} has shape {tuple(found[i].shape)} for {tuple(ids.shape)} tokens: it is "

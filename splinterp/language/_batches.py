@@ -31,7 +31,7 @@ def at_real(real: Tensor, edit: Edit) -> Edit:
     """The edit at the real tokens only, as rows (n, width)."""
 
     def apply(x: Tensor) -> Tensor:
-        chosen = real.to(x.device)
+        chosen = real.to(x.device).reshape(x.shape[:-1])
         edited = x.clone()
         edited[chosen] = edit(x[chosen]).to(x)
         return edited
