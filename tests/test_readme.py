@@ -13,6 +13,7 @@ import torch
 from experiments import __main__ as experiments
 from paper_figures import __main__ as figures
 from splinterp.data import LanguageModel
+from splinterp.pipeline import commands
 
 README = Path(__file__).resolve().parent.parent / "README.md"
 
@@ -50,6 +51,48 @@ def test_examples_run(tmp_path, monkeypatch, capsys):
     if "store" in names:
         assert names["store"].shape == (2_000, 384)
         assert names["minilm_sae"].W_dec.shape == (768, 384)
+
+
+DOCS = sorted((README.parent / "docs").glob("*.md"))
+
+
+@pytest.mark.parametrize("path", DOCS, ids=lambda path: path.stem)
+def test_examples_of_the_docs_run(path, tmp_path, monkeypatch):
+    monkeypatch.chdir(tmp_path)
+    blocks = re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
+    try:
+        LanguageModel.load("minilm")
+    except ImportError:
+        blocks = [block for block in blocks if "minilm" not in block]
+    names: dict[str, object] = {}
+    before = torch.random.get_rng_state()
+    for block in blocks:
+        exec(compile(block, str(path), "exec"), names)
+    torch.random.set_rng_state(before)
+    if "outcome" in names:
+        assert 0 < names["outcome"].metrics["fvu"] < 0.5
+        assert names["stream"].n_given > 60 * 256
+    for link in re.findall(r"\]\(((?!http)[^)]+)\)", path.read_text()):
+        assert (path.parent / link).exists(), link
+
+
+def test_documented_commands_of_the_package_are_accepted(monkeypatch, tmp_path):
+    """Their options are known; nothing is carried out."""
+    found = {
+        command.split("#")[0].strip()
+        for path in (README, *DOCS)
+        for command in re.findall(
+            r"python -m splinterp ((?:train|evaluate|contexts|dashboard|export) [^`\n]+)", path.read_text()
+        )
+    }
+    assert len(found) >= 5
+    carried_out = []
+    for name in ("_train", "_evaluate", "_contexts", "_dashboard", "_export"):
+        monkeypatch.setattr(commands, name, carried_out.append)
+    for command in sorted(found):
+        if "--help" not in command and "..." not in command:
+            commands.main(shlex.split(command))
+    assert len(carried_out) >= 5
 
 
 def test_commands_exist():
