@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from collections.abc import Iterable, Iterator
 from pathlib import Path
 from typing import TYPE_CHECKING, Any
@@ -133,6 +134,7 @@ class ActivationStore:
             check_sizes(self.folder, shard, self.manifest)
         self.ends = np.cumsum([shard["rows"] for shard in shards], dtype=np.int64)
         self.n_rows = int(self.ends[-1]) if shards else 0
+        self._first = 0  # row of the folder that is row 0 here
         at_least("memory", memory, CHUNK_ROWS * self.d_in * 4)
 
     @property
@@ -157,6 +159,19 @@ class ActivationStore:
     def shape(self) -> tuple[int, int]:
         """(N, d_in)."""
         return self.n_rows, self.d_in
+
+    def part(self, start: int, stop: int | None = None) -> ActivationStore:
+        """The rows `start` to `stop`, bounds as a slice has them, as a store of the same folder: `fit(sae, store.part(0, -5_000), method,
+        x_val=store.part(-5_000))`. Neighbouring rows are of the same text: hold out whole documents where it matters.
+
+        Raises ValueError: no rows.
+        """
+        begin, end, _ = slice(start, stop).indices(self.n_rows)
+        if begin >= end:
+            raise ValueError(f"part({start}, {stop}) of {self.n_rows} rows has none")
+        found = copy.copy(self)
+        found._first, found.n_rows = self._first + begin, end - begin
+        return found
 
     def of_width(self, d_in: int) -> ActivationStore:
         """Itself. Raises ValueError unless the activations are `d_in` wide."""
@@ -204,6 +219,7 @@ class ActivationStore:
     def _rows(self, index: np.ndarray) -> Tensor:
         """Rows (n, d_in) at positions (n,), each of them there."""
         out = torch.empty(len(index), self.d_in)
+        index = index + self._first
         owner = np.searchsorted(self.ends, index, side="right")
         for shard in np.unique(owner):
             where = np.flatnonzero(owner == shard)
@@ -281,6 +297,8 @@ class ActivationStore:
         """A hash of the shards' checksums and the standardizer: stores of equal fingerprints give equal rows."""
         parts: list[Tensor | bytes] = [f"{self.manifest['dtype']} {self.d_in}".encode()]
         parts += [shard["activations"]["sha256"].encode() for shard in self.manifest["shards"]]
+        if self._first or self.n_rows < int(self.ends[-1]):
+            parts.append(f"rows {self._first} to {self._first + self.n_rows}".encode())
         if self.standardizer is not None:
             own = self.standardizer
             parts += [own.mode.encode(), *(value for value in (own.mean, own.scale) if value is not None)]
@@ -312,6 +330,7 @@ class ActivationStore:
 
     def _pieces(self, start: int, stop: int) -> Iterator[tuple[int, int, int]]:
         """(shard, first row, row after the last) of what lies between `start` and `stop`."""
+        start, stop = start + self._first, stop + self._first
         shard = int(np.searchsorted(self.ends, start, side="right"))
         while start < stop:
             first = int(self.ends[shard]) - int(self.manifest["shards"][shard]["rows"])

@@ -1,5 +1,6 @@
 """Trained SAEs out to the formats of other tools, and back."""
 
+from splinterp.interop.anyone import Loaded, load_any, load_from_hub, save_to_hub
 from splinterp.interop.dictionary_learning import load_dictionary_learning, save_dictionary_learning
 from splinterp.interop.folding import fold_standardizer
 from splinterp.interop.gemma_scope import load_gemma_scope, save_gemma_scope
@@ -8,6 +9,7 @@ from splinterp.interop.saelens import load_saelens, save_saelens, to_nonnegative
 from splinterp.interop.sparsify import load_sparsify, save_sparsify
 
 __all__ = [
-    "fold_standardizer", "load_dictionary_learning", "load_gemma_scope", "load_saelens", "load_sparsify", "save_dictionary_learning",
-    "save_gemma_scope", "save_saelens", "save_sparsify", "to_jumprelu", "to_nonnegative",
+    "Loaded", "fold_standardizer", "load_any", "load_dictionary_learning", "load_from_hub", "load_gemma_scope", "load_saelens",
+    "load_sparsify", "save_dictionary_learning", "save_gemma_scope", "save_saelens", "save_sparsify", "save_to_hub", "to_jumprelu",
+    "to_nonnegative",
 ]  # fmt: skip

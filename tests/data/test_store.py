@@ -354,3 +354,45 @@ def test_values_that_a_dtype_makes_infinite_are_refused(tmp_path, dtype, large):
         write(tmp_path, x, dtype)
     x[4, 2] = 6e4  # which all of them hold
     assert torch.equal(write(tmp_path / "fits", x, dtype)[4], x[4].to(getattr(torch, dtype)).float())
+
+
+@pytest.mark.parametrize(("start", "stop"), [(0, 7), (3, None), (-5, None), (5, -4), (6, 8)])
+def test_a_part_is_a_store_of_those_rows(tmp_path, start, stop):
+    x = torch.randn(23, 4, generator=rng(0))
+    tokens = torch.arange(69).reshape(23, 3)
+    writer = StoreWriter(tmp_path, 4)
+    for a, b in ((0, 6), (6, 13), (13, 23)):
+        writer.append(x[a:b], tokens[a:b])
+    store = writer.finish()
+    part, expected = store.part(start, stop), x[start:stop]
+    n = len(expected)
+    assert (len(part), part.shape, part.numel()) == (n, (n, 4), 4 * n)
+    assert torch.equal(part[:], expected)
+    assert torch.equal(torch.cat(list(part.split(3))), expected)
+    assert torch.equal(part[[0, n - 1, -1]], expected[[0, n - 1, -1]])
+    assert torch.equal(part[::2], expected[::2])
+    assert torch.equal(part.tokens(0, n), tokens[start:stop])
+    torch.testing.assert_close(part.statistics()["mean"], expected.double().mean(0))
+    mixed = torch.cat(list(part.shuffled(4, rng(1))))
+    assert sorted(mixed[:, 0].tolist()) == sorted(expected[:, 0].tolist())
+    assert torch.equal(part.part(1, 3)[:], expected[1:3]) or n < 3
+    assert part.fingerprint() != store.fingerprint()
+    assert store.part(0).fingerprint() == store.fingerprint()
+    assert len(store) == 23
+    with pytest.raises(IndexError, match=f"row {n} is not one"):
+        part[n]
+    with pytest.raises(ValueError, match="has none"):
+        store.part(5, 5)
+
+
+def test_one_store_trains_and_validates(tmp_path):
+    from splinterp import PAMSGD, SAE, TopK, fit
+
+    writer = StoreWriter(tmp_path, 8)
+    writer.append(torch.randn(700, 8, generator=rng(0)), torch.zeros(700, 3, dtype=torch.int64))
+    store = writer.finish()
+    options = {"epochs": 2, "generator": 0}
+    one, other = (SAE(8, 16, TopK(2), "tied_residual", generator=rng(1)) for _ in range(2))
+    fit(one, store.part(0, -250), PAMSGD(), x_val=store.part(-250), **options)
+    fit(other, store.part(0, -250), PAMSGD(), x_val=store[-250:], **options)
+    assert all(torch.equal(a, b) for a, b in zip(one.parameters(), other.parameters(), strict=True))
