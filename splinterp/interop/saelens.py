@@ -43,7 +43,8 @@ def save_saelens(
     """Write `sae` as a SAELens folder that takes activations as the model gives them. Returns the folder.
 
     Args:
-        standardizer: what the SAE's input was normalised by; folded in.
+        standardizer: what the SAE's input was normalised by; folded in. Of mode "unit_norm" it becomes SAELens' own normalisation
+            ("constant_norm_rescale"), whose output is scaled back to each sample's norm.
         nonnegative: write an AbsTopK as a TopK of twice as many latents (see `to_nonnegative`), for tools that assume z >= 0.
         model_name, hook_name, context_size, prepend_bos: metadata that dashboards and benchmarks read.
 
@@ -52,7 +53,7 @@ def save_saelens(
 
     Raises:
         TypeError: a subclass, encoder or activation that the format cannot describe.
-        ValueError: a standardizer of mode "unit_norm", which no affine map replaces; `nonnegative` for another activation than AbsTopK.
+        ValueError: `nonnegative` for another activation than AbsTopK.
         RuntimeError: a BatchTopK or FeatureChoice that has no threshold yet.
     """
     folder = Path(folder)
@@ -62,15 +63,21 @@ def save_saelens(
     if nonnegative:
         sae = to_nonnegative(sae)
     architecture, extra, options = _described(sae.activation, sae.n_latents)
-    tensors = {
-        name: value.detach().float().cpu().contiguous().clone()
-        for name, value in {**folded_tensors(sae, standardizer), **extra}.items()
-    }
+    by_norm = standardizer is not None and standardizer.mode == "unit_norm"
+    folded = folded_tensors(sae, None if by_norm else standardizer)
+    if by_norm:  # there samples have the norm sqrt(d_in), here 1
+        root = sae.d_in**0.5
+        scales = {"W_enc": 1 / root, "W_dec": root, "b_dec": root}
+        folded = {name: scales.get(name, 1.0) * value for name, value in folded.items()}
+    tensors = {name: value.detach().float().cpu().contiguous().clone() for name, value in {**folded, **extra}.items()}
     config = {
         "architecture": architecture, "d_in": sae.d_in, "d_sae": sae.n_latents, "dtype": "float32", "device": "cpu",
-        "apply_b_dec_to_input": False, "normalize_activations": "none", "reshape_activations": "none", **options,
+        "apply_b_dec_to_input": False, "normalize_activations": "constant_norm_rescale" if by_norm else "none",
+        "reshape_activations": "none", **options,
         "metadata": {
-            "sae_lens_version": VERSION, "model_name": model_name, "hook_name": hook_name, "context_size": context_size,
+            # "" would pass SAELens' checks for None, and fail later
+            "sae_lens_version": VERSION, "model_name": model_name or None, "hook_name": hook_name or None,
+            "context_size": context_size,
             "prepend_bos": prepend_bos,
         },
     }  # fmt: skip

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Sequence
 from dataclasses import dataclass, field
 from importlib import resources
@@ -21,6 +22,7 @@ from splinterp.geometry._encoder import encoder_of
 from splinterp.language._windows import pieces_of, window
 from splinterp.language.contexts import TopActivating, top_activating
 from splinterp.language.logits import top_tokens
+from splinterp.metrics import evaluate
 from splinterp.protocol import as_model, dense, inference_mode_of
 
 BINS = 24
@@ -136,24 +138,53 @@ def latent_cards(
 
 def dashboard(
     path: str | Path, sae: Any, x: ArrayLike | ActivationStore, tokens: Int[Tensor, "N 3"] | ActivationStore, tokenizer: Any,
-    latents: Sequence[int] | ArrayLike, *, title: str = "Latents", **options: Any,
+    latents: Sequence[int] | ArrayLike, *, title: str = "Latents", history: Sequence[dict[str, float]] = (), **options: Any,
 ) -> Path:  # fmt: skip
     """Write one self-contained HTML page (no network, no scripts) about some latents. Returns its path.
 
-    Of each: its frequency, a histogram of its codes, the contexts in which it is largest with every token coloured by its code there,
-    the tokens whose logits it raises and lowers, its neighbours by the cosine of rows of W_dec and by firing together, and how far
-    samples are from the nearest boundary of their region. `options` and errors are those of `latent_cards`.
+    At the top: how often latents fire, all of them, and where a `history` of `fit` is given, its learning curve. Of each latent: its
+    frequency, a histogram of its codes, the contexts in which it is largest with every token coloured by its code there, the tokens whose
+    logits it raises and lowers, its neighbours by the cosine of rows of W_dec and by firing together, and how far samples are from the
+    nearest boundary of their region. `options` and errors are those of `latent_cards`.
     """
     from jinja2 import Environment, StrictUndefined
 
     cards = latent_cards(sae, x, tokens, tokenizer, latents, **options)
+    density, n_dead = densities(evaluate(sae, x).frequencies)
+    curves = {name: curve(history, name) for name in ("train_fvu", "val_fvu")}
     template = resources.files("splinterp.language").joinpath("templates", TEMPLATE).read_text(encoding="utf-8")
     environment = Environment(autoescape=True, undefined=StrictUndefined, trim_blocks=True, lstrip_blocks=True)
-    page = environment.from_string(template).render(title=title, cards=cards, n_rows=len(x), n_latents=as_model(sae).shape[1])
+    page = environment.from_string(template).render(
+        title=title, cards=cards, n_rows=len(x), n_latents=as_model(sae).shape[1], density=density, n_dead=n_dead,
+        curves={name: points for name, points in curves.items() if points}, last=history[-1] if len(history) else {},
+    )  # fmt: skip
     path = Path(path)
     path.parent.mkdir(parents=True, exist_ok=True)
     replace_file(path, lambda temporary: temporary.write_text(page, encoding="utf-8"))
     return path
+
+
+def densities(frequencies: Float[Tensor, " n_latents"]) -> tuple[list[tuple[float, float, int]], int]:
+    """((log10 from, to, latents) of the frequencies of latents that fire, latents that do not)."""
+    live = frequencies[frequencies > 0].double().log10()
+    if not len(live):
+        return [], len(frequencies)
+    low = min(float(live.min()), -0.5)
+    counts = torch.histc(live, BINS, low, 0.0).tolist()
+    edges = torch.linspace(low, 0.0, BINS + 1).tolist()
+    return [(a, b, int(n)) for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)], len(frequencies) - len(live)
+
+
+def curve(history: Sequence[dict[str, float]], name: str) -> str:
+    """A column of a history against its steps, as points of a picture of 240 x 62: fvu 0 at the bottom, its largest at the top."""
+    rows = [(row["step"], row[name]) for row in history if name in row and math.isfinite(row[name])]
+    if len(rows) < 2:
+        return ""
+    most = max(
+        row.get(column, 0.0) for row in history for column in ("train_fvu", "val_fvu") if math.isfinite(row.get(column, 0.0))
+    )
+    last = rows[-1][0]
+    return " ".join(f"{240 * step / last:.1f},{66 - 62 * value / most:.1f}" for step, value in rows)
 
 
 def _codes(sae: Any, data: Any, chosen: Tensor) -> tuple[Float[Tensor, "N c"], Float[Tensor, " m"], Float[Tensor, "c m"]]:

@@ -19,7 +19,7 @@ from splinterp.interop import save_dictionary_learning, save_gemma_scope, save_s
 from splinterp.language import context_of, dashboard, measure_loss, top_activating
 from splinterp.metrics import evaluate
 from splinterp.pipeline.plan import Plan
-from splinterp.pipeline.runner import documents_of, lines, measured, opened, set_apart, train, validation_of
+from splinterp.pipeline.runner import documents_of, history_of, lines, measured, opened, set_apart, train, validation_of
 from splinterp.training.loggers import TensorBoardLogger, WandbLogger, several
 
 
@@ -145,7 +145,8 @@ def _dashboard(args: argparse.Namespace) -> None:
     latents = chosen_latents(sae, x, args.latents, args.count)
     out = Path(args.out or Path(args.folder) / "dashboard.html")
     title = f"{plan.activation} SAE of {plan.model}, {plan.site} at layer {plan.layer}"
-    dashboard(out, sae, x, x, tokenizer, latents, title=title, n_contexts=args.n, model=model, standardizer=standardizer)
+    dashboard(out, sae, x, x, tokenizer, latents, title=title, n_contexts=args.n, model=model, standardizer=standardizer,
+              history=history_of(args.folder))  # fmt: skip
     say(f"written: {out}")
 
 

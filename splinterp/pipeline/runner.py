@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import csv
 import importlib.metadata
 import json
 import platform
@@ -214,6 +215,14 @@ def opened(folder: str | Path) -> tuple[SAE, Standardizer | None, Plan]:
 def validation_of(folder: str | Path, standardizer: Standardizer | None) -> ActivationStore:
     """The held-out activations of a folder of `train`."""
     return ActivationStore(Path(folder) / "activations" / "validation", standardizer=standardizer)
+
+
+def history_of(folder: str | Path) -> list[dict[str, float]]:
+    """The history rows that `train` has written; none where there is no file."""
+    path = Path(folder) / HISTORY
+    if not path.exists():
+        return []
+    return [{name: float(value) for name, value in row.items()} for row in csv.DictReader(path.read_text().splitlines())]
 
 
 def lines(metrics: dict[str, float]) -> Iterable[str]:

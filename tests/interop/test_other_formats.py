@@ -287,3 +287,20 @@ def test_saelens_gated_saes_are_read(tmp_path):
         read, _ = load_saelens(tmp_path)
         torch.testing.assert_close(read.encode(x), found.encode(x), rtol=1e-4, atol=1e-4)
         torch.testing.assert_close(read(x).x_hat, found(x), rtol=1e-4, atol=1e-4)
+
+
+def test_saelens_scales_by_norms_as_a_unit_norm_standardizer_does(tmp_path):
+    from splinterp.interop import save_saelens
+
+    sae, x = moved("TopK"), samples(seed=5) * 7 + 1
+    standardizer = Standardizer("unit_norm").fit(x)
+    folder = save_saelens(sae, tmp_path, standardizer=standardizer)
+    config, t = json.loads((folder / "cfg.json").read_text()), load_file(folder / "sae_weights.safetensors")
+    assert config["normalize_activations"] == "constant_norm_rescale"
+    norms = x.norm(dim=1, keepdim=True)
+    acts = kept(8**0.5 * x / norms @ t["W_enc"] + t["b_enc"], 3)
+    with torch.no_grad():
+        expected = sae(standardizer.transform(x)).x_hat * norms
+        torch.testing.assert_close((acts @ t["W_dec"] + t["b_dec"]) * norms / 8**0.5, expected, rtol=1e-4, atol=1e-3)
+        lens = pytest.importorskip("sae_lens", reason="needs sae-lens: make interop")
+        torch.testing.assert_close(lens.SAE.load_from_disk(folder, device="cpu")(x), expected, rtol=1e-4, atol=1e-3)

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from html.parser import HTMLParser
 
 import pytest
@@ -13,6 +14,7 @@ from splinterp.encoders import Gated
 from splinterp.geometry import region_of
 from splinterp.language import dashboard, latent_cards, top_tokens
 from splinterp.language._windows import pieces_of, window
+from splinterp.language.page import curve, densities
 from tests.data.tiny_models import BUILDERS, letters, word_tokenizer
 from tests.helpers import rng
 
@@ -96,14 +98,14 @@ class Balanced(HTMLParser):
         self.ids |= {about["id"]} if "id" in about else set()
         assert not {"src", "onclick"} & set(about)
         assert tag != "script"
-        if tag not in ("meta", "rect", "line"):
+        if tag not in ("meta", "rect", "line", "polyline"):
             self.open.append(tag)
 
     def handle_startendtag(self, tag, attrs):
         pass
 
     def handle_endtag(self, tag):
-        if tag not in ("meta", "rect", "line"):
+        if tag not in ("meta", "rect", "line", "polyline"):
             assert self.open.pop() == tag
 
     def handle_data(self, data):
@@ -116,15 +118,9 @@ def test_the_page_is_whole_and_asks_nothing_of_a_network(world, tmp_path):
     dead = int((sae.encode(found.x) != 0).sum(0).argmin())
     latents = [*firing(sae, found.x), dead]
     path = dashboard(
-        tmp_path / "deep" / "page.html",
-        sae,
-        found.x,
-        found.tokens,
-        lm.tokenizer,
-        latents,
-        title="<b>Ours</b> & theirs",
-        model=lm,
-    )
+        tmp_path / "deep" / "page.html", sae, found.x, found.tokens, lm.tokenizer, latents, title="<b>Ours</b> & theirs", model=lm,
+        history=[{"step": 10, "train_fvu": 0.5, "val_fvu": 0.6}, {"step": 20, "train_fvu": 0.25, "val_fvu": 0.4}],
+    )  # fmt: skip
     page = path.read_text()
     parser = Balanced()
     parser.feed(page)
@@ -138,6 +134,21 @@ def test_the_page_is_whole_and_asks_nothing_of_a_network(world, tmp_path):
     other = dashboard(tmp_path / "other.html", sae, found.x, found.tokens, lm.tokenizer, latents[:1]).read_text()
     assert "Raises" in page
     assert "Raises" not in other
+    assert "Learning curve" in page
+    assert "Learning curve" not in other
+
+
+def test_densities_and_curves_are_counted_by_hand():
+    found, dead = densities(torch.tensor([0.0, 0.001, 0.1, 0.12, 1.0]))
+    assert dead == 1
+    assert sum(n for _, _, n in found) == 4
+    assert found[0][0] == pytest.approx(-3, abs=1e-6)
+    assert found[0][2] == found[-1][2] == 1
+    assert next(n for a, b, n in found if a <= -1 < b) + next(n for a, b, n in found if a <= -0.92 < b) in (2, 4)
+    assert densities(torch.zeros(3)) == ([], 3)
+    history = [{"step": 10, "train_fvu": 0.5, "val_fvu": math.nan}, {"step": 20, "train_fvu": 0.25, "val_fvu": math.nan}]
+    assert curve(history, "train_fvu") == "120.0,4.0 240.0,35.0"
+    assert curve(history, "val_fvu") == ""
 
 
 def test_pieces_are_the_text_and_windows_stay_in_their_sequence(world):
