@@ -1,7 +1,7 @@
 """When the residual of PAM-SGD should be let in, and what a readout and a race between both answers are worth.
 
 Validation data only, as the defaults are chosen by it. Centred SAEs; each way at each step size, the best of them reported; SGD on a tied
-and on a tied-residual decoder beside. "hold 1" is tied SGD with a readout; a race is decided in the run, and its losing arm's steps count.
+and on a tied-residual decoder beside. "hold 1" is tied SGD with a readout; a race is decided in the run, and its losing arm's steps count. Ridges are by held-out samples, but for one way by cross-validation.
 """
 
 from __future__ import annotations
@@ -20,6 +20,7 @@ WAYS: dict[str, tuple[str, tuple[tuple[str, Any], ...]]] = {
     "SGD tied-residual": ("SGD tied-residual", ()),
     "hold 0.1, no readout": ("PAM-SGD", (("hold", 0.1), ("readout", False))),
     "hold 0": ("PAM-SGD", (("hold", 0.0),)),
+    "hold 0, ridge by GCV": ("PAM-SGD", (("hold", 0.0), ("ridge", "gcv"))),
     "hold 0.1": ("PAM-SGD", (("hold", 0.1),)),
     "hold 1": ("PAM-SGD", (("hold", 1.0),)),
     "race": ("PAM-SGD", (("hold", "race"),)),

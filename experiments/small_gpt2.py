@@ -6,6 +6,7 @@ for testing are left out of its training.
 
 from __future__ import annotations
 
+import argparse
 import hashlib
 import shutil
 import tempfile
@@ -107,3 +108,13 @@ def load(config: Config | None = None) -> LanguageModel:
     model = LanguageModel.load(folder, causal=True)
     model.name = name
     return model
+
+
+def command(argv: list[str]) -> Path:
+    """`python -m experiments small_gpt2`"""
+    parser = argparse.ArgumentParser(prog="python -m experiments small_gpt2", description=__doc__)
+    parser.parse_args(argv)
+    load()
+    folder = cache_folder() / recipe()
+    print(f"a model with its tokenizer, for LanguageModel.load or python -m splinterp train --model: {folder}")
+    return folder
