@@ -1,7 +1,8 @@
 """When the residual of PAM-SGD should be let in, and what a readout and a race between both answers are worth.
 
 Validation data only, as the defaults are chosen by it. Centred SAEs; each way at each step size, the best of them reported; SGD on a tied
-and on a tied-residual decoder beside. "hold 1" is tied SGD with a readout; a race is decided in the run, and its losing arm's steps count. Ridges are by held-out samples, but for one way by cross-validation.
+and on a tied-residual decoder beside. "hold 1" is tied SGD with a readout; a race is decided in the run, and its losing arm's steps count.
+Ridges are by held-out samples, but for one way by cross-validation.
 """
 
 from __future__ import annotations

@@ -4,6 +4,7 @@ from splinterp.geometry.cells import Cell, Cells
 from splinterp.geometry.linear_programs import Ball, chebyshev_centre, is_empty
 from splinterp.geometry.power_diagram import PowerDiagram
 from splinterp.geometry.regions import Region, Regions, region_of, regions_of
+from splinterp.geometry.segments import Piece, SegmentRegions, boundary_along, segment_regions, segments_regions
 from splinterp.geometry.slices import Plane, plane_through, principal_plane, slice_cells
 from splinterp.geometry.statistics import RegionStatistics, count_cells, growth, region_statistics
 
@@ -11,11 +12,14 @@ __all__ = [
     "Ball",
     "Cell",
     "Cells",
+    "Piece",
     "Plane",
     "PowerDiagram",
     "Region",
     "RegionStatistics",
     "Regions",
+    "SegmentRegions",
+    "boundary_along",
     "chebyshev_centre",
     "count_cells",
     "growth",
@@ -25,5 +29,7 @@ __all__ = [
     "region_of",
     "region_statistics",
     "regions_of",
+    "segment_regions",
+    "segments_regions",
     "slice_cells",
 ]
