@@ -461,14 +461,14 @@ class SAE(SparseModel):
 
         Args:
             about: what the SAE is of, as JSON; it replaces `self.about`. Under "activations" what an `ActivationStore` says of itself
-                (`store.about`): `measure_loss` and others then refuse another model, layer, site or standardizer.
+                (`store.about`): `measure_loss` and others then refuse another model, layer, site or standardizer. An SAE that was trained
+                with a standardizer still says so when it is saved without: keep that beside it.
 
         Raises:
             RuntimeError: a standardizer without statistics.
             TypeError, ValueError: `about` is no object that JSON has.
         """
-        about = {**(self.about if about is None else about)}
-        about.pop("standardizer", None)
+        about = {**self.about} if about is None else {name: value for name, value in about.items() if name != "standardizer"}
         if standardizer is not None:
             about["standardizer"] = standardizer.fingerprint()
         tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}

@@ -37,10 +37,11 @@ def find_blocks(model: Any, name: str | None = None) -> nn.ModuleList:
         if not isinstance(named, nn.ModuleList) or not len(named):
             raise ValueError(f"blocks={name!r} is no list of modules of {type(model).__name__}{_lists(model)}")
         return named
-    for path in STACKS:
-        found = descend(model, path)
-        if isinstance(found, nn.ModuleList) and len(found):
-            return found
+    for part in (model, getattr(model, "base_model", None)):  # with a head, the rest has a name of its own
+        for path in STACKS:
+            found = descend(part, path) if isinstance(part, nn.Module) else None
+            if isinstance(found, nn.ModuleList) and len(found):
+                return found
     raise ValueError(
         f"{type(model).__name__} has its blocks in none of {', '.join(STACKS)}: pass the name of its list of them, "
         f"blocks=NAME{_lists(model)}"

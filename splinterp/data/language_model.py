@@ -40,7 +40,7 @@ class LanguageModel:
     multiplier, the site is refused.
 
     Any other site is the name of a module, as `named_modules` of the model without its head has it, whose output is taken:
-    "h.3.mlp.act", or with the layer left open, "h.{layer}.mlp.act".
+    "h.3.mlp.act", or with the layer left open, "h.{layer}.mlp.act", which counts as that name does, from 0.
 
     Args:
         model: a `transformers` model with a stack of blocks; put in evaluation mode. Of an encoder-decoder model the encoder is taken,
@@ -90,7 +90,8 @@ class LanguageModel:
         return cls(model.to(device), tokenizer, str(name), blocks)
 
     def weights_hash(self) -> str:
-        """A hash of all weights and buffers but a head's, their names and dtypes; made anew where one was written to since."""
+        """A hash of all weights and buffers but a head's, their names and dtypes; made anew where one was written to since (but
+        through `.data`, which leaves no trace)."""
         named = sorted(self.trunk.state_dict().items())
         versions = [(value.data_ptr(), value._version) for _, value in named if isinstance(value, Tensor)]
         if self._hash is None or self._hash[0] != versions:
@@ -201,7 +202,8 @@ class LanguageModel:
         found: dict[int, Tensor] = {}
 
         def keep(place: int, value: Tensor) -> None:
-            found[place] = value
+            if place not in found:  # of a module that is called several times the first; others may write into it later
+                found[place] = value if len(places) == 1 else value.clone()
             if len(found) == len(places):
                 raise _Reached
 

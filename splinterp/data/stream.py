@@ -22,6 +22,8 @@ GROUP_TOKENS = 16_384
 CHARACTERS = 3
 """Of text a token, at least: how many documents a group takes is told by their length, before they are tokenised."""
 
+END: Any = object()
+"""In place of a document where there are no more: a data set may hold None."""
 MOST_EMPTY = 100
 """Groups without a row after which a stream gives up."""
 
@@ -29,14 +31,15 @@ MOST_EMPTY = 100
 class ActivationStream:
     """Activations at a site of a language model, extracted while `fit(..., steps=)` or a loop of one's own asks for them.
 
-    Nothing is kept on disk, and in memory no more than `buffer` rows, within which `fit` mixes them: activations of neighbouring tokens
-    are alike, so a batch should not be of one document. Rows come in the order of the text, each once. With the same text and options
-    they are the same, bit for bit, on the same machine.
+    Nothing is kept on disk, and in memory `buffer` rows and the few thousand that are extracted together; `fit` mixes within the buffer
+    (which it copies, and holds 10,000 rows to look at): activations of neighbouring tokens are alike, so a batch should not be of one
+    document. Rows come in the order of the text, each once. With the same text and options they are the same, bit for bit, on the same
+    machine. What `fit` has taken of the last buffer and not trained on is not given again.
 
     Args:
         model: or what `LanguageModel.load` takes.
         documents: strings: a list, a `datasets` data set's column, anything that can be iterated over; or a function that returns such a
-            thing anew. What can be iterated over only once (a generator) cannot be read again.
+            thing anew. What can be iterated over only once (a generator) cannot be read again, and no run on it resumed.
         layer, site: as of `extract_activations`.
         context, bos: as of `pack_tokens`.
         rules: which tokens are left out; `left_out` counts them.
@@ -75,8 +78,8 @@ class ActivationStream:
         self.max_tokens = None if max_tokens is None else whole("max_tokens", max_tokens, 1)
         self.repeat, self.buffer, self.standardizer = repeat, whole("buffer", buffer, 1), standardizer
         self.batch_tokens = batch_tokens
-        once = not callable(documents) and iter(documents) is documents
-        if once and repeat:
+        self._once = not callable(documents) and iter(documents) is documents
+        if self._once and repeat:
             raise ValueError("repeat=True needs documents that can be read again, and these are an iterator: pass a function")
         self.left_out: dict[str, int] = {}
         """Tokens that are not among the rows, or were capped, by the rule that says so."""
@@ -141,7 +144,7 @@ class ActivationStream:
         """Read some documents and pack them; no sequences are left where there are no more."""
         documents: list[str] = []
         self._begun, self._done, length = self.n_read, 0, 0
-        while length < CHARACTERS * GROUP_TOKENS and (document := self._next()) is not None:
+        while length < CHARACTERS * GROUP_TOKENS and (document := self._next()) is not END:
             if not isinstance(document, str):
                 raise TypeError(f"document {self.n_read} is a {type(document).__name__}: pass strings")
             self.n_read += 1
@@ -153,10 +156,10 @@ class ActivationStream:
     def _next(self) -> Any:
         if self._iterator is None:
             self._iterator = iter(self._again())
-        document = next(self._iterator, None)
-        if document is None and self.repeat and self.n_read:
+        document = next(self._iterator, END)
+        if document is END and self.repeat and self.n_read:
             self._iterator = iter(self._again())
-            document = next(self._iterator, None)
+            document = next(self._iterator, END)
         return document
 
     def _again(self) -> Iterable[str]:
@@ -173,11 +176,16 @@ class ActivationStream:
         """Where it is, for `load_state_dict` of a stream on the same text: what was read is passed over, not extracted again."""
         return {
             "n_read": self.n_read if self._sequences is None else self._begun, "n_run": self._done, "n_given": self.n_given,
-            "packed": self._sequences is not None, "ended": self._ended, "left_out": dict(self.left_out), "pending": self._pending.clone(),
+            "packed": self._sequences is not None, "left_out": dict(self.left_out), "pending": self._pending.clone(),
         }  # fmt: skip
 
     def load_state_dict(self, saved: dict[str, Any]) -> None:
-        """Go on where a stream was. Raises ValueError: fewer documents than it had read, rows of another width."""
+        """Go on where a stream was. Raises ValueError: fewer documents than it had read, an iterator that was read from, rows of another
+        width."""
+        if self._once and self.n_read:
+            raise ValueError(
+                "the documents are an iterator that was read from: pass a list, or a function that begins them again"
+            )
         pending = saved["pending"]
         if pending.ndim != 2 or pending.shape[1] != self.d_in:
             raise ValueError(f"the saved rows have shape {tuple(pending.shape)}, not (n, {self.d_in})")
@@ -193,13 +201,13 @@ class ActivationStream:
         if saved["packed"]:
             self._pack()
         self._done = saved["n_run"]
-        self._pending, self.n_given, self._ended = pending.clone(), saved["n_given"], saved["ended"]
+        self._pending, self.n_given, self._ended = pending.clone(), saved["n_given"], False  # there may be more text now
         self.left_out = dict(saved["left_out"])
 
     def _pass_over(self, n: int) -> int:
         """Read up to n documents without looking at them; how many there were."""
         first = self._next()
-        if first is None:
+        if first is END:
             return 0
         assert self._iterator is not None
         passed = 1 + sum(1 for _ in islice(self._iterator, n - 1))

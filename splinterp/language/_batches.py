@@ -3,28 +3,47 @@
 from __future__ import annotations
 
 from collections.abc import Callable, Iterator
+from typing import NamedTuple
+
+import torch
 
 from splinterp._checks import whole
 from splinterp._typing import Tensor
 from splinterp.data._passes import fitting_batch, length_batches, padded
 from splinterp.data.language_model import LanguageModel
 from splinterp.data.text import TokenSequences
+from splinterp.data.token_rules import TokenRules
 
 Edit = Callable[[Tensor], Tensor]
 
 
+class Batch(NamedTuple):
+    """Padded sequences, each part (n, length), on the model's device."""
+
+    ids: Tensor
+    mask: Tensor
+    real: Tensor
+    """Neither padding nor special: what is predicted."""
+    taken: Tensor
+    """What the rules take: where an SAE acts."""
+
+
 def batches_of(
-    model: LanguageModel, sequences: TokenSequences, batch_tokens: int | None
-) -> Iterator[tuple[Tensor, Tensor, Tensor]]:
-    """(ids, attention mask, real: neither padding nor special), each (n, length), on the model's device."""
+    model: LanguageModel, sequences: TokenSequences, batch_tokens: int | None, rules: TokenRules | None = None
+) -> Iterator[Batch]:
+    """Sequences of like length together. The rules that go by norms are not applied."""
     if not len(sequences):
         raise ValueError("there are no sequences: pack some text first")
     batch_tokens = batch_tokens or fitting_batch(model, max(map(len, sequences.ids)))
     whole("batch_tokens", batch_tokens, 1)
+    rules = rules or TokenRules()
     for chosen in length_batches(sequences.ids, batch_tokens):
         ids, mask = padded([sequences.ids[i] for i in chosen])
         special, _ = padded([sequences.special[i] for i in chosen])
-        yield tuple(t.to(model.device) for t in (ids, mask, (mask == 1) & (special == 0)))  # type: ignore[misc]
+        taken = torch.zeros_like(mask, dtype=torch.bool)
+        for row, i in enumerate(chosen):
+            taken[row, rules.places(sequences.ids[i], sequences.special[i])[0]] = True
+        yield Batch(*(t.to(model.device) for t in (ids, mask, (mask == 1) & (special == 0), taken)))
 
 
 def at_real(real: Tensor, edit: Edit) -> Edit:

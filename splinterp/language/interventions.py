@@ -1,7 +1,7 @@
 """An SAE inside its language model: what its reconstruction costs, and what one latent does.
 
 Cross-entropies are in nats a token, of predicting the next token, over all positions whose next token is in the same sequence and is
-no special token. The SAE acts on tokens that are not special; special tokens keep their activations, as they are left out of training.
+no special token. The SAE acts on the tokens that it was trained on: not on special ones, nor on others that rules leave out.
 """
 
 from __future__ import annotations
@@ -17,8 +17,9 @@ from splinterp.data._passes import padded
 from splinterp.data.language_model import LanguageModel
 from splinterp.data.standardizer import Standardizer
 from splinterp.data.text import TokenSequences
-from splinterp.language._batches import Edit, at_real, batches_of
-from splinterp.language.provenance import check_provenance
+from splinterp.data.token_rules import TokenRules
+from splinterp.language._batches import Batch, Edit, at_real, batches_of
+from splinterp.language.provenance import check_provenance, rules_of
 from splinterp.language.steering import latent_edit
 from splinterp.protocol import as_model
 
@@ -49,6 +50,7 @@ class LossRecovered(NamedTuple):
 def measure_loss(
     model: LanguageModel, sae: Any, sequences: TokenSequences, layer: int, site: str = "residual", *,
     standardizer: Standardizer | None = None, mean: Float[Tensor, " d_in"] | None = None, batch_tokens: int | None = None,
+    rules: TokenRules | None = None,
 ) -> LossRecovered:  # fmt: skip
     """Cross-entropy and KL when the SAE's reconstruction replaces the activations at a site of a causal model.
 
@@ -58,6 +60,7 @@ def measure_loss(
         standardizer: what the SAE's input is normalised by; its reconstruction is mapped back.
         mean: activation of the mean ablation; None takes the mean over these sequences.
         batch_tokens: tokens a forward pass; None fits the memory of `extract_activations`.
+        rules: which tokens are replaced; None: those that a saved SAE says it was trained on. Rules that go by norms are not applied.
 
     Raises:
         TypeError: a model that predicts no tokens.
@@ -65,7 +68,7 @@ def measure_loss(
             standardizer (`check_provenance`).
     """
     check_provenance(sae, model, layer, site, standardizer)
-    batches = list(batches_of(model, sequences, batch_tokens))
+    batches = list(batches_of(model, sequences, batch_tokens, rules or rules_of(sae)))
     if mean is None:
         mean = _mean_activation(model, batches, layer, site)
     edits: dict[str, Edit] = {
@@ -73,13 +76,13 @@ def measure_loss(
     }  # fmt: skip
     totals = dict.fromkeys(("clean", "patched", "zero", "mean", "kl"), 0.0)
     n_tokens = 0
-    for ids, mask, real in batches:
+    for ids, mask, real, taken in batches:
         clean = model.logits(ids, mask)
         scored = real[:, 1:]  # predicted from the token before, which is in the same sequence
         n_tokens += int(scored.sum())
         totals["clean"] += _cross_entropy(clean, ids, scored)
         for name, edit in edits.items():
-            with model.edited(layer, site, at_real(real, edit)):
+            with model.edited(layer, site, at_real(taken, edit)):
                 logits = model.logits(ids, mask)
             totals[name] += _cross_entropy(logits, ids, scored)
             if name == "patched":
@@ -141,12 +144,12 @@ def _reconstructed(sae: Any, x: Tensor, standardizer: Standardizer | None) -> Te
     return (x_hat if standardizer is None else standardizer.inverse(x_hat)).to(x)
 
 
-def _mean_activation(model: LanguageModel, batches: list[tuple[Tensor, Tensor, Tensor]], layer: int, site: str) -> Tensor:
+def _mean_activation(model: LanguageModel, batches: list[Batch], layer: int, site: str) -> Tensor:
     total, n = torch.zeros((), dtype=torch.float64, device=model.device), 0
-    for ids, mask, real in batches:
-        total = total + model.hidden(ids, mask, layer, site)[real].double().sum(0)
-        n += int(real.sum())
-    return (total / n).float()
+    for ids, mask, _, taken in batches:
+        total = total + model.hidden(ids, mask, layer, site)[taken].double().sum(0)
+        n += int(taken.sum())
+    return (total / max(1, n)).float()
 
 
 def _cross_entropy(logits: Tensor, ids: Tensor, scored: Tensor) -> float:

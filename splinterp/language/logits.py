@@ -6,7 +6,6 @@ from collections.abc import Sequence
 from typing import Any, NamedTuple
 
 import torch
-from torch import nn
 
 from splinterp._checks import as_positions, whole
 from splinterp._typing import ArrayLike, Float, Int, Tensor
@@ -14,12 +13,13 @@ from splinterp.data.language_model import LanguageModel
 from splinterp.data.standardizer import Standardizer
 from splinterp.data.text import TokenSequences
 from splinterp.language._batches import at_real, batches_of
-from splinterp.language.provenance import check_provenance
+from splinterp.language._final import linear_parts
+from splinterp.language.provenance import check_provenance, rules_of
 from splinterp.language.steering import latent_edit, mapped_back
 from splinterp.protocol import as_model, dense
 
-FINAL_NORMS = ("ln_f", "norm", "final_layer_norm", "final_norm", "ln_out", "final_layernorm")
-"""Where transformers' architectures keep the norm before the output."""
+ORDER = {"attention": 0, "mlp": 1, "residual": 2}
+"""In which sites of one layer are reached."""
 
 
 class TopTokens(NamedTuple):
@@ -39,16 +39,18 @@ def logit_attribution(
     """The direct effect on every logit of a latent's code of 1: its row of W_dec, through the final norm's gain, times the unembedding.
 
     The logit lens (nostalgebraist 2020; for dictionaries Cunningham et al., arXiv 2309.08600). What layers between do is left out, and
-    so is the norm's division by the size of the stream: numbers compare tokens, and latents of one SAE. A LayerNorm's centring is
-    applied.
+    so are the norm's division by the size of the stream and any scale of all logits: numbers compare tokens, and latents of one SAE. A
+    LayerNorm's centring is applied. What lies between the last block and the unembedding is found in a forward pass.
 
     Args:
         latents: positions, or a mask (n_latents,); None takes all, whose logits are n_latents times the vocabulary.
         standardizer: what the SAE's input was normalised by; rows are scaled back.
 
     Raises:
-        TypeError: a model without an unembedding (load it with causal=True), an SAE that does not decode linearly.
-        ValueError: an SAE of another width than the stream, a latent that is not there.
+        TypeError: a model without an unembedding (load it with causal=True), or with something else than norms and linear maps before it;
+            an SAE that does not decode linearly.
+        ValueError: an SAE of another width than the stream, of another model or standardizer (`check_provenance`); a latent that is not
+            there.
     """
     found = as_model(sae)
     found.check_linear()
@@ -56,25 +58,15 @@ def logit_attribution(
     chosen = torch.arange(n_latents) if latents is None else as_positions(latents, n_latents, "latents").reshape(-1)
     if len(chosen) and not (int(chosen.min()) >= 0 and int(chosen.max()) < n_latents):
         raise ValueError(f"latents must be in 0 to {n_latents - 1}, got {int(chosen.min())} to {int(chosen.max())}")
+    check_provenance(sae, model, None, None, standardizer)
     output = model.model.get_output_embeddings() if hasattr(model.model, "get_output_embeddings") else None
     if output is None:
         raise TypeError(f"{type(model.model).__name__} has no unembedding: load it with causal=True")
     weight = output.weight.float()
     rows = mapped_back(found.W_dec[chosen.to(found.b_dec.device)], standardizer).to(weight)
-    if rows.shape[1] != weight.shape[1]:
-        raise ValueError(f"rows of W_dec have {rows.shape[1]} entries, the stream that is unembedded {weight.shape[1]}")
-    norm = next((part for name in FINAL_NORMS if isinstance(part := getattr(model.trunk, name, None), nn.Module)), None)
-    return _through(norm, rows) @ weight.T
-
-
-def _through(norm: nn.Module | None, rows: Tensor) -> Tensor:
-    """Directions of the stream through the linear part of a norm, without its division."""
-    if norm is None:
-        return rows
-    if isinstance(norm, nn.LayerNorm):
-        return (rows - rows.mean(1, keepdim=True)) * (1 if norm.weight is None else norm.weight.float())
-    ones = torch.ones(1, rows.shape[1], dtype=next(norm.parameters()).dtype, device=rows.device)
-    return rows * norm(ones)[0].float()  # an RMS norm of ones is its gain, however it is kept
+    if rows.shape[1] != model.d_model:
+        raise ValueError(f"rows of W_dec have {rows.shape[1]} entries, the stream {model.d_model}")
+    return linear_parts(model, rows, output) @ weight.T
 
 
 @torch.no_grad()
@@ -113,6 +105,11 @@ def ablation_graph(
         TypeError: a lower SAE that does not decode linearly.
         ValueError: latents that are not there, places that do not fit the SAEs.
     """
+    ranks = [(place.layer, ORDER.get(place.site, 0)) for place in (lower, upper)]
+    if ranks[0] >= ranks[1] and {lower.site, upper.site} <= set(ORDER):
+        raise ValueError(
+            f"{lower.site} of layer {lower.layer} is not below {upper.site} of layer {upper.layer}: nothing there depends on it"
+        )
     for place in (lower, upper):
         check_provenance(place.sae, model, place.layer, place.site, place.standardizer)
     edits = [latent_edit(lower.sae, {latent: 0.0}, "clamp", lower.standardizer) for latent in latents]
@@ -125,7 +122,7 @@ def ablation_graph(
         seen = rows if upper.standardizer is None else upper.standardizer.transform(rows)
         return dense(found.code(seen), n_latents).sum(0).double().cpu()
 
-    for ids, mask, real in batches_of(model, sequences, batch_tokens):
+    for ids, mask, _, real in batches_of(model, sequences, batch_tokens, rules_of(lower.sae)):
         n += int(real.sum())
         total[-1] += codes(model.hidden(ids, mask, upper.layer, upper.site)[real])
         for i, edit in enumerate(edits):

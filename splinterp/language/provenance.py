@@ -6,11 +6,15 @@ from typing import Any
 
 from splinterp.data.language_model import LanguageModel
 from splinterp.data.standardizer import Standardizer
+from splinterp.data.token_rules import TokenRules
 from splinterp.protocol import said_of
 
 
-def check_provenance(sae: Any, model: LanguageModel, layer: int, site: str, standardizer: Standardizer | None) -> None:
-    """Compare what a saved SAE says of itself (`SAE.about`) with where it is put; what it does not say is not compared.
+def check_provenance(
+    sae: Any, model: LanguageModel, layer: int | None, site: str | None, standardizer: Standardizer | None
+) -> None:
+    """Compare what a saved SAE says of itself (`SAE.about`) with where it is put; what it does not say, and a layer or site of None,
+    is not compared.
 
     An SAE that is given activations of another layer, or without its standardizer, reconstructs nothing, and no number says why.
 
@@ -20,12 +24,12 @@ def check_provenance(sae: Any, model: LanguageModel, layer: int, site: str, stan
     about = said_of(sae)
     source = about.get("activations", {})
     for name, given in {"layer": layer, "site": site}.items():
-        if name in source and source[name] != given:
+        if given is not None and name in source and source[name] != given:
             raise ValueError(f"this SAE was trained on {name}={source[name]!r}, not {given!r}: pass {name}={source[name]!r}")
     if "weights" in source and source["weights"] != model.weights_hash():
         raise ValueError(
             f"this SAE was trained on activations of {source.get('model', 'another model')}, whose weights {model.name} does not have: "
-            "load that model (and revision)"
+            "load that model in that revision and dtype"
         )
     expected = about.get("standardizer")
     if expected is not None and standardizer is None:
@@ -39,3 +43,9 @@ def check_provenance(sae: Any, model: LanguageModel, layer: int, site: str, stan
             if expected is not None
             else "this SAE was saved without a standardizer, on activations as the model gives them: leave the standardizer out"
         )
+
+
+def rules_of(sae: Any) -> TokenRules:
+    """The rules by which the tokens that a saved SAE was trained on were taken, as far as it says so."""
+    source = said_of(sae).get("activations", {})
+    return TokenRules(**{"keep_special": source.get("keep_special", False), **source.get("rules", {})})

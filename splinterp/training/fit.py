@@ -23,10 +23,7 @@ from splinterp.training.health import check_dtype, fvu_at_start, warn_silent
 from splinterp.training.inspection import inspect, set_aside, start_at
 from splinterp.training.method import STATE_NAMES, Method, State, check_method
 from splinterp.training.run import Run
-from splinterp.training.stream_batches import StreamBatches, check_streams
-
-LOOKED_AT = 10_000
-"""Rows of a stream that stand for its training samples, at least."""
+from splinterp.training.stream_batches import StreamBatches, check_streams, looked_at, warn_ended
 
 
 class FitResult(NamedTuple):
@@ -54,6 +51,7 @@ def fit(
     callback: Callable[[dict[str, float]], object] | None = None,
     checkpoint: str | Path | None = None,
     checkpoint_every: int = 1,
+    checkpoint_every_steps: int | None = None,
     resume: bool = False,
     progress: bool = False,
     processes: ProcessGroup | None = None,
@@ -90,7 +88,8 @@ def fit(
         keep_best: end with the parameters of the logged row of lowest `val_fvu`; needs x_val.
         callback: called with each row, for a logger. Meanwhile the SAE is the one that the row is of: with a method that reads out, it
             has the readout's decoder, and its own again afterwards.
-        checkpoint: file to write every `checkpoint_every` epochs and at the end (whole, or not at all; through a link to its target).
+        checkpoint: file to write every `checkpoint_every` epochs, every `checkpoint_every_steps` batches within one, and at the end (whole,
+            or not at all; through a link to its target).
         resume: continue from `checkpoint` if it exists; the result equals that of an undisturbed run, bit for bit. A finished run
             can be extended: with more epochs or steps it goes on, under the schedule of the new length. Without a generator the
             data order goes on as the checkpoint has it.
@@ -113,10 +112,12 @@ def fit(
     """
     if epochs is not None and steps is not None:
         raise ValueError(f"epochs={epochs} and steps={steps} are two budgets: pass one of them")
-    epochs, steps, log_every_steps = (
+    epochs, steps, log_every_steps, checkpoint_every_steps = (
         None if value is None else whole(name, value, 1)
-        for name, value in (("epochs", epochs), ("steps", steps), ("log_every_steps", log_every_steps))
-    )
+        for name, value in {
+            "epochs": epochs, "steps": steps, "log_every_steps": log_every_steps, "checkpoint_every_steps": checkpoint_every_steps,
+        }.items()
+    )  # fmt: skip
     batch_size, log_every = whole("batch_size", batch_size, 1), whole("log_every", log_every, 1)
     checkpoint_every = whole("checkpoint_every", checkpoint_every, 1)
     train_eval_samples = whole("train_eval_samples", train_eval_samples, 2)
@@ -134,7 +135,7 @@ def fit(
     stream = x if isinstance(x, ActivationStream) else None
     if isinstance(x, ActivationStream):
         check_streams(method, epochs, processes, x_val)
-        data = training_data(model, x.peek(max(train_eval_samples, LOOKED_AT)))
+        data = training_data(model, looked_at(x, train_eval_samples))
     else:
         data = training_data(model, x)
     if method.wants_x_val and x_val is None:
@@ -178,14 +179,21 @@ def fit(
     def log() -> None:
         run.log(data[:train_eval_samples], x_val, tell)
 
+    def save() -> None:
+        if checkpoint is not None and first:
+            run.save(Path(checkpoint))
+
     try:
-        while run.step < total:
-            run.train_epoch(bar, log_every_steps, log)
-            last = run.step == total
+        last = False
+        while run.step < total and not last:
+            found = run.train_epoch(bar, log_every_steps, log, checkpoint_every_steps, save)
+            last = run.step == total or not found
+            if not found:
+                warn_ended(batches, run.step, total)
             if (last and not run.logged) or (log_every_steps is None and run.epoch % log_every == 0):
                 log()
-            if checkpoint is not None and first and (last or run.epoch % checkpoint_every == 0):
-                run.save(Path(checkpoint))
+            if last or run.epoch % checkpoint_every == 0:
+                save()
     finally:
         bar.close()
         sae.eval()

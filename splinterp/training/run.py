@@ -56,6 +56,8 @@ class Run:
         self.history: list[dict[str, float]] = []
         self.best: dict[str, Tensor] | None = None
         self.resumed = ""
+        self.within: dict[str, Any] | None = None
+        """Of an epoch that was cut: its batches that are done, and where the order of the data and the stream were at its beginning."""
         self.start_fvu = math.inf
 
     def describe(
@@ -112,26 +114,50 @@ class Run:
         """Whether the history has a row of this step."""
         return bool(self.history) and self.history[-1]["step"] == self.step
 
-    def train_epoch(self, bar: Any, log_every_steps: int | None, log: Callable[[], None]) -> None:
-        """One pass, or what is left of the budget of steps."""
+    def train_epoch(
+        self, bar: Any, log_every_steps: int | None, log: Callable[[], None], save_every_steps: int | None = None,
+        save: Callable[[], None] = lambda: None,
+    ) -> bool:  # fmt: skip
+        """One pass, or what is left of it or of the budget of steps. Returns whether there was a batch."""
         batches = self.batches
         self._set_training(True)
         processes, start = self.processes, time.perf_counter()
-        self.epoch += 1
-        due = False
+        done = 0
+        if self.within is None:
+            self.epoch += 1
+            begin: dict[str, Any] = {"generator": self.generator.get_state()}
+            if isinstance(batches, StreamBatches):
+                begin["stream"] = batches.state_dict()
+        else:
+            begin = {name: value for name, value in self.within.items() if name != "done"}
+            done, self.within = self.within["done"], None
+            self.generator.set_state(begin["generator"])
+            if isinstance(batches, StreamBatches):
+                batches.load_state_dict(begin["stream"])
+        due = found = False
         for index, x in enumerate(batches.shuffled(self.generator)):
+            found = True
+            if index < done:  # before the checkpoint
+                continue
             if self.step >= self.total:
                 break
             with nullcontext() if self.autocast is None else torch.autocast(x.device.type, self.autocast):
                 taken = self.method.step(self.sae, self.state, x if processes is None else processes.share(x))
             before, self.step = self.step, self.step + (taken if type(taken) is int and taken > 0 else 1)
             bar.update(self.step - before)
-            due = log_every_steps is not None and self.step // log_every_steps > before // log_every_steps
-            if due and index < len(batches) - 1 and self.step < self.total:
+            due = _passes(before, self.step, log_every_steps)
+            inside = index < len(batches) - 1 and self.step < self.total
+            if due and inside:
                 self._stop_clock(start)
                 self._set_training(False)
                 log()
                 self._set_training(True)
+                start = time.perf_counter()
+            if inside and _passes(before, self.step, save_every_steps):
+                self._stop_clock(start)
+                self.within = {**begin, "done": index + 1}
+                save()
+                self.within = None
                 start = time.perf_counter()
         self.state.check_finite()
         self.state.set_training(False)
@@ -139,6 +165,7 @@ class Run:
         self._stop_clock(start)
         if due and not self.logged:
             log()
+        return found
 
     def _set_training(self, training: bool) -> None:
         if training:
@@ -179,6 +206,7 @@ class Run:
             "step": self.step, "seconds": self.seconds, "history": self.history, "best": self.best,
             "generator": self.generator.get_state(), "threads": torch.get_num_threads(), "start_fvu": self.start_fvu,
             **({"stream": self.batches.state_dict()} if isinstance(self.batches, StreamBatches) else {}),
+            **({} if self.within is None else {"within": self.within}),
         }  # fmt: skip
         replace_file(path, lambda temporary: save_summed(content, temporary))
 
@@ -219,6 +247,7 @@ class Run:
             self.generator.set_state(saved["generator"])
             if isinstance(self.batches, StreamBatches):
                 self.batches.load_state_dict(saved["stream"])
+            self.within = saved.get("within")
         if saved.get("threads") not in (None, torch.get_num_threads()):
             warnings.warn(
                 f"{path} was written with {saved['threads']} threads, this process has {torch.get_num_threads()}: sums are rounded in "
@@ -229,6 +258,11 @@ class Run:
         self.epoch, self.step, self.seconds, self.history, self.best = (
             saved[k] for k in ("epoch", "step", "seconds", "history", "best")
         )
+
+
+def _passes(before: int, after: int, every: int | None) -> bool:
+    """Whether a multiple of `every` was reached between two counts of steps."""
+    return every is not None and after // every > before // every
 
 
 def _content(data: Tensor | ActivationStore) -> str:

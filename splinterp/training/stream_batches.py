@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import warnings
 from collections.abc import Iterator
 from typing import Any
 
@@ -10,6 +11,14 @@ import torch
 from splinterp._typing import Tensor
 from splinterp.data.stream import ActivationStream
 from splinterp.training.method import PassesOverData
+
+LOOKED_AT = 10_000
+"""Rows of a stream that stand for its training samples, at least."""
+
+
+def looked_at(stream: ActivationStream, n: int) -> Tensor:
+    """Its next rows, at least n, which stay the next ones."""
+    return stream.peek(max(n, LOOKED_AT))
 
 
 class StreamBatches:
@@ -49,17 +58,13 @@ class StreamBatches:
         )
 
     def shuffled(self, generator: torch.Generator) -> Iterator[Tensor]:
-        """The next buffer, in an order drawn from a CPU generator. Raises ValueError where the text ends before a batch is full."""
+        """The next buffer, in an order drawn from a CPU generator; no batch where the text ends before one is full."""
         rows = self.stream.take(self.stream.buffer - len(self.rest))
         rows = torch.cat([self.rest, rows]) if len(self.rest) else rows
         n = len(rows) // self.batch_size * self.batch_size
-        if not n:
-            raise ValueError(
-                f"the text has ended after {self.stream.n_given:,} activations: pass more of it, repeat=True, or fewer steps"
-            )
         order = torch.randperm(len(rows), generator=generator)
         self.rest = rows[order[n:]]
-        for chosen in order[:n].split(self.batch_size):
+        for chosen in order[:n].split(self.batch_size) if n else ():
             yield rows[chosen].to(device=self.device, dtype=self.dtype)
 
     def state_dict(self) -> dict[str, Any]:
@@ -72,6 +77,15 @@ class StreamBatches:
             raise ValueError(f"the saved rows have shape {tuple(saved['rest'].shape)}, not (n, {self.stream.d_in})")
         self.stream.load_state_dict(saved["stream"])
         self.rest = saved["rest"].clone()
+
+
+def warn_ended(batches: Any, step: int, total: int) -> None:
+    """Warn that a stream's text has ended before the budget."""
+    warnings.warn(
+        f"the text has ended after {batches.stream.n_given:,} activations, at step {step} of {total}, and training with it: with "
+        "more of it, or from a checkpoint, the same call goes on; repeat=True reads it again",
+        stacklevel=3,
+    )
 
 
 def check_streams(method: Any, epochs: int | None, processes: Any, x_val: Any) -> None:

@@ -11,6 +11,7 @@ import pytest
 import torch
 
 from splinterp import PAMSGD, SAE, SGD, DivergenceError, TopK, fit
+from splinterp.data import StoreWriter
 from splinterp.training import Refresh, Resampling
 from tests.helpers import make_sae, samples
 
@@ -258,3 +259,48 @@ def test_a_link_is_written_through_and_modes_are_kept(tmp_path):
     assert stat.S_IMODE(target.stat().st_mode) == 0o640
     assert sorted(p.name for p in target.parent.iterdir()) == ["run.ckpt"]
     assert torch.load(target, weights_only=True)["epoch"] == 3
+
+
+@pytest.mark.parametrize(
+    "method", [SGD(lr=1e-2), PAMSGD(lr=1e-2), PAMSGD(lr=1e-2, hold="race"), PAMSGD(lr=1e-2, decoder_every=3)]
+)
+@pytest.mark.parametrize("every", [1, 3, 5])
+@pytest.mark.parametrize("stored", [False, True])
+def test_a_run_goes_on_from_within_an_epoch(method, every, stored, tmp_path, monkeypatch):
+    """Checkpoints inside epochs, rows inside epochs, a kill between two: the same bits, and no batch before the checkpoint again."""
+    x, x_val = samples(400), samples(210, seed=5)
+    if stored:
+        writer = StoreWriter(tmp_path / "store", 8)
+        for part in x.split(90):
+            writer.append(part, torch.zeros(len(part), 3, dtype=torch.int64))
+        x = writer.finish()
+
+    def run(folder, **options):
+        sae = make_sae(decoder="tied_residual", m=20)
+        return fit(
+            sae, x, method, epochs=4, batch_size=32, x_val=x_val, generator=0, checkpoint=folder / "c", checkpoint_every=3,
+            checkpoint_every_steps=every, log_every_steps=4, **options,
+        )  # fmt: skip
+
+    (tmp_path / "whole").mkdir()
+    (tmp_path / "cut").mkdir()
+    whole = run(tmp_path / "whole")
+    calls, own = [], type(method).step
+
+    def killed(self, sae, state, x):
+        calls.append(state.step)
+        if len(calls) == 22:
+            raise KeyboardInterrupt
+        return own(self, sae, state, x)
+
+    monkeypatch.setattr(type(method), "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        run(tmp_path / "cut")
+    before = len(calls)
+    again = run(tmp_path / "cut", resume=True)
+    assert calls[before] > calls[before - 1] - every - 2
+    assert [row["step"] for row in again.history] == [row["step"] for row in whole.history]
+    for one, other in zip(again.history, whole.history, strict=True):
+        timed = {"seconds", "solve_seconds"}
+        assert str({k: v for k, v in one.items() if k not in timed}) == str({k: v for k, v in other.items() if k not in timed})
+    assert all(torch.equal(a, b) for a, b in zip(whole.sae.parameters(), again.sae.parameters(), strict=True))
