@@ -26,7 +26,8 @@ class Taken(NamedTuple):
 
 @dataclass(frozen=True, kw_only=True)
 class TokenRules:
-    """Tokens that are left out of extracted activations, beside padding. What is left out is counted, by rule.
+    """Tokens that are left out of extracted activations, beside padding. What is left out is counted, by rule (of the last sequences that
+    are run for a limit of rows, with those beyond it).
 
     The first tokens of a sequence, and a few others, draw attention from everywhere and have activations whose norm is tens to thousands
     of times the usual (attention sinks, massive activations: Sun et al., arXiv 2402.17762). An SAE's squared error would be of them

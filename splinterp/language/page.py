@@ -108,6 +108,10 @@ def latent_cards(
         TypeError, ValueError: as of `top_activating` and `top_tokens`.
     """
     whole("n_contexts", n_contexts, 1)
+    if len(x) != len(tokens):
+        raise ValueError(
+            f"x has {len(x)} rows and tokens {len(tokens)}: pass the tokens of these rows (of a part of a store, that part)"
+        )
     found = as_model(sae)
     n_latents = found.shape[1]
     chosen = as_positions(latents, n_latents, "latents").reshape(-1)

@@ -12,7 +12,7 @@ from typing import Any
 
 import torch
 
-from splinterp.data.language_model import LanguageModel, source_of
+from splinterp.data.language_model import SITES, LanguageModel, source_of
 from splinterp.data.text import pack_tokens, text_from_files
 from splinterp.encoders import Gated
 from splinterp.interop import save_dictionary_learning, save_gemma_scope, save_saelens, save_sparsify, to_jumprelu
@@ -28,8 +28,13 @@ def say(text: str = "") -> None:
     sys.stdout.write(f"{text}\n")
 
 
+WORDS = {"True": True, "False": False, "None": None}
+
+
 def value_of(text: str) -> Any:
-    """A value as JSON has it, else the text itself."""
+    """A value as JSON (or Python: True, False, None) has it, else the text itself."""
+    if text in WORDS:
+        return WORDS[text]
     try:
         return json.loads(text)
     except json.JSONDecodeError:
@@ -69,9 +74,10 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
 def _plan_of(args: argparse.Namespace) -> Plan:
     names = {f.name for f in fields(Plan)}
     given = {name: value for name, value in vars(args).items() if name in names}
-    if args.set:
-        given["method_options"] = pairs_of(args.set)
-    return Plan.read(args.config, **given) if args.config else Plan.of(given, "the command line")
+    if not args.config:
+        return Plan.of({**given, "method_options": pairs_of(args.set)}, "the command line")
+    options = {**Plan.read(args.config).method_options, **pairs_of(args.set)}
+    return Plan.read(args.config, **given, method_options=options)
 
 
 def _train(args: argparse.Namespace) -> None:
@@ -156,16 +162,15 @@ FORMATS = ("saelens", "dictionary_learning", "sparsify", "gemma_scope")
 def _export(args: argparse.Namespace) -> None:
     sae, standardizer, plan = opened(args.folder)
     out, hook = Path(args.out), hook_name(plan.layer, plan.site)
+    layer = max(0, plan.layer - 1) if plan.site in SITES else plan.layer  # others count blocks from 0
     if args.to == "saelens":
         sae = to_jumprelu(sae) if isinstance(sae.encoder, Gated) else sae
         save_saelens(
             sae, out, standardizer=standardizer, nonnegative=args.nonnegative, model_name=plan.model, hook_name=hook,
-            context_size=plan.context, prepend_bos=bool(plan.bos),
+            context_size=plan.context, prepend_bos=bool(sae.about.get("begins_with_bos", plan.bos)),
         )  # fmt: skip
     elif args.to == "dictionary_learning":
-        save_dictionary_learning(
-            sae, out, standardizer=standardizer, model_name=plan.model, layer=plan.layer, submodule_name=hook
-        )
+        save_dictionary_learning(sae, out, standardizer=standardizer, model_name=plan.model, layer=layer, submodule_name=hook)
     elif args.to == "sparsify":
         save_sparsify(sae, out, standardizer=standardizer)
     else:
@@ -222,6 +227,7 @@ def main(argv: Sequence[str] | None = None) -> None:
         args.run(args)
     except BrokenPipeError:  # what reads the output has seen enough
         raise SystemExit(0) from None
-    except (ValueError, TypeError, OSError, ImportError, RuntimeError) as error:
-        sys.stderr.write(f"{parser.prog} {args.command}: {error}\n")
+    except (ValueError, TypeError, OSError, ImportError, RuntimeError, KeyError) as error:
+        said = error.args[0] if isinstance(error, KeyError) and error.args else error
+        sys.stderr.write(f"{parser.prog} {args.command}: {said}\n")
         raise SystemExit(2) from error

@@ -10,8 +10,9 @@ from typing import Any
 
 from splinterp._checks import at_least, one_of, whole
 from splinterp.activations import Activation, activation_from_config
+from splinterp.data.store import DTYPES
 from splinterp.data.token_rules import TokenRules
-from splinterp.sae import SAE
+from splinterp.sae import DECODERS, SAE
 from splinterp.training import PAMSGD, SGD, StreamingPAMSGD
 
 METHODS: dict[str, Any] = {"PAMSGD": PAMSGD, "SGD": SGD, "StreamingPAMSGD": StreamingPAMSGD}
@@ -81,6 +82,14 @@ class Plan:
             "context": 1, "skip_first": 0, "tokens": 1, "validation_tokens": 2, "k": 1, "epochs": 1, "batch_size": 1, "seed": 0,
         }.items():  # fmt: skip
             object.__setattr__(self, name, whole(name, getattr(self, name), low))
+        for name in ("n_latents", "log_every_steps"):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, whole(name, getattr(self, name), 1))
+        for name, known in {"stream": (True, False), "loss": (True, False), "bos": (True, False, None)}.items():
+            if not any(getattr(self, name) is each for each in known):
+                raise ValueError(f"{name}={getattr(self, name)!r} must be one of {', '.join(map(str, known))}")
+        one_of("decoder", self.decoder, DECODERS)
+        one_of("store_dtype", self.store_dtype, DTYPES)
         one_of("standardizer", self.standardizer, STANDARDIZERS)
         one_of("activation", self.activation, ACTIVATIONS)
         one_of("method", self.method, METHODS)
@@ -100,8 +109,11 @@ class Plan:
         return TokenRules(skip_first=self.skip_first, outliers=self.outliers)
 
     def make_method(self) -> Any:
-        """The training method."""
-        return METHODS[self.method](**self.method_options)
+        """The training method. Raises ValueError: options that it does not take."""
+        try:
+            return METHODS[self.method](**self.method_options)
+        except (TypeError, ValueError) as error:
+            raise ValueError(f"method_options={self.method_options}: {error}") from error
 
     def make_activation(self) -> Activation:
         """The activation."""
@@ -109,7 +121,7 @@ class Plan:
 
     def make_sae(self, d_in: int) -> SAE:
         """The SAE at its start. Raises ValueError for a k above the dictionary's size."""
-        n_latents = self.n_latents or round(self.expansion * d_in)
+        n_latents = round(self.expansion * d_in) if self.n_latents is None else self.n_latents
         return SAE(d_in, n_latents, self.make_activation(), self.decoder, generator=self.seed, device=self.device)
 
     def as_json(self) -> dict[str, Any]:

@@ -6,7 +6,9 @@ import csv
 import importlib.metadata
 import json
 import platform
+import warnings
 from collections.abc import Callable, Iterable
+from dataclasses import MISSING, fields
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -18,7 +20,7 @@ from splinterp.data.language_model import LanguageModel
 from splinterp.data.standardizer import Standardizer
 from splinterp.data.store import ActivationStore
 from splinterp.data.stream import ActivationStream
-from splinterp.data.text import pack_tokens, python_documentation, text_from_datasets, text_from_files
+from splinterp.data.text import TokenSequences, pack_tokens, python_documentation, text_from_datasets, text_from_files
 from splinterp.language.interventions import measure_loss
 from splinterp.metrics import evaluate
 from splinterp.pipeline.plan import Plan
@@ -36,6 +38,14 @@ FITTED = 20_000
 ROWS = 10
 """History rows, where the plan does not say."""
 LOSS_SEQUENCES = 64
+CHECKPOINT_STEPS = 1_000
+"""Steps between checkpoints, at most."""
+OF_THE_TEXT = ("max_tokens", "n_sequences", "text_sha256", "sequences_a_shard")
+"""What a store says of its text."""
+FREE = ("device", "loss")
+"""Options with which a folder may be gone on with, whatever it began with."""
+FILES = (".txt", ".md", ".rst", ".csv", ".json", ".jsonl", ".html", ".xml", ".tex", ".parquet", ".gz", ".zip")
+"""Endings by which a name that is not there is of a file, and not of a data set."""
 
 
 class Outcome(NamedTuple):
@@ -66,9 +76,11 @@ def train(
         TypeError, ValueError: a folder of another plan, options that do not fit the model or the text.
     """
     out = Path(out)
-    _claim(plan, out)
+    _check_folder(plan, out)
     if model is None:
         model = LanguageModel.load(plan.model, device=plan.device, causal=plan.loss)
+    sae = plan.make_sae(_width(model, plan))  # whatever does not fit is found now
+    method = plan.make_method()
     documents, held_out = set_apart(documents_of(plan), plan.validation_tokens)
     sequences = pack_tokens(model.tokenizer, held_out, plan.context, bos=plan.bos)
     x_val = extract_activations(
@@ -76,6 +88,7 @@ def train(
         dtype=getattr(torch, plan.store_dtype), folder=out / "activations" / "validation", progress=progress,
     )  # fmt: skip
     assert isinstance(x_val, ActivationStore)
+    _claim(plan, out)
     x: ActivationStore | ActivationStream
     if plan.stream:
         x = ActivationStream(
@@ -83,7 +96,9 @@ def train(
             repeat=True,
         )  # fmt: skip
         standardizer = _fitted(plan, x.peek(FITTED))
-        about, n_rows = {**x_val.about, "streamed": str(x)}, plan.tokens
+        about = {name: value for name, value in x_val.about.items() if name not in OF_THE_TEXT} | {"streamed": str(x)}
+        budget: dict[str, Any] = {}
+        n_rows = plan.tokens
     else:
         packed = pack_tokens(model.tokenizer, documents, plan.context, bos=plan.bos)
         found = extract_activations(
@@ -91,23 +106,27 @@ def train(
             dtype=getattr(torch, plan.store_dtype), folder=out / "activations" / "train", progress=progress,
         )  # fmt: skip
         assert isinstance(found, ActivationStore)
-        x, about, n_rows = found, found.about, len(found)
+        x, about, budget, n_rows = found, found.about, {"epochs": plan.epochs}, plan.epochs * len(found)
+        if len(found) < plan.tokens:
+            warnings.warn(
+                f"the text gives {len(found):,} activations to train on, not {plan.tokens:,}: name more text", stacklevel=2
+            )
         standardizer = _fitted(plan, found)
     x.standardizer = x_val.standardizer = standardizer
-    sae = plan.make_sae(x.d_in)
-    steps = plan.epochs * max(1, n_rows // plan.batch_size)
+    steps = n_rows // plan.batch_size
+    every = plan.log_every_steps or max(1, steps // ROWS)
     rows = CSVLogger(out / HISTORY)
     result = fit(
-        sae, x, plan.make_method(), steps=steps, batch_size=plan.batch_size, x_val=x_val, generator=plan.seed,
-        log_every_steps=plan.log_every_steps or max(1, steps // ROWS), checkpoint=out / CHECKPOINT, resume=True, progress=progress,
-        callback=rows if callback is None else several(rows, callback),
+        sae, x, method, batch_size=plan.batch_size, x_val=x_val, generator=plan.seed, log_every_steps=every, checkpoint=out / CHECKPOINT,
+        checkpoint_every_steps=min(every, CHECKPOINT_STEPS), resume=True, progress=progress,
+        callback=rows if callback is None else several(rows, callback), **budget,
     )  # fmt: skip
     metrics = measured(sae, x_val)
     if plan.loss:
         part = sequences.take(0, LOSS_SEQUENCES)
         lost = measure_loss(model, sae, part, plan.layer, plan.site, standardizer=standardizer)
         metrics |= {"loss_recovered": lost.loss_recovered(), "kl": lost.kl, "cross_entropy": lost.clean}
-    sae.save(out / SAVED, standardizer, about=_about(plan, about, metrics, result.history[-1]))
+    sae.save(out / SAVED, standardizer, about=_about(plan, about, metrics, result.history[-1], _begins(model, sequences)))
     return Outcome(SAE.load(out / SAVED), standardizer, metrics, out / SAVED)
 
 
@@ -141,7 +160,7 @@ def documents_of(plan: Plan) -> list[str]:
             documents += python_documentation()
         elif Path(name).exists():
             documents += text_from_files(name, plan.heading or None)
-        elif Path(name).suffix or name.startswith((".", "/", "~")):
+        elif Path(name).suffix.lower() in FILES or name.startswith((".", "/", "~")):
             raise FileNotFoundError(
                 f"{name} is not there: name text files, a folder of *.txt, 'python', or a data set of the hub"
             )
@@ -170,20 +189,41 @@ def _fitted(plan: Plan, x: Any) -> Standardizer | None:
     return None if plan.standardizer == "none" else Standardizer(plan.standardizer).fit(x)
 
 
-def _claim(plan: Plan, out: Path) -> None:
-    """Write the plan into the folder, or compare it with the one that is there."""
-    path, ours = out / PLAN, plan.as_json()
-    if not path.exists():
-        out.mkdir(parents=True, exist_ok=True)
-        replace_file(path, lambda temporary: temporary.write_text(json.dumps(ours, indent=1) + "\n"))
+def _width(model: LanguageModel, plan: Plan) -> int:
+    """Of the activations at the plan's place. Raises ValueError: there is no such place."""
+    ids = torch.ones(1, 1, dtype=torch.int64)
+    return int(model.hidden(ids, torch.ones_like(ids), plan.layer, plan.site).shape[-1])
+
+
+def _begins(model: LanguageModel, sequences: TokenSequences) -> bool:
+    """Whether sequences begin with the beginning-of-text token."""
+    begin = model.tokenizer.bos_token_id
+    return begin is not None and all(row[0] == begin for row in sequences.ids)
+
+
+def _check_folder(plan: Plan, out: Path) -> None:
+    """Raise ValueError where a folder holds what another plan has trained."""
+    path = out / PLAN
+    begun = (out / CHECKPOINT).exists() or (out / SAVED / "sae.json").exists()
+    if not path.exists() or not begun:  # activations are compared with what they are of when they are gone on with
         return
-    theirs = json.loads(path.read_text())
-    different = [name for name in ours if theirs.get(name) != ours[name]]
+    ours, theirs = plan.as_json(), {**_defaults(), **json.loads(path.read_text())}
+    different = [name for name in ours if name not in FREE and theirs.get(name) != ours[name]]
     if different:
         name = different[0]
         raise ValueError(
             f"{out} holds another plan: its {name} is {theirs.get(name)!r}, not {ours[name]!r}: pass another folder"
         )
+
+
+def _defaults() -> dict[str, Any]:
+    return {f.name: f.default for f in fields(Plan) if f.default is not MISSING}
+
+
+def _claim(plan: Plan, out: Path) -> None:
+    """Write the plan into the folder, now that activations have come."""
+    text = json.dumps(plan.as_json(), indent=1) + "\n"
+    replace_file(out / PLAN, lambda temporary: temporary.write_text(text))
 
 
 def _version() -> str:
@@ -193,12 +233,14 @@ def _version() -> str:
         return "unknown"
 
 
-def _about(plan: Plan, activations: dict[str, Any], metrics: dict[str, float], last: dict[str, float]) -> dict[str, Any]:
+def _about(
+    plan: Plan, activations: dict[str, Any], metrics: dict[str, float], last: dict[str, float], begins: bool
+) -> dict[str, Any]:
     versions = {"splinterp": _version(), "torch": torch.__version__, "python": platform.python_version()}
     finite = {name: value for name, value in last.items() if value == value and abs(value) != float("inf")}
     return {
         "activations": activations, "plan": plan.as_json(), "method": str(plan.make_method()), "metrics": metrics, "last_row": finite,
-        "versions": versions,
+        "versions": versions, "begins_with_bos": begins,
     }  # fmt: skip
 
 

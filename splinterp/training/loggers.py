@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import csv
 import math
+import os
 from collections.abc import Callable
 from pathlib import Path
 from typing import Any
@@ -25,10 +26,17 @@ class CSVLogger:
         self.columns: list[str] = []
         self.last = -math.inf
         if self.path.exists() and self.path.stat().st_size:
+            self._cut()
             with open(self.path, newline="") as file:
                 rows = list(csv.DictReader(file))
                 self.columns = list(rows[0]) if rows else []
             self.last = max((float(row["step"]) for row in rows if row.get("step")), default=-math.inf)
+
+    def _cut(self) -> None:
+        """Remove a last line that was not written to its end."""
+        content = self.path.read_bytes()
+        if not content.endswith(b"\n"):
+            os.truncate(self.path, content.rfind(b"\n") + 1)
 
     def __call__(self, row: Row) -> None:
         if row["step"] <= self.last:

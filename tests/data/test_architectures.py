@@ -7,8 +7,11 @@ import warnings
 import pytest
 import torch
 
-from splinterp.data import LanguageModel, extract_activations, pack_tokens
+from splinterp import SAE, TopK
+from splinterp.data import LanguageModel, extract_activations, extract_places, pack_tokens
+from splinterp.language import logit_attribution
 from tests.data.tiny_models import letters, word_tokenizer
+from tests.helpers import rng
 
 transformers = pytest.importorskip("transformers")  # the import above has said what to install
 
@@ -43,7 +46,7 @@ def built(kind, dtype=torch.float32):
     options = {
         name: size
         for name, size in SIZES.items()
-        if type(getattr(plain, name, "")) in (int, type(None)) and hasattr(plain, name)
+        if type(getattr(plain, name, "")) in (int, type(None)) and not isinstance(getattr(type(plain), name, None), property)
     }
     torch.manual_seed(0)
     with warnings.catch_warnings():
@@ -108,3 +111,68 @@ def test_a_part_that_is_not_what_is_added_is_refused(kind):
     with pytest.raises(ValueError, match="take site='residual'"):
         quietly(lm, DOCUMENTS, 2, REFUSED[kind])
     assert quietly(lm, DOCUMENTS, 2).x.shape == (26, 32)
+
+
+@pytest.mark.parametrize("kind", ["falcon", "phi", "gpt2", "gemma2"])
+def test_a_place_gives_the_same_alone_and_beside_others_although_models_write_in_place(kind):
+    lm = built(kind)
+    places = [(1, "mlp"), (1, "attention"), (1, "residual"), (2, "residual")]
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        found = extract_places(lm, DOCUMENTS, places)
+    for place in places:
+        torch.testing.assert_close(found[place].x, quietly(lm, DOCUMENTS, *place).x)
+
+
+@pytest.mark.parametrize("kind", ["biogpt", "rwkv", "gpt2", "opt", "mamba"])
+def test_blocks_are_found_with_a_head_too(kind):
+    if kind not in transformers.CONFIG_MAPPING:
+        pytest.skip(f"this transformers has no {kind}")
+    config = built(kind).model.config
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = transformers.AutoModelForCausalLM.from_config(config)
+        lm = LanguageModel(model, word_tokenizer(False), kind)
+        assert lm.n_layers == 2
+        assert lm.logits(torch.ones(1, 3, dtype=torch.int64), torch.ones(1, 3, dtype=torch.int64)).shape == (1, 3, 64)
+
+
+LENS = ["gpt2", "llama", "gemma2", "cohere", "olmo", "nemotron", "opt", "mpt", "bloom", "gpt_neox", "stablelm", "phi"]
+
+
+@pytest.mark.parametrize("kind", LENS)
+@torch.no_grad()
+def test_the_logit_lens_is_the_models_own_way_to_its_logits(kind):
+    """Of a long stream after the last block, a small move along a direction moves the logits, times the stream's size, as the lens says,
+    but for what the division by the size takes back along the stream."""
+    config = built(kind).model.config
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = transformers.AutoModelForCausalLM.from_config(config).double()
+    for module in model.modules():
+        if "norm" in type(module).__name__.lower() and getattr(module, "weight", None) is not None:
+            module.weight.add_(0.3 * torch.randn(module.weight.shape, generator=rng(5), dtype=torch.float64))
+    lm = LanguageModel(model, word_tokenizer(False), kind)
+    sae = SAE(32, 12, TopK(2), dtype=torch.float64, generator=0)
+    found = logit_attribution(lm, sae, [3, 7]).double()
+    ids = torch.ones(1, 3, dtype=torch.int64)
+    stream = 40 * torch.randn(32, generator=rng(2), dtype=torch.float64)
+
+    def logits(move):
+        with lm.edited(2, "residual", lambda x: (stream + move).expand_as(x)), warnings.catch_warnings():
+            warnings.simplefilter("ignore")
+            return lm.logits(ids, torch.ones_like(ids))[0, -1].double()
+
+    along = (logits(1e-3 * stream) - logits(-1e-3 * stream)) / 2e-3  # of what division takes back, nearly nothing is left
+    base = logits(0 * stream)
+    moved = [(logits(1e-2 * row) - logits(-1e-2 * row)) / 2e-2 for row in sae.W_dec[[3, 7]]]
+    for lens, change in zip(
+        found, moved, strict=True
+    ):  # change = c lens + e (the stream's own logits): fitted, nothing is left
+        design = torch.stack([lens, base, torch.ones_like(base), along], dim=1)
+        solution = torch.linalg.lstsq(design, change[:, None]).solution
+        left = change - (design @ solution)[:, 0]
+        assert float(left.norm()) < 0.02 * float(change.norm())
+        assert float(solution[0]) > 0

@@ -8,9 +8,17 @@ import pytest
 import torch
 
 from splinterp import SAE, TopK
-from splinterp.data import LanguageModel, Standardizer, extract_activations, pack_tokens
+from splinterp.data import LanguageModel, Standardizer, TokenRules, extract_activations, pack_tokens
 from splinterp.interop import fold_standardizer
-from splinterp.language import check_provenance, latent_effect, measure_loss
+from splinterp.language import (
+    Place,
+    ablation_graph,
+    check_provenance,
+    latent_effect,
+    logit_attribution,
+    measure_loss,
+    top_tokens,
+)
 from tests.data.tiny_models import BUILDERS, letters, tiny, word_tokenizer
 from tests.helpers import rng
 
@@ -114,3 +122,48 @@ def test_folding_the_standardizer_in_changes_nothing(mode, b_pre, tmp_path):
     check_provenance(fold_standardizer(saved_sae, own), lm, 2, "residual", None)
     with pytest.raises(ValueError, match="unit_norm"):
         fold_standardizer(sae, Standardizer("unit_norm").fit(x))
+
+
+def test_an_sae_that_is_saved_again_still_says_its_standardizer(tmp_path):
+    lm = causal()
+    sae, standardizer, _ = saved(tmp_path, lm)
+    sae.save(tmp_path / "again")
+    again = SAE.load(tmp_path / "again")
+    check_provenance(again, lm, 2, "residual", standardizer)
+    with pytest.raises(ValueError, match="pass standardizer"):
+        check_provenance(again, lm, 2, "residual", None)
+    for call in (logit_attribution, lambda *a, **k: top_tokens(*a, [1], **k)):
+        call(lm, sae, standardizer=standardizer)
+        with pytest.raises(ValueError, match="pass standardizer"):
+            call(lm, sae)
+
+
+def test_loss_is_of_the_tokens_that_the_sae_was_trained_on(tmp_path):
+    lm = causal()
+    store = extract_activations(lm, DOCUMENTS, 2, context=12, rules=TokenRules(skip_first=2), folder=tmp_path / "store")
+    sae = SAE(16, 24, TopK(3), generator=rng(0))
+    sae.save(tmp_path / "sae", about={"activations": store.about})
+    loaded = SAE.load(tmp_path / "sae")
+    sequences = pack_tokens(lm.tokenizer, DOCUMENTS, 12)
+    found = measure_loss(lm, loaded, sequences, 2)
+    seen = []
+
+    class Watched(SAE):
+        def encode(self, x):
+            seen.append(len(x))
+            return super().encode(x)
+
+    assert found == measure_loss(lm, sae, sequences, 2, rules=TokenRules(skip_first=2))
+    assert found.patched != measure_loss(lm, sae, sequences, 2).patched
+    assert found.n_tokens == measure_loss(lm, sae, sequences, 2).n_tokens  # what is predicted is the same
+    watched = Watched(16, 24, TopK(3), generator=rng(0))
+    measure_loss(lm, watched, sequences, 2, rules=TokenRules(skip_first=2))
+    assert sum(seen) == len(store)
+
+
+def test_a_graph_upwards_only():
+    lm = causal()
+    sae, sequences = SAE(16, 24, TopK(3), generator=rng(0)), pack_tokens(causal().tokenizer, DOCUMENTS, 12)
+    for lower, upper in (((2, "residual"), (1, "residual")), ((2, "residual"), (2, "mlp")), ((1, "mlp"), (1, "mlp"))):
+        with pytest.raises(ValueError, match="is not below"):
+            ablation_graph(lm, Place(sae, *lower), Place(sae, *upper), sequences, [1])

@@ -3,19 +3,20 @@
 from __future__ import annotations
 
 import csv
+import dataclasses
 import json
 import math
 
 import pytest
 import torch
 
-from splinterp import SAE
+from splinterp import PAMSGD, SAE
 from splinterp.data import ActivationStore, LanguageModel, Standardizer, extract_activations
 from splinterp.interop import load_saelens
 from splinterp.metrics import evaluate
 from splinterp.pipeline import Plan, train
 from splinterp.pipeline import runner as module
-from splinterp.pipeline.commands import hook_name, main, pairs_of
+from splinterp.pipeline.commands import hook_name, main, pairs_of, value_of
 from splinterp.pipeline.runner import opened, set_apart
 from splinterp.training import CSVLogger
 from tests.data.tiny_models import BUILDERS, letters, word_tokenizer
@@ -62,7 +63,7 @@ def test_a_plan_ends_in_an_sae_that_says_what_it_is(world, tmp_path):
     sae = SAE.load(tmp_path / "sae")
     found = evaluate(sae, standardizer.transform(x_val[:]))
     assert outcome.metrics["fvu"] == pytest.approx(found.fvu, rel=1e-5)
-    assert outcome.metrics["l0"] == 3
+    assert outcome.metrics["l0"] == pytest.approx(3)
     assert outcome.metrics["fvu"] < 0.6
     assert 0 < outcome.metrics["loss_recovered"] < 1.5
     assert sae.about["activations"]["layer"] == 2
@@ -123,12 +124,83 @@ def test_a_folder_of_another_plan_is_refused(world, tmp_path):
         ({"method_options": {"lr": -1.0}}, "lr"), ({"method_options": {"temperature": 1.0}}, "temperature"),
         ({"stream": True}, "take method='StreamingPAMSGD'"), ({"stream": True, "method": "SGD", "epochs": 2}, "epochs=2"),
         ({"outliers": "drop"}, "outliers"), ({"text": ()}, "text is empty"), ({"standardizer": "unit_norm"}, "standardizer"),
-        ({"expansion": 0.0}, "expansion"),
+        ({"expansion": 0.0}, "expansion"), ({"decoder": "tied-residual"}, "decoder"), ({"store_dtype": "fp16"}, "store_dtype"),
+        ({"n_latents": 0}, "n_latents"), ({"n_latents": -5}, "n_latents"), ({"log_every_steps": 0}, "log_every_steps"),
+        ({"method_options": {"lr": "abc"}}, "method_options={'lr': 'abc'}"),
     ],
 )  # fmt: skip
 def test_a_plan_that_cannot_be_is_refused_before_anything_is_loaded(options, message):
     with pytest.raises((TypeError, ValueError), match=message):
         Plan(**{"model": "nothing", "text": ("nothing.txt",), "layer": 1, **options})
+
+
+def test_what_cannot_be_is_found_before_anything_is_extracted_and_claims_no_folder(world, tmp_path):
+    for options, message in (
+        ({"n_latents": 2}, "k=3"), ({"layer": 9}, "layer=9"), ({"site": "h.0.nothing"}, "no module"),
+    ):  # fmt: skip
+        with pytest.raises(ValueError, match=message):
+            train(plan_of(world, **options), tmp_path)
+        assert not (tmp_path / "plan.json").exists()
+    train(plan_of(world), tmp_path)
+    again = train(plan_of(world, loss=True), tmp_path)  # asked for later
+    assert "loss_recovered" in again.metrics
+
+
+def test_a_folder_without_training_is_no_plans_yet(world, tmp_path, monkeypatch):
+    def cut(*arguments, **named):
+        raise KeyboardInterrupt
+
+    monkeypatch.setattr(MODULE + ".fit", cut)
+    with pytest.raises(KeyboardInterrupt):
+        train(plan_of(world), tmp_path)
+    with pytest.raises(KeyboardInterrupt):  # with the same activations another training may begin
+        train(plan_of(world, k=5), tmp_path)
+    with pytest.raises(ValueError, match="holds other activations"):
+        train(plan_of(world, layer=1), tmp_path)
+
+
+def test_a_plan_that_is_killed_within_its_only_epoch_goes_on_from_there(world, tmp_path, monkeypatch):
+    monkeypatch.setattr(MODULE + ".CHECKPOINT_STEPS", 4)
+    plan = plan_of(world, epochs=1)
+    whole = train(plan, tmp_path / "whole")
+    calls, step = [], PAMSGD.step
+
+    def killed(self, sae, state, x):
+        calls.append(state.step)
+        if len(calls) == 20:
+            raise KeyboardInterrupt
+        return step(self, sae, state, x)
+
+    monkeypatch.setattr(PAMSGD, "step", killed)
+    with pytest.raises(KeyboardInterrupt):
+        train(plan, tmp_path / "cut")
+    again = train(plan, tmp_path / "cut")
+    assert calls[20] >= 16
+    assert len(calls) == 20 + 29 - calls[20]
+    assert again.metrics == whole.metrics
+
+
+def test_less_text_than_asked_for_is_said(world, tmp_path):
+    with pytest.warns(UserWarning, match="activations to train on, not 50,000: name more text"):
+        outcome = train(plan_of(world, tokens=50_000, epochs=1), tmp_path)
+    x = ActivationStore(tmp_path / "activations" / "train")
+    assert outcome.sae.about["last_row"]["step"] == math.ceil(len(x) / 32)
+
+
+def test_names_with_dots_are_data_sets_and_words_are_values(world, monkeypatch):
+    asked = []
+    monkeypatch.setattr(
+        MODULE + ".text_from_datasets", lambda dataset, /, **options: asked.append((dataset, options)) or ["a b"]
+    )
+    plan = plan_of(world)
+    for name in ("wikimedia/wikipedia:20231101.en", "mlfoundations/dclm-baseline-1.0"):
+        module.documents_of(dataclasses.replace(plan, text=(name,)))
+    assert [(name, options.get("name")) for name, options in asked] == [
+        ("wikimedia/wikipedia", "20231101.en"), ("mlfoundations/dclm-baseline-1.0", None),
+    ]  # fmt: skip
+    with pytest.raises(FileNotFoundError, match=r"corpus.txt is not there"):
+        module.documents_of(dataclasses.replace(plan, text=("corpus.txt",)))
+    assert [value_of(word) for word in ("True", "False", "None", "true", "x", "2e3")] == [True, False, None, True, "x", 2e3]
 
 
 def test_options_of_the_tokens_reach_the_activations(world, tmp_path):
@@ -246,6 +318,10 @@ def test_rows_of_a_csv_file_are_written_once(tmp_path):
     rows = rows_of(path)
     assert [float(row["step"]) for row in rows] == [1, 2, 3, 4]
     assert float(rows[1]["loss"]) == 0.25
+    with open(path, "a") as file:
+        file.write("5,0.1")  # a line that was cut
+    CSVLogger(path)({"step": 5, "loss": 0.2, "val_fvu": math.nan})
+    assert [float(row["step"]) for row in rows_of(path)] == [1, 2, 3, 4, 5]
     with pytest.raises(ValueError, match="log to another file"):
         again({"step": 5, "other": 1.0})
 
