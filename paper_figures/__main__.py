@@ -20,6 +20,8 @@ CONTROLLED = ("mnist-controlled.json", "python -m experiments mnist --data-dir F
 CENTRED = ("mnist-centred.json", "python -m experiments mnist --preset centred --data-dir FOLDER --jobs 2")
 CENTRED_LLM = ("llm-minilm-1-centred.json",
                "python -m experiments llm --preset centred --parts sizes --layer 1 --data-dir FOLDER --jobs 2")  # fmt: skip
+CENTRED_LLM_4 = ("llm-minilm-4-centred.json",
+                 "python -m experiments llm --preset centred --parts sizes --layer 4 --data-dir FOLDER --jobs 2")  # fmt: skip
 BASELINES = ("baselines-mnist.json", "python -m experiments baselines --data mnist --data-dir FOLDER --jobs 2")
 BRIDGE = ("bridge.json", "python -m experiments bridge")
 GEOMETRY = ("geometry-mnist.json", "python -m experiments geometry --data-dir FOLDER --jobs 2")
@@ -50,6 +52,7 @@ def _figures() -> dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, st
         "verdicts_centred": (verdicts.verdicts, CENTRED),
         "verdicts_llm": (verdicts.verdicts, LLM),
         "verdicts_centred_llm": (verdicts.verdicts, CENTRED_LLM),
+        "verdicts_centred_llm_4": (verdicts.verdicts, CENTRED_LLM_4),
         "llm_paper_sizes": (curves.paper_sizes, LLM_PAPER),
         "llm_ablations": (curves.ablations, LLM_PAPER),
         "sparsity": (curves.sparsity, CONTROLLED),

@@ -150,7 +150,7 @@ def _dashboard(args: argparse.Namespace) -> None:
     tokenizer = AutoTokenizer.from_pretrained(source_of(plan.model))
     latents = chosen_latents(sae, x, args.latents, args.count)
     out = Path(args.out or Path(args.folder) / "dashboard.html")
-    title = f"{plan.activation} SAE of {plan.model}, {plan.site} at layer {plan.layer}"
+    title = f"{plan.activation} SAE of {Path(plan.model).name}, {plan.site} at layer {plan.layer}"
     dashboard(out, sae, x, x, tokenizer, latents, title=title, n_contexts=args.n, model=model, standardizer=standardizer,
               history=history_of(args.folder))  # fmt: skip
     say(f"written: {out}")

@@ -29,8 +29,8 @@ from splinterp.training.fit import fit
 from splinterp.training.loggers import CSVLogger, several
 
 PLAN, CHECKPOINT, HISTORY, SAVED = "plan.json", "checkpoint.pt", "history.csv", "sae"
-HELD_OUT = 0.05, 0.2
-"""Least and most share of the documents that is held out."""
+HELD_OUT = 20, 5
+"""Of so many documents one is held out, at least and at most."""
 CHARACTERS = 6
 """Of text a token, enough for English."""
 FITTED = 20_000
@@ -145,10 +145,11 @@ def set_apart(documents: list[str], n_tokens: int) -> tuple[list[str], list[str]
         raise ValueError(
             "the text is one document, and some have to be held out: pass more, or heading= where it holds several"
         )
-    low, high = HELD_OUT
-    share = min(high, max(low, CHARACTERS * n_tokens / max(1, sum(map(len, documents)))))
-    every = min(len(documents), round(1 / share))
-    held = range(every - 1, len(documents), every)
+    rarest, most = HELD_OUT
+    for every in range(min(rarest, len(documents)), 0, -1):
+        held = range(every - 1, len(documents), every)
+        if every <= most or sum(len(documents[i]) for i in held) >= CHARACTERS * n_tokens:
+            break
     return [d for i, d in enumerate(documents) if i not in held], [documents[i] for i in held]
 
 
