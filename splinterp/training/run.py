@@ -229,9 +229,11 @@ class Run:
         self._check_plan(path, saved["plan"])
         extended = saved["total"] != self.total
         if extended and saved["step"] != saved["total"]:
+            stream = isinstance(self.batches, StreamBatches)
+            budget = f"steps={saved['total']}" if stream else f"epochs={saved['total'] / per_epoch:g}"
             raise ValueError(
                 f"{path} is of an unfinished run of {saved['total']} steps (at {saved['step']}), this one has {self.total}: finish it "
-                f"first, with epochs={saved['total'] / per_epoch:g}, then extend it"
+                f"first, with {budget}, then extend it"
             )
         if self.total < saved["step"]:
             raise ValueError(f"{path} has trained {saved['step']} steps already, more than the {self.total} asked for")
