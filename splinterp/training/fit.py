@@ -91,8 +91,8 @@ def fit(
         checkpoint: file to write every `checkpoint_every` epochs, every `checkpoint_every_steps` batches within one, and at the end (whole,
             or not at all; through a link to its target).
         resume: continue from `checkpoint` if it exists; the result equals that of an undisturbed run, bit for bit. A finished run
-            can be extended: with more epochs or steps (of a stream: steps, its max_tokens as they were) it goes on, under the schedule of the
-            new length. Without a generator the
+            can be extended: with more epochs or steps (of a stream: steps, its max_tokens as they were) it goes on, under the schedule
+            of the new length. Without a generator the
             data order goes on as the checkpoint has it.
         progress: show a progress bar on stderr.
         processes: of several processes that run this same call on the same data: each takes its rows of every batch, the first one
