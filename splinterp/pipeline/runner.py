@@ -18,7 +18,7 @@ from splinterp._atomic import replace_file
 from splinterp.data.extract import extract_activations
 from splinterp.data.language_model import LanguageModel
 from splinterp.data.standardizer import Standardizer
-from splinterp.data.store import ActivationStore
+from splinterp.data.store import DTYPES, ActivationStore
 from splinterp.data.stream import ActivationStream
 from splinterp.data.text import TokenSequences, pack_tokens, python_documentation, text_from_datasets, text_from_files
 from splinterp.language.interventions import measure_loss
@@ -83,11 +83,7 @@ def train(
     method = plan.make_method()
     documents, held_out = set_apart(documents_of(plan), plan.validation_tokens)
     sequences = pack_tokens(model.tokenizer, held_out, plan.context, bos=plan.bos)
-    x_val = extract_activations(
-        model, sequences, plan.layer, plan.site, rules=plan.rules(), max_tokens=plan.validation_tokens,
-        dtype=getattr(torch, plan.store_dtype), folder=out / "activations" / "validation", progress=progress,
-    )  # fmt: skip
-    assert isinstance(x_val, ActivationStore)
+    x_val = _extracted(plan, model, sequences, plan.validation_tokens, out / "activations" / "validation", progress)
     _claim(plan, out)
     x: ActivationStore | ActivationStream
     if plan.stream:
@@ -101,11 +97,7 @@ def train(
         n_rows = plan.tokens
     else:
         packed = pack_tokens(model.tokenizer, documents, plan.context, bos=plan.bos)
-        found = extract_activations(
-            model, packed, plan.layer, plan.site, rules=plan.rules(), max_tokens=plan.tokens,
-            dtype=getattr(torch, plan.store_dtype), folder=out / "activations" / "train", progress=progress,
-        )  # fmt: skip
-        assert isinstance(found, ActivationStore)
+        found = _extracted(plan, model, packed, plan.tokens, out / "activations" / "train", progress)
         x, about, budget, n_rows = found, found.about, {"epochs": plan.epochs}, plan.epochs * len(found)
         if len(found) < plan.tokens:
             warnings.warn(
@@ -124,10 +116,21 @@ def train(
     metrics = measured(sae, x_val)
     if plan.loss:
         part = sequences.take(0, LOSS_SEQUENCES)
-        lost = measure_loss(model, sae, part, plan.layer, plan.site, standardizer=standardizer)
+        lost = measure_loss(model, sae, part, plan.layer, plan.site, standardizer=standardizer, rules=plan.rules())
         metrics |= {"loss_recovered": lost.loss_recovered(), "kl": lost.kl, "cross_entropy": lost.clean}
     sae.save(out / SAVED, standardizer, about=_about(plan, about, metrics, result.history[-1], _begins(model, sequences)))
     return Outcome(SAE.load(out / SAVED), standardizer, metrics, out / SAVED)
+
+
+def _extracted(
+    plan: Plan, model: LanguageModel, sequences: TokenSequences, most: int, folder: Path, progress: bool
+) -> ActivationStore:
+    found = extract_activations(
+        model, sequences, plan.layer, plan.site, rules=plan.rules(), max_tokens=most, dtype=DTYPES[plan.store_dtype], folder=folder,
+        progress=progress,
+    )  # fmt: skip
+    assert isinstance(found, ActivationStore)
+    return found
 
 
 def measured(sae: Any, x: Any) -> dict[str, float]:

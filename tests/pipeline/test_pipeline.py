@@ -337,3 +337,11 @@ def test_the_store_of_a_plan_is_what_extraction_gives(world, tmp_path):
     for part, documents, n in (("train", kept, 900), ("validation", held, 300)):
         expected = extract_activations(lm, documents, 2, context=16, max_tokens=n).x
         torch.testing.assert_close(ActivationStore(tmp_path / "activations" / part)[:], expected)
+
+
+def test_the_loss_is_of_the_tokens_that_the_plan_takes(world, tmp_path, capsys):
+    outcome = train(plan_of(world, skip_first=4, tokens=600, loss=True), tmp_path)
+    main(["evaluate", str(tmp_path), "--loss"])
+    printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    for name in ("loss_recovered", "kl"):
+        assert float(printed[name]) == pytest.approx(outcome.metrics[name], rel=1e-3)
