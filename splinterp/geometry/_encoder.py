@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from typing import NamedTuple
+from typing import Any, NamedTuple
 
 import numpy as np
 import torch
@@ -38,7 +38,7 @@ class Encoder(NamedTuple):
         return self.biases - self.weights @ self.centre
 
 
-def encoder_of(sae: SAE) -> Encoder:
+def encoder_of(sae: Any) -> Encoder:
     """Read an SAE's encoder.
 
     Raises:
@@ -48,7 +48,10 @@ def encoder_of(sae: SAE) -> Encoder:
             depends on its batch.
     """
     if not isinstance(sae, SAE):
-        raise TypeError(f"geometry needs a splinterp.SAE, not {type(sae).__name__}")
+        raise TypeError(
+            f"geometry needs a splinterp.SAE, not {type(sae).__name__}: splinterp.interop.affine_sae makes one of a module with an affine "
+            "encoder"
+        )
     sae.require_plain("geometry", pairs=True)
     if sae.W_enc.device.type != "cpu":
         raise ValueError(f"the SAE is on {sae.W_enc.device}; geometry runs on the CPU: call sae.cpu()")
