@@ -2,6 +2,7 @@
 
 from splinterp.geometry.cells import Cell, Cells
 from splinterp.geometry.linear_programs import Ball, chebyshev_centre, is_empty
+from splinterp.geometry.polytopes import Facet, HalfSpaces, bounding_box, facets, half_spaces, region_graph
 from splinterp.geometry.power_diagram import PowerDiagram
 from splinterp.geometry.regions import Region, Regions, region_of, regions_of
 from splinterp.geometry.segments import Piece, SegmentRegions, boundary_along, segment_regions, segments_regions
@@ -12,6 +13,8 @@ __all__ = [
     "Ball",
     "Cell",
     "Cells",
+    "Facet",
+    "HalfSpaces",
     "Piece",
     "Plane",
     "PowerDiagram",
@@ -20,12 +23,16 @@ __all__ = [
     "Regions",
     "SegmentRegions",
     "boundary_along",
+    "bounding_box",
     "chebyshev_centre",
     "count_cells",
+    "facets",
     "growth",
+    "half_spaces",
     "is_empty",
     "plane_through",
     "principal_plane",
+    "region_graph",
     "region_of",
     "region_statistics",
     "regions_of",

@@ -1,0 +1,200 @@
+"""Regions as polytopes: their half-spaces, which of them are facets, what lies across each, and how far they reach."""
+
+from __future__ import annotations
+
+from collections.abc import Iterator
+from typing import NamedTuple
+
+import numpy as np
+from scipy.optimize import linprog
+
+from splinterp._typing import Array, ArrayLike, Float, Int
+from splinterp.geometry._encoder import encoder_of
+from splinterp.geometry.linear_programs import _half_spaces, _impossible, _region, chebyshev_centre
+from splinterp.geometry.power_diagram import PowerDiagram
+from splinterp.sae import SAE
+
+CLOSE = 1e-9
+"""Of a region's distances: by how much a half-space has to cut to count."""
+
+
+class HalfSpaces(NamedTuple):
+    """The closed region {x: normals @ x <= offsets}; normals have unit length."""
+
+    normals: Float[Array, "n d"]
+    offsets: Float[Array, " n"]
+    entering: Int[Array, " n"]
+    """What becomes active (of a diagram: what comes into the set) across each of them; -1 for none."""
+    leaving: Int[Array, " n"]
+    """What becomes inactive; -1 for none."""
+
+
+class Facet(NamedTuple):
+    """A facet of a region, and what lies across it."""
+
+    point: Float[Array, " d"]
+    """In it, and in no other facet but by chance."""
+    normal: Float[Array, " d"]
+    """Outward, of unit length."""
+    entering: int
+    leaving: int
+    """The latents (or sites) that change there; -1 for none."""
+
+
+def half_spaces(
+    of: PowerDiagram | SAE, support: ArrayLike, signs: ArrayLike | None = None, irredundant: bool = False
+) -> HalfSpaces:
+    """The half-spaces of a cell of a diagram, or of a region of an SAE.
+
+    A cell of k out of n sites has k (n - k), of which few touch it. `irredundant` leaves those that are facets: with a point of the inside
+    (`chebyshev_centre`), each is tried by a linear program over the facets found so far (Clarkson 1994); of equal ones one is left.
+
+    Args:
+        of, support, signs: as of `chebyshev_centre`.
+
+    Raises:
+        ValueError: as `chebyshev_centre`; with `irredundant` a region without an interior.
+        RuntimeError: HiGHS gives up.
+    """
+    region = _region(of, support, signs)
+    if _impossible(region):
+        raise ValueError("the region is empty: of equal scores the lowest index is chosen, so that no x belongs to it")
+    slopes, values = _half_spaces(region)
+    if region.outside is None:
+        inactive = region.rank[region.inside] < 0
+        entering = np.where(inactive, region.inside, -1)
+        leaving = np.where(inactive, -1, region.inside)
+        slopes, values = region.sites[region.inside], region.biases[region.inside]
+    else:
+        leaving, entering = (part.ravel() for part in np.meshgrid(region.inside, region.outside, indexing="ij"))
+        if not isinstance(of, PowerDiagram):
+            n_latents = len(encoder_of(of).weights)
+            n_sites = len(region.sites) - 3
+            leaving, entering = (np.where(part < n_sites, part % n_latents, -1) for part in (leaving, entering))
+    length = np.linalg.norm(slopes, axis=1)
+    there = length > 0
+    normals = -slopes[there] / length[there, None]
+    offsets = values[there] / length[there] + normals @ region.centre
+    found = HalfSpaces(normals, offsets, entering[there].astype(np.int64), leaving[there].astype(np.int64))
+    if not irredundant:
+        return found
+    return HalfSpaces(*(part[_facets(found, _inside(of, support, signs))] for part in found))
+
+
+def facets(of: PowerDiagram | SAE, support: ArrayLike, signs: ArrayLike | None = None) -> list[Facet]:
+    """The facets of a cell or region: what changes across each, with a point in it. Arguments and errors as of `half_spaces`."""
+    inner = _inside(of, support, signs)
+    found = half_spaces(of, support, signs, irredundant=True)
+    return [
+        Facet(_point_in(found, i, inner), found.normals[i], int(found.entering[i]), int(found.leaving[i]))
+        for i in range(len(found.offsets))
+    ]
+
+
+def bounding_box(of: PowerDiagram | SAE, support: ArrayLike, signs: ArrayLike | None = None) -> Float[Array, "d 2"]:
+    """The least and largest coordinates of a cell or region, -inf and inf where it has none. Arguments and errors as of `half_spaces`."""
+    found = half_spaces(of, support, signs)
+    inner = _inside(of, support, signs)
+    d = found.normals.shape[1]
+    box = np.empty((d, 2))
+    for axis, (column, sign) in ((axis, end) for axis in range(d) for end in enumerate((-1.0, 1.0))):
+        cost = np.zeros(d)
+        cost[axis] = -sign
+        result = linprog(cost, found.normals, found.offsets - found.normals @ inner, bounds=[(None, None)] * d, method="highs")
+        if result.status not in (0, 2, 3, 4):
+            raise RuntimeError(f"HiGHS gave up: {result.message}")
+        box[axis, column] = inner[axis] + result.x[axis] if result.status == 0 else sign * np.inf
+    return box
+
+
+def _inside(of: PowerDiagram | SAE, support: ArrayLike, signs: ArrayLike | None) -> Float[Array, " d"]:
+    ball = chebyshev_centre(of, support, signs)
+    if not ball.radius > 0:
+        raise ValueError(f"the region has no interior: its largest ball has radius {ball.radius:.3g}")
+    return ball.centre
+
+
+def _facets(found: HalfSpaces, inner: Array) -> list[int]:
+    """Which half-spaces are facets, seen from an inner point."""
+    room = found.offsets - found.normals @ inner  # their distances from it
+    order = np.argsort(room, kind="stable")
+    chosen: list[int] = []
+    unit = float(np.median(room)) or 1.0
+    for i in order:
+        while i not in chosen:
+            direction = _beyond(found.normals[chosen], room[chosen], found.normals[i], float(room[i]), unit)
+            hit = None if direction is None else _first_hit(found.normals, room, direction, order)
+            if hit is None or hit in chosen:  # the others imply it, to rounding
+                break
+            chosen.append(hit)
+    return sorted(chosen)
+
+
+def _beyond(normals: Array, room: Array, normal: Array, own: float, unit: float) -> Array | None:
+    """A move from the inner point that crosses a half-space before any of some others; None where they do not let it."""
+    d = len(normal)
+    rows = np.concatenate([normals, normal[None]])
+    limits = np.append(room, own + unit) / unit
+    result = linprog(-normal, rows, limits, bounds=[(None, None)] * d, method="highs")
+    if result.status != 0:
+        raise RuntimeError(f"HiGHS gave up: {result.message}")
+    return result.x if normal @ result.x > own / unit + CLOSE else None
+
+
+def _first_hit(normals: Array, room: Array, direction: Array, order: Array) -> int:
+    """The half-space that a ray from the inner point leaves first; of equal ones the one that is nearest to the point."""
+    speed = normals @ direction
+    with np.errstate(divide="ignore", invalid="ignore"):
+        t = np.where(speed > 0, room / speed, np.inf)
+    hits = np.nonzero(t <= t.min() * (1 + 1e-12))[0]
+    return int(next(i for i in order if i in set(hits.tolist())))
+
+
+def _point_in(found: HalfSpaces, i: int, inner: Array) -> Float[Array, " d"]:
+    """A point of a facet, as far from the other facets as may be."""
+    d = found.normals.shape[1]
+    normal, room = found.normals[i], found.offsets - found.normals @ inner
+    others = np.delete(np.arange(len(room)), i)
+    along = found.normals[others] - np.outer(found.normals[others] @ normal, normal)  # distances within the facet
+    unit = float(np.median(room)) or 1.0
+    rows = np.column_stack([found.normals[others], np.linalg.norm(along, axis=1)])
+    cost = np.append(np.zeros(d), -1.0)
+    result = linprog(
+        cost, rows, room[others] / unit, A_eq=np.append(normal, 0.0)[None], b_eq=[room[i] / unit],
+        bounds=[(None, None)] * d + [(None, 1e3)], method="highs",
+    )  # fmt: skip
+    if result.status != 0:
+        raise RuntimeError(f"HiGHS gave up: {result.message}")
+    return inner + unit * result.x[:d]
+
+
+def region_graph(of: SAE, starts: ArrayLike, most: int = 1_000) -> Iterator[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
+    """Walk over an SAE's regions from those of samples (n, d_in), facet by facet: (support, supports across its facets) of each, in the
+    order in which they are found, `most` of them.
+
+    TopK, ReLU, JumpReLU and BatchTopK, whose supports are regions. Whether all regions are reached is not promised where `most` is.
+
+    Raises:
+        TypeError: an AbsTopK, whose supports own several regions.
+        ValueError, RuntimeError: as `facets`.
+    """
+    from splinterp.geometry.regions import regions_of
+
+    if encoder_of(of).kind == "abstopk":
+        raise TypeError(
+            "a support of an AbsTopK SAE owns a region for each choice of signs: walk over its PowerDiagram.from_sae"
+        )
+    regions = regions_of(of, starts, margins=False)
+    waiting = list(dict.fromkeys(tuple(regions.support(i).tolist()) for i in range(len(regions))))
+    known = set(waiting)
+    for done, support in enumerate(waiting):
+        if done >= most:
+            return
+        neighbours = []
+        for facet in facets(of, np.array(support, dtype=np.int64)):
+            other = tuple(sorted((set(support) - {facet.leaving}) | ({facet.entering} - {-1})))
+            neighbours.append(other)
+            if other not in known:
+                known.add(other)
+                waiting.append(other)  # the loop comes to it
+        yield support, neighbours

@@ -1,0 +1,131 @@
+"""Half-spaces, facets, boxes and the region graph against exact planar cells, linear programs one by one, and the SAE itself."""
+
+from __future__ import annotations
+
+import itertools
+
+import numpy as np
+import pytest
+import torch
+from hypothesis import given, settings
+from hypothesis import strategies as st
+from scipy.optimize import linprog
+
+from splinterp.geometry import (
+    PowerDiagram,
+    bounding_box,
+    chebyshev_centre,
+    facets,
+    half_spaces,
+    region_graph,
+    region_of,
+    regions_of,
+    slice_cells,
+)
+from splinterp.geometry.slices import Plane
+from tests.helpers import rng
+from tests.properties.test_segments import sae_of
+
+
+def support_of(sae, x):
+    region = region_of(sae, x)
+    return region.support, region.signs if type(sae.activation).__name__ == "AbsTopK" else None
+
+
+def brute_facets(found):
+    """Half-spaces that the others do not imply, each by a program over all the others; of equal ones none."""
+    kept = []
+    for i in range(len(found.offsets)):
+        others = np.delete(np.arange(len(found.offsets)), i)
+        result = linprog(
+            -found.normals[i], np.concatenate([found.normals[others], found.normals[i : i + 1]]),
+            np.append(found.offsets[others], found.offsets[i] + 1), bounds=[(None, None)] * found.normals.shape[1], method="highs",
+        )  # fmt: skip
+        if result.status == 0 and found.normals[i] @ result.x > found.offsets[i] + 1e-7:
+            kept.append(i)
+    return kept
+
+
+@settings(max_examples=80, deadline=None)
+@given(
+    st.sampled_from(["ReLU", "JumpReLU", "TopK", "AbsTopK"]), st.integers(1, 4), st.integers(2, 8), st.integers(1, 4),
+    st.integers(0, 10**6),
+)  # fmt: skip
+def test_facets_are_the_half_spaces_that_no_others_imply_and_lead_to_neighbours(kind, d, m, k, seed):
+    sae = sae_of(kind, d, m, min(k, m), seed)
+    x = 2 * torch.randn(d, generator=rng(seed + 1), dtype=torch.float64)
+    support, signs = support_of(sae, x)
+    if chebyshev_centre(sae, support, signs).radius < 1e-4:
+        return
+    every, found = half_spaces(sae, support, signs), half_spaces(sae, support, signs, irredundant=True)
+    assert (every.normals @ x.numpy() <= every.offsets + 1e-9).all()
+    expected = brute_facets(every)
+    assert len(found.offsets) == len(expected)
+    for i in expected:
+        assert np.isclose(found.normals, every.normals[i]).all(axis=1).any()
+    points = every.normals[0] + 3 * np.random.default_rng(seed).standard_normal((200, d))
+    inside = (points @ every.normals.T <= every.offsets).all(axis=1)
+    assert (inside == (points @ found.normals.T <= found.offsets).all(axis=1)).all()
+    regions = regions_of(sae, points)
+    clear = regions.margins > 1e-9
+    own = [
+        regions.support(i).tolist() == support.tolist() and (signs is None or _signs(regions, i) == signs.tolist())
+        for i in range(len(points))
+    ]
+    assert (inside[clear] == np.array(own)[clear]).all()
+    for facet in facets(sae, support, signs):
+        step = 1e-6 * (1 + np.abs(facet.point).max())
+        across = region_of(sae, facet.point + step * facet.normal)
+        before = region_of(sae, facet.point - step * facet.normal)
+        if before.margin > 0.5 * step and across.margin > 0.5 * step:  # the facet is wider than the step
+            assert before.support.tolist() == support.tolist()
+            assert set(across.support) == (set(support) - {facet.leaving}) | ({facet.entering} - {-1}) or kind == "AbsTopK"
+
+
+def _signs(regions, i):
+    return regions.signs[regions.starts[i] : regions.starts[i + 1]].tolist()
+
+
+@settings(max_examples=40, deadline=None)
+@given(st.integers(2, 9), st.integers(1, 4), st.integers(0, 10**6))
+def test_cells_of_the_plane_have_these_facets_and_boxes(n, order, seed):
+    r = np.random.default_rng(seed)
+    order = min(order, n - 1)
+    diagram = PowerDiagram(r.uniform(-1, 1, (n, 2)), r.uniform(0, 0.2, n), order)
+    cells = diagram.cells((-50.0, 50.0, -50.0, 50.0))
+    for i in range(len(cells)):
+        cell = cells[i]
+        if chebyshev_centre(diagram, cell.sites).radius < 1e-3:
+            continue
+        vertices = cell.polygon
+        bounded = (np.abs(vertices) < 49.999).all()
+        box = bounding_box(diagram, cell.sites)
+        if bounded:
+            assert len(facets(diagram, cell.sites)) == len(vertices)
+            np.testing.assert_allclose(box, np.stack([vertices.min(axis=0), vertices.max(axis=0)], axis=1), atol=1e-6)
+        else:
+            assert np.abs(box).max() > 49
+
+
+def test_the_graph_of_a_small_saes_regions_is_complete():
+    sae = sae_of("TopK", 2, 6, 2, 4)
+    plane = Plane(np.zeros(2), np.eye(2))
+    cells = slice_cells(sae, plane, (-200.0, 200.0, -200.0, 200.0))
+    expected = {tuple(sorted(cells[i].sites.tolist())) for i in range(len(cells))}
+    graph = dict(region_graph(sae, torch.zeros(1, 2, dtype=torch.float64)))
+    assert set(graph) == expected
+    for support, neighbours in graph.items():  # both ways
+        assert all(support in graph[other] for other in neighbours)
+    assert len(list(itertools.islice(region_graph(sae, torch.zeros(1, 2)), 3))) == 3
+    assert len(list(region_graph(sae, torch.zeros(1, 2), most=4))) == 4
+
+
+def test_what_has_no_interior_is_refused():
+    sae = sae_of("TopK", 2, 6, 2, 4)
+    every = {support for support, _ in region_graph(sae, torch.zeros(1, 2, dtype=torch.float64))}
+    missing = next(pair for pair in itertools.combinations(range(6), 2) if pair not in every)
+    for call in (facets, bounding_box, lambda *a: half_spaces(*a, irredundant=True)):
+        with pytest.raises(ValueError, match=r"no interior|is empty"):
+            call(sae, np.array(missing))
+    with pytest.raises(TypeError, match="AbsTopK"):
+        next(region_graph(sae_of("AbsTopK", 2, 6, 2, 4), torch.zeros(1, 2)))
