@@ -15,8 +15,12 @@ from splinterp.geometry.regions import active_latents_of
 
 NULL = -1
 """In place of a latent: the score 0, which a latent of a TopK has to exceed."""
-MOST = 50
+MOST = 100
 """Newton steps to a crossing, at most; a handful do."""
+TIED = 1e-14
+"""Of the largest scores: differences that are rounding."""
+STEP = 1e-13
+"""Of the segment: how far to go on where nothing but rounding differs."""
 
 
 class Piece(NamedTuple):
@@ -45,7 +49,7 @@ class SegmentRegions:
     leaving: Int[Array, " n_crossings"]
     """The latent that becomes inactive there, -1 if one only becomes active."""
     first: Int[Array, " n_active"]
-    """Active latents at the beginning, sorted, before the crossings at t = 0, if there are some."""
+    """Active latents at the beginning, sorted."""
     encoder: Encoder
     decoder: tuple[Array, Array]
     a: Float[Array, " d_in"]
@@ -99,10 +103,12 @@ def segment_regions(sae: Any, a: ArrayLike, b: ArrayLike) -> SegmentRegions:
 
     Along the segment scores are straight lines. Where every latent has a threshold, each crosses it once at most. The k largest of
     them change where the lowest score inside meets the highest outside: the difference of the two is concave as long as the support
-    stays, so that a Newton method from the right end finds its next zero, in a few steps of O(n_latents).
+    stays, so that a Newton method from the right end finds its next zero, in a few steps of O(n_latents). Where several scores meet, or
+    are equal throughout, the support that follows is told by their slopes and indices.
 
     Raises:
         TypeError, ValueError, RuntimeError: as `region_of`.
+        ArithmeticError: scores that differ by rounding alone.
 
     >>> import torch
     >>> from splinterp import SAE, TopK
@@ -189,19 +195,11 @@ def _sites(
 
 def _segment(encoder: Encoder, decoder: tuple[Array, Array], a: Array, b: Array) -> SegmentRegions:
     alpha, beta = _lines(encoder, a, b - a)
-    active = active_latents_of(encoder, alpha[None])[0]
     walk = _thresholds if encoder.kind == "threshold" else _swaps
-    events = walk(encoder, alpha, beta, active.copy())
+    first, events = walk(encoder, alpha, beta)
     at, entering, leaving = (np.array(part) for part in zip(*events, strict=True)) if events else (np.empty(0),) * 3
     return SegmentRegions(
-        at.astype(np.float64),
-        entering.astype(np.int64),
-        leaving.astype(np.int64),
-        np.nonzero(active)[0],
-        encoder,
-        decoder,
-        a,
-        b,
+        at.astype(np.float64), entering.astype(np.int64), leaving.astype(np.int64), np.nonzero(first)[0], encoder, decoder, a, b
     )
 
 
@@ -209,64 +207,94 @@ Event = tuple[float, int, int]
 """(t, entering, leaving)."""
 
 
-def _thresholds(encoder: Encoder, alpha: Array, beta: Array, active: Array) -> list[Event]:
-    end = alpha + beta > encoder.threshold
+def _thresholds(encoder: Encoder, alpha: Array, beta: Array) -> tuple[Array, list[Event]]:
+    active, end = alpha > encoder.threshold, alpha + beta > encoder.threshold
     changed = np.nonzero(active != end)[0]
     t = np.clip((encoder.threshold[changed] - alpha[changed]) / beta[changed], 0.0, 1.0)
-    order = np.argsort(t, kind="stable")
-    return [
-        (float(t[i]), int(latent), NULL) if end[latent] else (float(t[i]), NULL, int(latent))
-        for i in order
-        for latent in (changed[i],)
+    events = [
+        (float(t[i]), int(changed[i]), NULL) if end[changed[i]] else (float(t[i]), NULL, int(changed[i]))
+        for i in np.argsort(t, kind="stable")
     ]
+    return active, events
 
 
-def _swaps(encoder: Encoder, alpha: Array, beta: Array, active: Array) -> list[Event]:
-    signs = np.where(alpha < 0, -1.0, 1.0) if encoder.kind == "abstopk" else np.ones(len(alpha))
-    idle = ~((encoder.weights != 0).any(axis=1) | (encoder.biases != 0))
-    t, events = 0.0, list[Event]()
-    while (found := _next(encoder, alpha, beta, active, signs, idle, t)) is not None:
-        t, entering, leaving = found
-        if leaving != NULL:
-            active[leaving] = False
-        if entering != NULL:
-            active[entering] = True
-            if encoder.kind == "abstopk":
-                score = alpha[entering] + t * beta[entering]
-                signs[entering] = np.sign(score) or np.sign(beta[entering]) or 1.0
-        events.append(found)
-    return events
+def _swaps(encoder: Encoder, alpha: Array, beta: Array) -> tuple[Array, list[Event]]:
+    """Supports of the k largest, from crossing to crossing; at each what follows is told anew, whatever meets there."""
+    lines = _Lines(alpha, beta, encoder)
+    t, active, stalled = 0.0, lines.after(0.0), 0
+    first, events = active, list[Event]()
+    while (found := lines.crossing(active, t)) is not None:
+        t = max(t, found)
+        following = lines.after(t)
+        enters, leaves = np.nonzero(following & ~active)[0].tolist(), np.nonzero(active & ~following)[0].tolist()
+        n = max(len(enters), len(leaves))
+        if n == 0:  # a difference of rounding: what there is of it lies behind
+            t, stalled = t + STEP, stalled + 1
+            if stalled > MOST:
+                raise ArithmeticError("scores along the segment differ by rounding alone: merge latents that are nearly equal")
+            continue
+        pad = [NULL] * n
+        events += [(t, j, i) for j, i in zip((enters + pad)[:n], (leaves + pad)[:n], strict=True)]
+        active, stalled = following, 0
+    return first, events
 
 
-def _next(encoder: Encoder, alpha: Array, beta: Array, active: Array, signs: Array, idle: Array, begin: float) -> Event | None:
-    """The first change of the k largest after `begin`."""
-    members = np.nonzero(active)[0]
-    inner_alpha, inner_beta = signs[members] * alpha[members], signs[members] * beta[members]
-    hidden = active | idle
-    null = encoder.kind == "topk"
-    room = null and len(members) < encoder.k
-    t, last = 1.0, None
-    for _ in range(MOST):
-        scores = alpha + t * beta
-        outer = np.where(hidden, -np.inf, np.abs(scores) if encoder.kind == "abstopk" else scores)
-        inner = inner_alpha + t * inner_beta
-        i = int(inner.argmin()) if len(members) else -1
-        j = int(outer.argmax())
-        low, high = inner[i] if i >= 0 else np.inf, outer[j]
-        if room:  # a latent enters when its score rises above 0, and leaves when it falls to 0
-            gap = min(low, -high)
-            entering, leaving = (NULL, int(members[i])) if low < -high else (j, NULL)
-        else:
-            if null and high <= 0:
-                high, j = 0.0, NULL
-            gap = low - high
-            entering, leaving = j, int(members[i]) if i >= 0 else NULL
-        if not gap < 0 or (entering, leaving) == last:
-            break
-        last = entering, leaving
-        out = (0.0, 0.0) if leaving == NULL else (inner_alpha[i], inner_beta[i])
-        turned = encoder.kind == "abstopk" and entering != NULL and scores[entering] < 0
-        sign = -1.0 if turned else 1.0
-        into = (0.0, 0.0) if entering == NULL else (sign * alpha[entering], sign * beta[entering])
-        t = float(np.clip((out[0] - into[0]) / (into[1] - out[1]), begin, t))
-    return None if last is None else (t, *last)
+class _Lines:
+    """Scores alpha + t beta of a TopK or AbsTopK along a segment."""
+
+    def __init__(self, alpha: Array, beta: Array, encoder: Encoder) -> None:
+        self.alpha, self.beta, self.k = alpha, beta, encoder.k
+        self.signed = encoder.kind == "abstopk"
+        self.idle = ~((encoder.weights != 0).any(axis=1) | (encoder.biases != 0))
+        self.tied = TIED * float((np.abs(alpha) + np.abs(beta)).max(initial=0.0))
+
+    def after(self, t: float) -> Array:
+        """The support just after t, (n_latents,) bool: of scores that are equal to rounding the steeper ones are larger, of lines that are
+        equal throughout the lower index."""
+        scores, slopes = self.alpha + t * self.beta, self.beta
+        if self.signed:
+            side = np.where(np.abs(scores) > self.tied, np.sign(scores), np.sign(slopes))
+            scores, slopes = np.abs(scores), side * slopes
+        rising = (scores > self.tied) | ((scores >= -self.tied) & (slopes > 0))
+        able = ~self.idle & (rising if not self.signed else True)
+        if able.sum() <= self.k:
+            return able
+        scores = np.where(able, scores, -np.inf)
+        last = np.partition(scores, len(scores) - self.k)[len(scores) - self.k]
+        chosen = scores > last + self.tied
+        level = np.nonzero(able & ~chosen & (scores >= last - self.tied))[0]
+        order = np.lexsort((level, -slopes[level]))
+        chosen[level[order[: self.k - int(chosen.sum())]]] = True
+        return chosen
+
+    def crossing(self, active: Array, begin: float) -> float | None:
+        """The first t after `begin` at which a score outside reaches one inside, or one that matters reaches 0."""
+        members = np.nonzero(active)[0]
+        middle = self.alpha[members] + begin * self.beta[members]
+        side = np.where(np.abs(middle) > self.tied, np.sign(middle), np.sign(self.beta[members])) if self.signed else 1.0
+        inner_alpha, inner_beta = side * self.alpha[members], side * self.beta[members]
+        hidden = active | self.idle
+        room = not self.signed and len(members) < self.k
+        t = 1.0
+        for _ in range(MOST):
+            scores = self.alpha + t * self.beta
+            outer = np.where(hidden, -np.inf, np.abs(scores) if self.signed else scores)
+            inner = inner_alpha + t * inner_beta
+            low, i = (float(inner.min()), int(inner.argmin())) if len(members) else (np.inf, NULL)
+            high, j = float(outer.max()), int(outer.argmax())
+            if room:  # one enters when its score rises above 0, one leaves when its score falls to 0
+                gap = min(low, -high)
+                i, j = (i, NULL) if low < -high else (NULL, j)
+            else:
+                high, j = (0.0, NULL) if not self.signed and high <= 0 else (high, j)
+                gap = low - high
+            if not gap < -self.tied:
+                break
+            out = (0.0, 0.0) if i == NULL else (inner_alpha[i], inner_beta[i])
+            turn = -1.0 if self.signed and j != NULL and scores[j] < 0 else 1.0
+            into = (0.0, 0.0) if j == NULL else (turn * self.alpha[j], turn * self.beta[j])
+            earlier = float(np.clip((out[0] - into[0]) / (into[1] - out[1]), begin, t))
+            if earlier >= t:
+                break
+            t = earlier
+        return None if t >= 1.0 else t

@@ -82,6 +82,37 @@ def test_supports_are_those_of_the_sae_between_all_crossings_there_can_be(kind, 
             assert supports[at].tolist() == regions.support(i).tolist()
 
 
+@settings(max_examples=120, deadline=None)
+@given(
+    st.sampled_from(["TopK", "AbsTopK"]), st.integers(1, 6), st.integers(2, 24), st.integers(1, 6), st.integers(0, 10**6),
+    st.sampled_from(["through", "from", "beside"]), st.sampled_from(["plain", "copies", "opposites"]),
+)  # fmt: skip
+def test_all_scores_meeting_at_a_point_and_equal_lines_end_with_the_right_supports(kind, d, m, k, seed, where, how):
+    """Without biases every score is 0 at the centre; copies and opposites of columns are equal throughout."""
+    sae = sae_of(kind, d, m, min(k, m), seed)
+    with torch.no_grad():
+        if where != "beside":
+            sae.b_enc.zero_()
+        half = m // 2
+        if how != "plain":
+            sign = 1.0 if how == "copies" else -1.0
+            sae.W_enc[:, half : 2 * half] = sign * sae.W_enc[:, :half]
+            sae.b_enc[half : 2 * half] = sign * sae.b_enc[:half]
+    step = torch.randn(d, generator=rng(seed + 1), dtype=torch.float64)
+    centre = sae.b_pre.clone()
+    a, b = (centre, centre + 2 * step) if where == "from" else (centre - step, centre + 2 * step)
+    found = segment_regions(sae, a, b)
+    for piece in found.pieces():
+        if piece.stop - piece.start < 1e-9:
+            continue
+        middle = a + (piece.start + piece.stop) / 2 * (b - a)
+        region = region_of(sae, middle)
+        if how == "copies" or region.margin > 1e-9:
+            assert piece.support.tolist() == region.support.tolist()
+            expected = middle.numpy() @ region.matrix + region.offset
+            np.testing.assert_allclose(piece.ends.mean(axis=0), expected, rtol=1e-7, atol=1e-7)
+
+
 @settings(max_examples=60, deadline=None)
 @given(st.sampled_from(KINDS), st.integers(2, 5), st.integers(4, 12), st.integers(1, 4), st.integers(0, 10**6))
 def test_neighbouring_pieces_differ_by_what_enters_and_leaves_and_reconstruct_as_the_sae(kind, d, m, k, seed):
