@@ -64,7 +64,8 @@ def load_from_hub(repo_id: str, folder: str = "", *, revision: str | None = None
         FileNotFoundError, ValueError: as `load_any`; what the hub refuses is raised as it comes.
     """
     hub = _hub()
-    patterns = [f"{folder.strip('/')}/*"] if folder else None
+    folder = folder.strip("/")
+    patterns = [f"{folder}/*"] if folder else None
     root = Path(hub.snapshot_download(repo_id, revision=revision, allow_patterns=patterns))
     return load_any(root / folder if folder else root)
 

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import copy
 from pathlib import Path
 from typing import Any
 
@@ -106,15 +107,11 @@ def _said(module: Any) -> tuple[Activation, str | None, Tensor | None]:
 
 def _compare(module: nn.Module, sae: SAE) -> None:
     """Raise ValueError where a module makes something else of samples than the SAE."""
-    parameter = next(module.parameters())
     spread = sae.b_pre if sae.b_pre is not None else sae.b_dec
     x = spread + (1 + spread.abs().mean()) * torch.randn(
         SAMPLES, sae.d_in, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
-    training = module.training
-    module.eval()
-    made: Any = module(x.to(parameter))
-    module.train(training)
+    made: Any = copy.deepcopy(module).double().cpu().eval()(x)  # of which rounding is none of its own
     for name in ("x_hat", "sae_out", "reconstruction"):
         made = getattr(made, name, made)
     made = made[0] if isinstance(made, tuple | list) else made

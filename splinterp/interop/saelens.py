@@ -44,7 +44,7 @@ def save_saelens(
 
     Args:
         standardizer: what the SAE's input was normalised by; folded in. Of mode "unit_norm" it becomes SAELens' own normalisation
-            ("constant_norm_rescale"), whose output is scaled back to each sample's norm.
+            ("constant_norm_rescale"), whose output is scaled back to each sample's norm; `load_saelens` does not read such a folder.
         nonnegative: write an AbsTopK as a TopK of twice as many latents (see `to_nonnegative`), for tools that assume z >= 0.
         model_name, hook_name, context_size, prepend_bos: metadata that dashboards and benchmarks read.
 

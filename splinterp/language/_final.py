@@ -22,27 +22,45 @@ def linear_parts(model: LanguageModel, rows: Float[Tensor, "n d_model"], output:
 
     Raises TypeError: another module on the way.
     """
-    for part in _between(model, output):
+    parts, stream, arrives = _between(model, output)
+    expected = stream
+    for part in parts:
+        expected = part(expected)
+    if expected.shape != arrives.shape or not torch.allclose(
+        expected, arrives, rtol=1e-3, atol=1e-4 * float(arrives.abs().max())
+    ):
+        raise TypeError(
+            f"between the last block of {type(model.model).__name__} and its unembedding is more than its modules "
+            f"{', '.join(type(part).__name__ for part in parts) or '(none)'}: what a direction becomes there is not known"
+        )
+    for part in parts:
         rows = _through(part, rows)
     return rows
 
 
-def _between(model: LanguageModel, output: nn.Module) -> list[nn.Module]:
-    """Modules without modules of their own that run after the last block and before the unembedding."""
+def _between(model: LanguageModel, output: nn.Module) -> tuple[list[nn.Module], Tensor, Tensor]:
+    """(modules without modules of their own that run after the last block and before the unembedding, what leaves the last block, what
+    arrives at the unembedding)."""
     inside = {id(module) for block in model.blocks for module in block.modules()}
     found: list[nn.Module] = []
     after = False
+    stream: list[Tensor] = []
+    arrives: list[Tensor] = []
 
-    def last(*_: Any) -> None:
+    def last(_: nn.Module, __: Any, made: Any) -> None:
         nonlocal after
         after = True
         found.clear()
+        stream[:] = [made[0] if isinstance(made, tuple) else made]
+
+    def comes(_: nn.Module, args: tuple[Any, ...]) -> None:
+        arrives[:] = [args[0]]
 
     def ran(module: nn.Module, *_: Any) -> None:
         if after and module is not output and not isinstance(module, IDLE):
             found.append(module)
 
-    handles = [model.blocks[-1].register_forward_hook(last)]
+    handles = [model.blocks[-1].register_forward_hook(last), output.register_forward_pre_hook(comes)]
     for module in model.model.modules():
         if id(module) not in inside and not any(True for _ in module.children()):
             handles.append(module.register_forward_hook(ran))
@@ -52,7 +70,9 @@ def _between(model: LanguageModel, output: nn.Module) -> list[nn.Module]:
     finally:
         for handle in handles:
             handle.remove()
-    return found
+    if not stream or not arrives:
+        raise TypeError(f"a forward pass of {type(model.model).__name__} does not end in its unembedding")
+    return found, stream[0], arrives[0]
 
 
 def _through(part: nn.Module, rows: Tensor) -> Tensor:

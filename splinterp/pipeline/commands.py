@@ -76,8 +76,7 @@ def _plan_of(args: argparse.Namespace) -> Plan:
     given = {name: value for name, value in vars(args).items() if name in names}
     if not args.config:
         return Plan.of({**given, "method_options": pairs_of(args.set)}, "the command line")
-    options = {**Plan.read(args.config).method_options, **pairs_of(args.set)}
-    return Plan.read(args.config, **given, method_options=options)
+    return Plan.read(args.config, **given, **({"method_options": pairs_of(args.set)} if args.set else {}))
 
 
 def _train(args: argparse.Namespace) -> None:

@@ -130,7 +130,7 @@ class Plan:
 
     @classmethod
     def read(cls, path: str | Path, **changes: Any) -> Plan:
-        """From a JSON or YAML file with the fields' names, some of them changed.
+        """From a JSON or YAML file with the fields' names, some of them changed; of `method_options` those that are given.
 
         Raises:
             ValueError: a field that there is not, or one that is missing.
@@ -147,7 +147,10 @@ class Plan:
             content = json.loads(path.read_text())
         if not isinstance(content, dict):
             raise ValueError(f"{path} holds a {type(content).__name__}, not an object of options")
-        return cls.of({**content, **changes}, str(path))
+        options = {**content, **changes}
+        if "method_options" in changes and isinstance(content.get("method_options"), dict):
+            options["method_options"] = {**content["method_options"], **changes["method_options"]}
+        return cls.of(options, str(path))
 
     @classmethod
     def of(cls, options: dict[str, Any], where: str = "the options") -> Plan:

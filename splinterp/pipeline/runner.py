@@ -226,6 +226,8 @@ def _defaults() -> dict[str, Any]:
 
 def _claim(plan: Plan, out: Path) -> None:
     """Write the plan into the folder, now that activations have come."""
+    if not (out / CHECKPOINT).exists():
+        (out / HISTORY).unlink(missing_ok=True)  # of a training that left nothing else
     text = json.dumps(plan.as_json(), indent=1) + "\n"
     replace_file(out / PLAN, lambda temporary: temporary.write_text(text))
 

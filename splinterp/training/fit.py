@@ -191,7 +191,7 @@ def fit(
             last = run.step == total or not found
             if not found:
                 warn_ended(batches, run.step, total)
-            if (last and not run.logged) or (log_every_steps is None and run.epoch % log_every == 0):
+            if not run.logged and (last or (log_every_steps is None and run.epoch % log_every == 0)):
                 log()
             if last or run.epoch % checkpoint_every == 0:
                 save()

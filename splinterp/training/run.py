@@ -30,6 +30,8 @@ from splinterp.training.method import Method
 from splinterp.training.reading import read_out_decoder
 from splinterp.training.stream_batches import StreamBatches
 
+FIRST_ROWS = 500
+"""Rows by which the text of a stream is told from another."""
 JOINING = {
     "x": "pass every process all of the data; each takes its own rows of every batch",
     "x_val": "pass every process the same held-out samples",
@@ -80,7 +82,7 @@ class Run:
             "method": re.sub(r" at 0x[0-9a-f]+", "", str(self.method)),  # where a function lies in memory
             "sae": str(self.sae),
             "parameters": [f"{name} {tuple(v.shape)} {v.dtype}" for name, v in self.sae.state_dict().items()],
-            "x": _content(data) if compared else "",
+            "x": _content(data[:FIRST_ROWS] if isinstance(self.batches, StreamBatches) else data) if compared else "",
             "x_val": _content(held_out) if compared and held_out is not None else "",
             "batch_size": self.batches.batch_size,
             **({"stream": str(self.batches.stream)} if isinstance(self.batches, StreamBatches) else {}),
@@ -159,13 +161,17 @@ class Run:
                 save()
                 self.within = None
                 start = time.perf_counter()
+        if not found:
+            self.epoch -= 1
+            self.state.set_training(False)
+            return False
         self.state.check_finite()
         self.state.set_training(False)
         self.method.end_epoch(self.sae, self.state, batches)
         self._stop_clock(start)
         if due and not self.logged:
             log()
-        return found
+        return True
 
     def _set_training(self, training: bool) -> None:
         if training:
