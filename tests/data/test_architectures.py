@@ -176,3 +176,14 @@ def test_the_logit_lens_is_the_models_own_way_to_its_logits(kind):
         left = change - (design @ solution)[:, 0]
         assert float(left.norm()) < 0.02 * float(change.norm())
         assert float(solution[0]) > 0
+
+
+def test_a_way_to_the_logits_that_is_more_than_its_modules_is_refused():
+    config = built("roberta").model.config
+    torch.manual_seed(0)
+    with warnings.catch_warnings():
+        warnings.simplefilter("ignore")
+        model = transformers.AutoModelForMaskedLM.from_config(config)
+        lm = LanguageModel(model, word_tokenizer(False), "roberta")
+        with pytest.raises(TypeError, match="is more than its modules"):
+            logit_attribution(lm, SAE(32, 12, TopK(2)), [3])

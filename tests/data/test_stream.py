@@ -183,6 +183,10 @@ def test_training_ends_with_the_text_and_goes_on_with_more(tmp_path, monkeypatch
     with pytest.warns(UserWarning, match=f"the text has ended after {n:,} activations, at step {n // 32} of 40"):
         short = run(text, checkpoint=tmp_path / "c")
     assert short.history[-1]["step"] == n // 32
+    assert len({row["step"] for row in short.history}) == len(short.history)
+    with pytest.warns(UserWarning, match="the text has ended"):
+        again = run(text, checkpoint=tmp_path / "c", resume=True)
+    assert str(again.history) == str(short.history)
     longer = documents(30) + documents(60, seed=1)
     more = run(longer, checkpoint=tmp_path / "c", resume=True)
     assert more.history[-1]["step"] == 40

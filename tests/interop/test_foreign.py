@@ -115,3 +115,15 @@ def test_saelens_modules_say_it_themselves(kind):
     sae, x = affine_sae(made), torch.randn(20, 6, generator=rng(1))
     torch.testing.assert_close(sae(x.double()).x_hat, made(x).double(), rtol=1e-4, atol=1e-4)
     assert region_of(sae, x[0]).margin > 0
+
+
+@pytest.mark.parametrize("dtype", [torch.bfloat16, torch.float16, torch.float64])
+def test_modules_of_other_dtypes_and_with_buffers_are_read(dtype):
+    module = Own("ReLU", False, True, False).to(dtype)
+    assert affine_sae(module, ReLU(), centre="b_dec").W_enc.dtype == torch.float64
+    assert module.W_enc.dtype == dtype
+    for name in ("W_enc", "b_enc", "W_dec", "b_dec"):
+        value = getattr(module, name).detach()
+        delattr(module, name)
+        module.register_buffer(name, value)
+    assert affine_sae(module, ReLU(), centre="b_dec").n_latents == 10

@@ -345,3 +345,31 @@ def test_the_loss_is_of_the_tokens_that_the_plan_takes(world, tmp_path, capsys):
     printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
     for name in ("loss_recovered", "kl"):
         assert float(printed[name]) == pytest.approx(outcome.metrics[name], rel=1e-3)
+
+
+def test_a_config_may_be_completed_and_corrected_by_the_command_line(world, tmp_path):
+    (tmp_path / "c.json").write_text(json.dumps({
+        "model": str(world / "model"), "layer": 2, "stream": True, "context": 16, "validation_tokens": 300, "k": 3, "batch_size": 32,
+        "method_options": {"lr": 0.02, "refresh_every": 5},
+    }))  # fmt: skip
+    main(["train", "--config", str(tmp_path / "c.json"), "--text", str(world / "text"), "--method", "StreamingPAMSGD", "--tokens", "640",
+          "--set", "lr=0.01", "--quiet", "--out", str(tmp_path / "run")])  # fmt: skip
+    plan = json.loads((tmp_path / "run" / "plan.json").read_text())
+    assert plan["method_options"] == {"lr": 0.01, "refresh_every": 5}
+
+
+def test_a_folder_that_another_training_left_without_a_checkpoint_has_a_history_of_its_own(world, tmp_path):
+    def stop(row):
+        raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        train(plan_of(world, log_every_steps=2), tmp_path / "a", callback=stop)
+    assert (tmp_path / "a" / "history.csv").exists()
+    train(plan_of(world, seed=3, log_every_steps=2), tmp_path / "a")
+    train(plan_of(world, seed=3, log_every_steps=2), tmp_path / "b")
+    timed = {"seconds", "solve_seconds"}
+    one, other = (
+        [{k: v for k, v in row.items() if k not in timed} for row in rows_of(tmp_path / part / "history.csv")]
+        for part in ("a", "b")
+    )
+    assert one == other
