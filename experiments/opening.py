@@ -68,26 +68,27 @@ METRIC = {"early": "val_last", "long": "val_best"}
 
 def render(results: dict[str, Any], markdown: bool = False) -> str:
     """Error of each way in each cell at its best step size, and by how much it is above the best of the fixed ones."""
+    ways = list(dict.fromkeys(r["way"] for r in results["ways"]))
     cells = list(dict.fromkeys(tuple(r["cell"]) for r in results["ways"]))
     errors, excess = [], []
     for cell in cells:
         here = {r["way"]: r for r in results["ways"] if tuple(r["cell"]) == cell}
         budget, activation, n = cell
         fixed = min(here[way]["val"] for way in ("hold 0", "hold 0.1", "hold 1"))
-        errors.append([budget, activation, f"{n:,}", *(f"{here[w]['val']:.4f}" for w in WAYS)])
+        errors.append([budget, activation, f"{n:,}", *(f"{here[w]['val']:.4f}" for w in ways)])
         excess.append(
             [
                 budget,
                 activation,
                 f"{n:,}",
-                *(f"{100 * math.log(here[w]['val'] / fixed):+.1f}" for w in WAYS),
-                *(here[w]["winner"] for w in WAYS if w.startswith("race")),
+                *(f"{100 * math.log(here[w]['val'] / fixed):+.1f}" for w in ways),
+                *(here[w]["winner"] for w in ways if w.startswith("race")),
             ]
         )
-    header = ["budget", "activation", "N", *WAYS]
+    header = ["budget", "activation", "N", *ways]
     return (
         f"{results['config']['data']}: validation FVU\n\n{table(header, errors, markdown, keys=3)}\n\nits log ratio to the best of hold 0, "
-        f"0.1 and 1, in %\n\n{table([*header, *('won ' + w for w in WAYS if w.startswith('race'))], excess, markdown, keys=3)}"
+        f"0.1 and 1, in %\n\n{table([*header, *('won ' + w for w in ways if w.startswith('race'))], excess, markdown, keys=3)}"
     )
 
 
