@@ -140,6 +140,16 @@ def as_positions(index: object, n: int, name: str = "index") -> Tensor:
     return found.detach()
 
 
+def chosen_latents(latents: object, n_latents: int) -> Tensor:
+    """Positions (n,) of the latents asked for, of all where that is None. Raises ValueError: one that there is not."""
+    if latents is None:
+        return torch.arange(n_latents)
+    chosen = as_positions(latents, n_latents, "latents").reshape(-1)
+    if len(chosen) and not (int(chosen.min()) >= 0 and int(chosen.max()) < n_latents):
+        raise ValueError(f"latents must be in 0 to {n_latents - 1}, got {int(chosen.min())} to {int(chosen.max())}")
+    return chosen
+
+
 def _listed(index: object, name: str) -> np.ndarray:
     if not isinstance(index, Sequence) or isinstance(index, str | bytes | tuple):
         raise TypeError(

@@ -18,19 +18,29 @@ from splinterp.pipeline import commands
 README = Path(__file__).resolve().parent.parent / "README.md"
 
 
-def test_examples_run(tmp_path, monkeypatch, capsys):
-    monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", README.read_text(), flags=re.DOTALL)
-    assert len(blocks) == 9
+def blocks_of(path):
+    return re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
+
+
+def run(path, model):
+    """The names that a page's examples leave; without those that name the model where it cannot be loaded."""
+    blocks = blocks_of(path)
     try:
         LanguageModel.load("minilm")
     except ImportError:
-        blocks = [block for block in blocks if '"minilm"' not in block]
+        blocks = [block for block in blocks if model not in block]
     names: dict[str, object] = {}
     before = torch.random.get_rng_state()
     for block in blocks:
-        exec(compile(block, str(README), "exec"), names)
+        exec(compile(block, str(path), "exec"), names)
     torch.random.set_rng_state(before)
+    return names
+
+
+def test_examples_run(tmp_path, monkeypatch, capsys):
+    monkeypatch.chdir(tmp_path)
+    assert len(blocks_of(README)) == 9
+    names = run(README, '"minilm"')
     fvu, read_out, bounds, geometry = capsys.readouterr().out.splitlines()
     error, price, share = (float(value) for value in bounds.split())
     unsolved, score = (float(value) for value in read_out.split())
@@ -59,16 +69,7 @@ DOCS = sorted((README.parent / "docs").glob("*.md"))
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.stem)
 def test_examples_of_the_docs_run(path, tmp_path, monkeypatch):
     monkeypatch.chdir(tmp_path)
-    blocks = re.findall(r"```python\n(.*?)```", path.read_text(), flags=re.DOTALL)
-    try:
-        LanguageModel.load("minilm")
-    except ImportError:
-        blocks = [block for block in blocks if "minilm" not in block]
-    names: dict[str, object] = {}
-    before = torch.random.get_rng_state()
-    for block in blocks:
-        exec(compile(block, str(path), "exec"), names)
-    torch.random.set_rng_state(before)
+    names = run(path, "minilm")
     if "outcome" in names:
         assert 0 < names["outcome"].metrics["fvu"] < 0.5
         assert names["stream"].n_given > 60 * 256

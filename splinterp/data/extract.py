@@ -173,7 +173,7 @@ def _to_stores(plan: _Plan, folders: list[Path], bar: Any) -> list[ActivationSto
     name = str(plan.dtype).removeprefix("torch.")
     writers = [
         StoreWriter(folder, width, name, plan.describe(place))
-        for folder, width, place in zip(folders, plan.widths(), plan.places, strict=True)
+        for folder, width, place in zip(folders, plan.model.widths(plan.places), plan.places, strict=True)
     ]
     done = [sum(shard["rows"] for shard in writer.manifest["shards"]) for writer in writers]
     begin = min((writer.n_shards for writer in writers if not writer.complete), default=None)
@@ -223,11 +223,6 @@ class _Plan:
             "max_tokens": self.max_tokens, "batch_tokens": self.batch_tokens, "sequences_a_shard": self.per_shard,
             "n_sequences": len(self.sequences), "text_sha256": content, **({"rules": rules} if rules else {}),
         }  # fmt: skip
-
-    def widths(self) -> list[int]:
-        """Columns of the activations of each place, from a forward pass of one token."""
-        ids = torch.tensor([self.sequences.ids[0][:1]])
-        return [int(x.shape[-1]) for x in self.model.hidden_at(ids, torch.ones_like(ids), self.places)]
 
     def shards(self, first: int, rows: list[int]) -> Iterator[tuple[int, list[Activations | None]]]:
         """The shards from number `first` on, each with its number, of every place that lacks rows; `rows` have been made before."""

@@ -196,6 +196,11 @@ class LanguageModel:
         """
         return self.hidden_at(ids, mask, [(layer, site)])[0]
 
+    def widths(self, places: Sequence[tuple[int, str]]) -> list[int]:
+        """Columns of the activations of places (layer, site), from a forward pass of one token. Raises ValueError: no such place."""
+        ids = torch.ones(1, 1, dtype=torch.int64)
+        return [int(x.shape[-1]) for x in self.hidden_at(ids, torch.ones_like(ids), places)]
+
     @torch.no_grad()
     def hidden_at(self, ids: Tensor, mask: Tensor, places: Sequence[tuple[int, str]]) -> list[Tensor]:
         """`hidden` of several places (layer, site), by one forward pass that stops at the last of them."""

@@ -97,8 +97,7 @@ class ActivationStream:
     def d_in(self) -> int:
         """Width of the activations."""
         if not hasattr(self, "_width"):
-            ids = torch.tensor([[1]])
-            self._width = int(self.model.hidden(ids, torch.ones_like(ids), self.layer, self.site).shape[-1])
+            [self._width] = self.model.widths([(self.layer, self.site)])
         return self._width
 
     def take(self, n: int) -> Float[Tensor, "m d_in"]:

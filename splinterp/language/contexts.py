@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from splinterp._checks import as_positions, as_samples, one_of, whole
+from splinterp._checks import as_samples, chosen_latents, one_of, whole
 from splinterp._typing import ArrayLike, Float, Int, Tensor
 from splinterp.data.store import ActivationStore
 from splinterp.language._windows import common, window
@@ -47,9 +47,7 @@ def top_activating(
     one_of("sign", sign, SIGNS)
     model = as_model(sae)
     n_latents = model.shape[1]
-    chosen = torch.arange(n_latents) if latents is None else as_positions(latents, n_latents, "latents").reshape(-1)
-    if len(chosen) and not (int(chosen.min()) >= 0 and int(chosen.max()) < n_latents):
-        raise ValueError(f"latents must be in 0 to {n_latents - 1}, got {int(chosen.min())} to {int(chosen.max())}")
+    chosen = chosen_latents(latents, n_latents)
     device, dtype = model.b_dec.device, model.b_dec.dtype
     chosen = chosen.to(device)
     best = torch.zeros(len(chosen), n, dtype=dtype, device=device)

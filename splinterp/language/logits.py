@@ -7,7 +7,7 @@ from typing import Any, NamedTuple
 
 import torch
 
-from splinterp._checks import as_positions, whole
+from splinterp._checks import chosen_latents, whole
 from splinterp._typing import ArrayLike, Float, Int, Tensor
 from splinterp.data.language_model import LanguageModel
 from splinterp.data.standardizer import Standardizer
@@ -55,9 +55,7 @@ def logit_attribution(
     found = as_model(sae)
     found.check_linear()
     n_latents = found.shape[1]
-    chosen = torch.arange(n_latents) if latents is None else as_positions(latents, n_latents, "latents").reshape(-1)
-    if len(chosen) and not (int(chosen.min()) >= 0 and int(chosen.max()) < n_latents):
-        raise ValueError(f"latents must be in 0 to {n_latents - 1}, got {int(chosen.min())} to {int(chosen.max())}")
+    chosen = chosen_latents(latents, n_latents)
     check_provenance(sae, model, None, None, standardizer)
     output = model.model.get_output_embeddings() if hasattr(model.model, "get_output_embeddings") else None
     if output is None:

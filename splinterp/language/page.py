@@ -174,9 +174,7 @@ def densities(frequencies: Float[Tensor, " n_latents"]) -> tuple[list[tuple[floa
     if not len(live):
         return [], len(frequencies)
     low = min(float(live.min()), -0.5)
-    counts = torch.histc(live, BINS, low, 0.0).tolist()
-    edges = torch.linspace(low, 0.0, BINS + 1).tolist()
-    return [(a, b, int(n)) for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)], len(frequencies) - len(live)
+    return _bins(live, low, 0.0), len(frequencies) - len(live)
 
 
 def curve(history: Sequence[dict[str, float]], name: str) -> str:
@@ -212,10 +210,14 @@ def _card(latent: int, codes: Float[Tensor, " N"]) -> LatentCard:
         return LatentCard(latent, 0.0, 0.0, 0.0, [])
     low, high = float(fires.min()), float(fires.max())
     low, high = (0.0, high) if low > 0 else (low, max(high, 0.0))
-    counts = torch.histc(fires, BINS, low, high)
+    size = fires.abs()
+    return LatentCard(latent, len(fires) / len(codes), float(size.mean()), float(size.max()), _bins(fires, low, high))
+
+
+def _bins(values: Float[Tensor, " n"], low: float, high: float) -> list[tuple[float, float, int]]:
+    counts = torch.histc(values, BINS, low, high).tolist()
     edges = torch.linspace(low, high, BINS + 1).tolist()
-    bins = [(a, b, int(n)) for a, b, n in zip(edges[:-1], edges[1:], counts.tolist(), strict=True)]
-    return LatentCard(latent, len(fires) / len(codes), float(fires.abs().mean()), float(fires.abs().max()), bins)
+    return [(a, b, int(n)) for a, b, n in zip(edges[:-1], edges[1:], counts, strict=True)]
 
 
 def _nearest(values: Tensor, latent: int) -> list[Neighbour]:

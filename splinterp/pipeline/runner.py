@@ -79,7 +79,8 @@ def train(
     _check_folder(plan, out)
     if model is None:
         model = LanguageModel.load(plan.model, device=plan.device, causal=plan.loss)
-    sae = plan.make_sae(_width(model, plan))  # whatever does not fit is found now
+    [width] = model.widths([(plan.layer, plan.site)])
+    sae = plan.make_sae(width)  # whatever does not fit is found now
     method = plan.make_method()
     documents, held_out = set_apart(documents_of(plan), plan.validation_tokens)
     sequences = pack_tokens(model.tokenizer, held_out, plan.context, bos=plan.bos)
@@ -191,12 +192,6 @@ def _first(dataset: str, column: str, wanted: int, options: dict[str, Any]) -> l
 
 def _fitted(plan: Plan, x: Any) -> Standardizer | None:
     return None if plan.standardizer == "none" else Standardizer(plan.standardizer).fit(x)
-
-
-def _width(model: LanguageModel, plan: Plan) -> int:
-    """Of the activations at the plan's place. Raises ValueError: there is no such place."""
-    ids = torch.ones(1, 1, dtype=torch.int64)
-    return int(model.hidden(ids, torch.ones_like(ids), plan.layer, plan.site).shape[-1])
 
 
 def _begins(model: LanguageModel, sequences: TokenSequences) -> bool:
