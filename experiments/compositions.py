@@ -8,6 +8,7 @@ from typing import Any
 
 from splinterp import AbsTopK, BatchTopK, JumpReLU, ReLU, TopK
 from splinterp.activations import Activation, FeatureChoice
+from splinterp.archetypal import ARCHETYPAL
 from splinterp.encoders import AdaptiveK, Encoder, Gated, Kronecker, TopAFA
 from splinterp.losses import (
     L0,
@@ -55,6 +56,7 @@ class Parts:
     options: dict[str, Any] = field(default_factory=dict)
     """Of the method."""
     decoder: str = "tied_residual"
+    """Of `SAE`, or "archetypal": rows near mixtures of twice as many centroids of the samples as there are latents."""
 
 
 @dataclass(frozen=True)
@@ -105,6 +107,7 @@ VARIANTS: dict[str, Variant] = {
     "OrtSAE": Variant("TopK", lambda s: Parts(TopK(s.k), (SquaredError(), OrtSAE())), "TopK"),
     "AuxK": Variant("TopK", lambda s: Parts(TopK(s.k), (SquaredError(), AuxK())), "TopK"),
     "Kronecker": Variant("TopK", lambda s: Parts(TopK(s.k), encoder=_heads(s), decoder="free"), "TopK, free decoder"),
+    "archetypal": Variant("TopK", lambda s: Parts(TopK(s.k), decoder=ARCHETYPAL), "TopK, free decoder"),
     "AdaptiveK": Variant(
         "TopK", lambda s: Parts(ReLU(), encoder=AdaptiveK(max(1, s.k // 2), 2 * s.k - max(1, s.k // 2))), "TopK"
     ),

@@ -20,6 +20,7 @@ import dataclasses
 from pathlib import Path
 
 from experiments.activations import last_tokens, raw_tokens
+from experiments.errors import UsageError
 from experiments.grid import CAUSES, FIRST, OURS, SECOND, Config
 from experiments.mnist import add_parts, check_parts, main, parts_of
 from experiments.options import add_common_options
@@ -55,6 +56,22 @@ PRESETS: dict[str, Config | PaperConfig] = {
 }  # fmt: skip
 
 
+def with_pool(config: Config, pool: int) -> Config:
+    """The same sizes drawn from another pool; the whole of it stays the whole. Raises UsageError: a pool smaller than a size."""
+    before = config.pool or pool_size(config.data)
+    largest = round(max((share for share in config.shares if share < 1), default=0) * before)
+    if pool <= largest:
+        raise UsageError(f"--pool {pool:,}: subsets of {largest:,} tokens are drawn from it; take more")
+
+    def scaled(share: float) -> float:
+        return share if share == 1 else share * before / pool
+
+    return dataclasses.replace(
+        config, pool=pool, shares=tuple(map(scaled, config.shares)), relu_shares=tuple(map(scaled, config.relu_shares)),
+        cause_cells=tuple((activation, scaled(share), budget) for activation, share, budget in config.cause_cells),
+    )  # fmt: skip
+
+
 def command(argv: list[str]) -> Path:
     """`python -m experiments llm ...`"""
     parser = argparse.ArgumentParser(
@@ -64,6 +81,9 @@ def command(argv: list[str]) -> Path:
     add_parts(parser)
     parser.add_argument("--model", help="minilm, a folder, or a name on the Hugging Face hub")
     parser.add_argument("--layer", type=int)
+    parser.add_argument(
+        "--pool", type=int, help="tokens that training subsets of the same sizes are drawn from (default: the preset's)"
+    )
     add_text_options(parser)
     add_common_options(parser)
     args = parser.parse_args(argv)
@@ -74,6 +94,10 @@ def command(argv: list[str]) -> Path:
     model, layer = args.model or model, layer if args.layer is None else args.layer
     last = LAST if config.data.endswith(LAST) else ""
     config = dataclasses.replace(config, data=f"{model}-{layer}{last}")
+    if args.pool is not None:
+        if not isinstance(config, Config):
+            parser.error(f"--pool: the preset {args.preset} has the published sizes; take another --preset")
+        config = with_pool(config, args.pool)
     args.data_dir = location(args.text, args.data_dir, last=bool(last))
     source = source_of(config.data, args.data_dir)
     pool = (isinstance(config, Config) and config.pool) or pool_size(config.data)

@@ -12,7 +12,8 @@ import torch
 from experiments.compositions import MEMBERS, VARIANTS, Parts, Setting
 from experiments.recipe import digest, essence
 from experiments.runs import WIDTHS, Run, Split, split
-from splinterp import PAMSGD, SAE, SGD, DivergenceError, TopActs, TopK, fit
+from splinterp import PAMSGD, SAE, SGD, ArchetypalSAE, DivergenceError, TopActs, TopK, fit
+from splinterp.archetypal import ARCHETYPAL, centroids
 from splinterp.data import FeatureTree
 from splinterp.decoder import readout
 from splinterp.decoder.groups import code_statistics
@@ -126,10 +127,12 @@ def data_of(run: VariantRun, data_dir: str | None, device: str) -> tuple[Split, 
 def train_one(run: VariantRun, x: torch.Tensor, x_val: torch.Tensor, device: str, n_latents: int, seed: int) -> Any:
     """One SAE of the run's variant on x."""
     parts = run.parts(x.shape[1])
-    sae = SAE(
-        x.shape[1], n_latents, parts.activation, parts.decoder, encoder=parts.encoder,
-        generator=torch.Generator().manual_seed(10_000 + seed), device=device,
-    )  # fmt: skip
+    options: dict[str, Any] = {"generator": torch.Generator().manual_seed(10_000 + seed), "device": device}
+    if parts.decoder == ARCHETYPAL:
+        points = centroids(x, min(2 * n_latents, len(x)), random_state=seed)
+        sae: SAE = ArchetypalSAE(x.shape[1], n_latents, parts.activation, points=points, **options)
+    else:
+        sae = SAE(x.shape[1], n_latents, parts.activation, parts.decoder, encoder=parts.encoder, **options)
     if isinstance(parts.encoder, AdaptiveK):
         _set_probe(run, sae, x, device)
     return fit(
@@ -207,14 +210,19 @@ def measure(model: Any, x: torch.Tensor, truth: torch.Tensor | None) -> dict[str
 
 @torch.no_grad()
 def _read_out(model: Any, data: Split) -> None:
-    """The decoder that training codes and held-out samples give for the codes as they are; of an ensemble, its joint solve."""
+    """The decoder that training codes and held-out samples give for the codes as they are; of an ensemble, its joint solve; of rows that
+    are held in a set, the best there."""
     if isinstance(model, Ensemble):
         model.solve(data.x)
+        return
+    block = model.decoder_block()
+    if block.solve is not None:
+        block.solve(code_statistics(model, data.x))
         return
     found = readout(
         code_statistics(model, data.x), code_statistics(model, data.x_val), model.W_dec, model.b_dec, prior=model.W_dec
     )
-    model.decoder_block().write(found.W_dec, found.b_dec)
+    block.write(found.W_dec, found.b_dec)
 
 
 @torch.no_grad()

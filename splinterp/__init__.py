@@ -1,6 +1,7 @@
 """splinterp: theory and algorithms for training sparse autoencoders better than plain SGD does."""
 
 from splinterp.activations import AbsTopK, BatchTopK, JumpReLU, ReLU, TopActs, TopK
+from splinterp.archetypal import ArchetypalSAE
 from splinterp.sae import SAE, SAEOutput
 from splinterp.training import PAMSGD, SGD, BiasAdaptation, DivergenceError, FitResult, fit
 from splinterp.transcoder import Transcoder, paired
@@ -12,6 +13,7 @@ __all__ = [
     "SAE",
     "SGD",
     "AbsTopK",
+    "ArchetypalSAE",
     "BatchTopK",
     "BiasAdaptation",
     "DivergenceError",

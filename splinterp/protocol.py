@@ -33,6 +33,9 @@ class Block(NamedTuple):
     """W_dec where the own weights are 0, (n_latents, d_in): what a ridge pulls to. None: 0."""
     write: Callable[[Tensor, Tensor], None]
     """write(W_dec, b_dec) makes the decoder this one; what cannot move is left."""
+    solve: Callable[[Any], float] | None = None
+    """Where rows may not be anything: solve(stats), from `DecoderStats`, writes the best decoder there is and returns how far it can be
+    from the minimum, as a share of the samples' sum of squares."""
 
     @property
     def tied(self) -> bool:
@@ -231,6 +234,9 @@ class SparseModel(nn.Module):
             raise TypeError(
                 f"{self.label} decodes in its own way, not by acts @ W_dec + b_dec, which an exact solve is for: train it by SGD"
             )
+
+    def project(self) -> None:
+        """Called after every gradient step: put parameters back into the sets that they must be in."""
 
     def calibrate(self, x: Any) -> Any:
         """Set what inference needs and gradients do not train, from training samples x (n, d_in)."""

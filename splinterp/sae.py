@@ -247,11 +247,8 @@ class SAE(SparseModel):
         kinds it may have one."""
         if self.pairs and not pairs:
             raise TypeError(f"{purpose} is of an SAE that reconstructs its input, and a {type(self).__name__} does not")
-        changed = [
-            name
-            for name in ("pre_acts", "encode", "code", "decode", "forward", "decoder_rows", "tied_rows")
-            if overrides(self, name)
-        ]
+        rows = ("decoder_rows", "tied_rows") if self.decoder == "free" else ()  # else W_dec is what they return
+        changed = [name for name in ("pre_acts", "encode", "code", "decode", "forward", *rows) if overrides(self, name)]
         what = f"{type(self).__name__} overrides {', '.join(changed)}" if changed else ""
         if not (self.encoder.plain or self.encoder.plain_at_inference or type(self.encoder) in encoders):
             what = f"its encoder is a {type(self.encoder).__name__}"

@@ -23,6 +23,7 @@ ORDER = [
     "inference",
     "baselines",
     "geometry",
+    "archetypal",
     "decoder",
     "transcoder",
     "sae",

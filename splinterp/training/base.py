@@ -259,6 +259,7 @@ class GradientOptions:
         if self.clip is not None:
             nn.utils.clip_grad_norm_(moved, self.clip)
         state.optimizer.step()
+        state.model.project()
 
     def _set_rates(self, state: TrainState) -> None:
         """The step sizes of the coming update. Raises ValueError where somebody else moves them too."""

@@ -241,6 +241,16 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
                 raise ValueError(
                     f"a solve writes W_dec and b_dec, and one of {model.label}'s is frozen (requires_grad=False): train it by SGD"
                 )
+        if block.solve is not None and not self.solver.plain:
+            raise ValueError(
+                f"the rows of {model.label}'s decoder are held in a set, which takes the place of a ridge: leave ridge, prox_dec and the "
+                "options of the bias out"
+            )
+        if block.solve is not None and self.row_penalties:
+            raise ValueError(
+                f"{self.row_penalties[0].name} is a penalty on the decoder's rows, which its solve of {model.label} does not see: leave it "
+                "out, or train by SGD"
+            )
         if block.tied and (self.prox_dec or isinstance(self.solver.ridge, HeldOut) or self.ridge not in ("auto", "gcv", 0.0)):
             raise ValueError(f"ridge={self.ridge}, prox_dec={self.prox_dec} do not act on a tied decoder: leave them out")
         if block.prior is None and self.ridge == math.inf:
@@ -274,7 +284,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
 
     def _unread(self, model: SparseModel, block: Block) -> str:
         """Why there is no readout of this model, with advice; "" where there may be one."""
-        if not block.weights:
+        if not block.weights or block.solve is not None:
             return f"solves for a decoder of its own, which {model.label}'s is not: leave it out"
         if self.row_penalties:
             return f"does not see penalties on the decoder's rows ({self.row_penalties[0].name}): leave one of them out"

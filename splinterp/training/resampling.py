@@ -80,6 +80,8 @@ class Resampling:
                 "resample out"
             )
         block = model.decoder_block()
+        if block.solve is not None:
+            raise TypeError(f"resample writes rows of W_dec, which {name} holds in a set: leave it out, or use the term AuxK")
         if not block.weights and not block.tied and not sharing(model, model.W_dec):
             raise TypeError(f"resample writes into W_dec, which {name} computes: make it a parameter")
         if isinstance(optimizer, TwoModes):

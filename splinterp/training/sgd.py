@@ -48,7 +48,7 @@ class SGD(GradientOptions):
         options = self.start(sae, x, total_steps)
         if self.unit_norm_decoder:
             block = options["model"].decoder_block()
-            if block.residual is not None or block.scales is not None:
+            if block.residual is not None or block.scales is not None or block.solve is not None:
                 raise ValueError("unit_norm_decoder=True needs decoder='free' or 'tied' without scales")
             if not block.tied and not block.weights:
                 raise TypeError(

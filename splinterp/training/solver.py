@@ -101,6 +101,13 @@ class DecoderSolver:
         """Whether a rule chooses the ridge, and no other strength is given."""
         return isinstance(self.ridge, Rule) and not self.prox
 
+    @property
+    def plain(self) -> bool:
+        """Whether nothing is asked for but the squared error."""
+        return (
+            isinstance(self.ridge, Auto) and not self.prox and self.bias == "joint" and not (self.bias_ridge or self.bias_prox)
+        )
+
     def rule(self, state: PAMState) -> float | GCV | HeldOut:
         """What the ridge is chosen by in this run."""
         if not isinstance(self.ridge, Auto):
@@ -117,7 +124,8 @@ class DecoderSolver:
 
     def matrix_free(self, model: SparseModel) -> bool:
         """Whether a solve for the squared error of this model's codes needs no Gram matrix."""
-        if not model.trains_sparse or model.decoder_block().scales is not None:
+        block = model.decoder_block()
+        if not model.trains_sparse or block.scales is not None or block.solve is not None:
             return False
         plain_bias = self.bias == "joint" and not (self.bias_ridge or self.bias_prox)
         inflated = isinstance(self.ridge, GCV) and self.ridge.inflation != 1
@@ -128,7 +136,9 @@ class DecoderSolver:
     ) -> None:
         """Solve from statistics of the current codes, write the decoder, and set `state.ridge` and `state.residual`."""
         block = state.model.decoder_block()
-        if block.tied:
+        if block.solve is not None:
+            state.residual = block.solve(stats)
+        elif block.tied:
             self._solve_tied(state, block, stats)
         elif isinstance(stats, MatrixFreeStats):
             self._solve_matrix_free(state, block, stats, gather)

@@ -10,6 +10,7 @@ import torch
 pytest.importorskip("transformers", reason="needs transformers: pip install -e '.[llm]'")
 
 from experiments import activations, llm, mnist, runs
+from experiments.errors import UsageError
 from experiments.files import read_results
 from experiments.paper import LANGUAGE_MODEL, paper_parts, plan
 from splinterp.data import LanguageModel
@@ -86,3 +87,15 @@ def test_last_tokens_of_texts(few_tokens, monkeypatch):
     assert dict(pulls[0].options)["nu"] == 0.0
     assert 0 < runs.execute(run)["test_last"]["fvu"] < 10
     activations.last_tokens.cache_clear()
+
+
+def test_another_pool_keeps_the_sizes():
+    def sizes(config):
+        return [config.run("TopK", share, "early").n_train for share in (*config.shares, *config.relu_shares)]
+
+    other = llm.with_pool(llm.CENTRED, 72_000)
+    assert sizes(other) == sizes(llm.CENTRED) == [1_000, 9_000, 36_000, 9_000]
+    assert other.run("TopK", other.shares[0], "early").pool == 72_000
+    assert llm.with_pool(llm.CONFIG, 72_000).shares[-1] == 1  # the whole pool stays the whole
+    with pytest.raises(UsageError, match=r"36,000 tokens are drawn"):
+        llm.with_pool(llm.CENTRED, 36_000)
