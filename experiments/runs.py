@@ -100,7 +100,8 @@ def _adapted(base: type[SGD | PAMSGD]) -> Callable[..., BiasAdaptation]:
 
 REMEDIES = ("none", "AuxK", "resampling", "bias adaptation")
 """Against latents that die, by SGD and PAM-SGD; `share` is k / n_latents."""
-for _name, _base in {"SGD": SGD, "PAM": PAMSGD}.items():
+_BASES: dict[str, type[SGD | PAMSGD]] = {"SGD": SGD, "PAM": PAMSGD}
+for _name, _base in _BASES.items():
     _timed = AS_THEN if _base is PAMSGD else {}
     METHODS[f"{_name}, none"] = {"method": _base, **_timed}
     METHODS[f"{_name}, AuxK"] = {"method": _base, **_timed, "terms": (SquaredError(), AuxK())}

@@ -78,13 +78,14 @@ def as_samples(
             raise TypeError(f"{name} has dtype {x.dtype}; convert it first, e.g. {name}.astype('float32') / 255 for images")
         x = torch.from_numpy(np.ascontiguousarray(x))
     if not isinstance(x, torch.Tensor):
-        raise TypeError(f"{name} is a {type(x).__name__}; pass a torch tensor or a NumPy array")
+        raise TypeError(f"{name} is a {type(x).__name__}; pass a torch tensor or a NumPy array{_array_hint(x)}")
     if not x.is_floating_point():
         raise TypeError(f"{name} has dtype {x.dtype}; convert it first, e.g. {name}.float() / 255 for images")
     if x.ndim != 2:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; samples are rows: {_rows_hint(name, tuple(x.shape), width)}")
     if width is not None and x.shape[1] != width:
-        raise ValueError(f"{name} has {x.shape[1]} columns but {width} are expected: check d_in or reshape to (n, {width})")
+        advice = f"samples are rows: pass {name}.T" if x.shape[0] == width else "check d_in"
+        raise ValueError(f"{name} has {x.shape[1]} columns but {width} are expected: {advice}")
     if device is not None and x.device != device:
         raise ValueError(f"{name} is on {x.device} but the SAE is on {device}: move one of them with .to()")
     if dtype is None:
@@ -95,6 +96,17 @@ def as_samples(
     if finite:
         check_finite(x, name)
     return x
+
+
+def _array_hint(x: object) -> str:
+    """How something else becomes an array, where that is known."""
+    if isinstance(x, torch.utils.data.DataLoader | torch.utils.data.IterableDataset):
+        return ": of what does not fit into memory write an ActivationStore, or stream it (splinterp.data)"
+    if isinstance(x, torch.utils.data.TensorDataset):
+        return ", e.g. dataset.tensors[0]"
+    if hasattr(x, "to_numpy"):
+        return ", e.g. x.to_numpy()"
+    return ", e.g. torch.tensor(x)" if isinstance(x, Sequence) and not isinstance(x, str | bytes) else ""
 
 
 def _rows_hint(name: str, shape: tuple[int, ...], width: int | None) -> str:

@@ -323,6 +323,10 @@ def as_model(module: Any) -> SparseModel:
     """`module` itself where it is a `SparseModel`, else wrapped. Raises TypeError where it lacks a name of `SAELike`."""
     if isinstance(module, SparseModel):
         return module
+    if isinstance(module, type):
+        raise TypeError(f"the SAE is the class {module.__name__}: pass an object of it")
+    if isinstance(module, Tensor):
+        raise TypeError("the SAE is a tensor: it comes first, and then the samples")
     missing = [name for name in NAMES if not hasattr(module, name)]
     if missing:
         raise TypeError(f"{type(module).__name__} lacks {', '.join(missing)}: see splinterp.training.SAELike")

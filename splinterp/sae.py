@@ -22,6 +22,7 @@ from splinterp._registry import register
 from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.activations import Activation, GroupedActs, RowTop, TopActs
 from splinterp.activations._gradients import sparse_gradients
+from splinterp.activations.base import as_activation
 from splinterp.encoders import Encoder, Linear
 from splinterp.protocol import BiasBlock, Block, Code, SparseModel, alike, dense, inference_mode_of
 from splinterp.sae_files import CONFIG, TENSORS, read_sae, write_sae
@@ -130,6 +131,7 @@ class SAE(SparseModel):
             raise ValueError("tie_scale=True needs decoder='tied' or 'tied_residual': a free decoder has its own scale")
         if decoder != "free" and init_dec != "transpose":
             raise ValueError(f"init_dec={init_dec!r} needs decoder='free': decoder={decoder!r} starts at W_enc.T")
+        activation = as_activation(activation)
         self.d_in, self.n_latents, self.decoder = int(d_in), int(n_latents), decoder
         device = torch.device(device)
         g = as_generator(generator)

@@ -125,7 +125,7 @@ def test_conversion_of_input():
 
 def test_input_errors_say_what_to_do():
     sae = make_sae()
-    with pytest.raises(ValueError, match=r"9 columns but 8 are expected.*reshape to \(n, 8\)"):
+    with pytest.raises(ValueError, match=r"9 columns but 8 are expected: check d_in"):
         sae(torch.zeros(4, 9))
     with pytest.raises(ValueError, match=r"shape \(4, 2, 4\).*reshape to \(4, 8\)"):
         sae(torch.zeros(4, 2, 4))

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import copy
+import inspect
 import math
 from collections.abc import Iterable
 from contextlib import AbstractContextManager
@@ -44,6 +45,25 @@ class GroupedActs(TopActs):
 
     def with_values(self, values: Tensor) -> TopActs:
         return GroupedActs.of(values, self.top_indices, self.by_latent)
+
+
+def as_activation(value: Any) -> Activation:
+    """`value` where it is an activation. Raises TypeError, with one that would work, for its class or its name."""
+    if isinstance(value, Activation):
+        return value
+    kind = value if isinstance(value, type) else None
+    if isinstance(value, str):
+        wanted = value.lower().replace("_", "").replace("-", "")
+        kind = next((known for name, known in REGISTRY.items() if name.lower() == wanted), None)
+    if kind is None or not issubclass(kind, Activation):
+        what = repr(value) if isinstance(value, str) else f"a {type(value).__name__}"
+        raise TypeError(f"activation is {what}: pass an object, TopK(k=32) or ReLU(), say")
+    own = list(inspect.signature(kind.__init__).parameters.values())[1:]
+    needs = [p.name for p in own if p.default is p.empty and p.kind not in (p.VAR_POSITIONAL, p.VAR_KEYWORD)]
+    call = f"{kind.__name__}({', '.join(f'{name}=32' if name == 'k' else f'{name}=...' for name in needs)})"
+    raise TypeError(
+        f"activation is {'the class ' + kind.__name__ if isinstance(value, type) else repr(value)}: pass an object, {call}"
+    )
 
 
 REGISTRY: dict[str, type[Activation]] = {}

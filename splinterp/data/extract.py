@@ -128,8 +128,10 @@ def _plan(
     sequences = text if isinstance(text, TokenSequences) else pack_tokens(model.tokenizer, text, context)
     if not len(sequences):
         raise ValueError("the text has no tokens: pass documents that are not empty")
+    longest = max(map(len, sequences.ids))
+    model.check_context(longest)
     if batch_tokens is None:
-        batch_tokens = fitting_batch(model, max(map(len, sequences.ids)))
+        batch_tokens = fitting_batch(model, longest)
     batch_tokens = whole("batch_tokens", batch_tokens, 1)
     return _Plan(
         model, sequences, places, tokens, rules or TokenRules(keep_special=keep_special), batch_tokens, dtype, max_tokens

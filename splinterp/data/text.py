@@ -70,7 +70,7 @@ def text_from_datasets(
     try:
         from datasets import load_dataset  # type: ignore[import-not-found, unused-ignore]
     except ImportError as error:
-        raise ImportError("text_from_datasets needs the datasets library: pip install 'splinterp[datasets]'") from error
+        raise ImportError("text_from_datasets needs the datasets library: pip install datasets") from error
     rows = load_dataset(name, split=split, streaming=limit is not None, **options)
     documents: list[str] = []
     for row in rows:
@@ -132,6 +132,8 @@ def pack_tokens(
     """
     if isinstance(documents, str):
         raise TypeError("documents is one string: pass a list of documents, [text]")
+    if isinstance(tokenizer, str):
+        raise TypeError(f"tokenizer is the name {tokenizer!r}: pass LanguageModel.load({tokenizer!r}).tokenizer")
     if not getattr(tokenizer, "is_fast", False):
         raise TypeError(f"{type(tokenizer).__name__} is not a fast tokenizer: load it with use_fast=True")
     documents = list(documents)

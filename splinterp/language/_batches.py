@@ -34,7 +34,9 @@ def batches_of(
     """Sequences of like length together. The rules that go by norms are not applied."""
     if not len(sequences):
         raise ValueError("there are no sequences: pack some text first")
-    batch_tokens = batch_tokens or fitting_batch(model, max(map(len, sequences.ids)))
+    longest = max(map(len, sequences.ids))
+    model.check_context(longest)
+    batch_tokens = batch_tokens or fitting_batch(model, longest)
     whole("batch_tokens", batch_tokens, 1)
     rules = rules or TokenRules()
     for chosen in length_batches(sequences.ids, batch_tokens):

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+from pathlib import Path
 from typing import Any
 
 from splinterp.data.language_model import LanguageModel
@@ -19,8 +20,11 @@ def check_provenance(
     An SAE that is given activations of another layer, or without its standardizer, reconstructs nothing, and no number says why.
 
     Raises:
+        TypeError: the name of a model in place of one.
         ValueError: another model (by its weights), layer, site or standardizer, with what to pass.
     """
+    if isinstance(model, str | Path):
+        raise TypeError(f"model is the name {str(model)!r}: pass LanguageModel.load({str(model)!r})")
     about = said_of(sae)
     source = about.get("activations", {})
     for name, given in {"layer": layer, "site": site}.items():

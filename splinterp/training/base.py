@@ -22,6 +22,7 @@ from splinterp.losses.forward import Forward
 from splinterp.losses.terms import L0, L1, Reconstruction, SquaredError, State, Term
 from splinterp.protocol import Code, SAELike, SparseModel, as_model
 from splinterp.training.distributed import ProcessGroup
+from splinterp.training.named import Named
 from splinterp.training.optimizers import OPTIMIZERS, build
 from splinterp.training.resampling import Resampling
 from splinterp.training.schedules import K_SHARE, SCHEDULES, annealed, check_scheduler, check_shares, rising, step_size
@@ -33,7 +34,7 @@ COLUMNS = ("epoch", "step", "loss", "train_fvu", "val_fvu", "l0", "frac_dead", "
 
 
 @dataclass(frozen=True, kw_only=True)
-class GradientOptions:
+class GradientOptions(metaclass=Named):
     """Options of the gradient phase, one definition and one default for every method."""
 
     couples_batches = False

