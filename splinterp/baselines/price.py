@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 import torch
 
+from splinterp._documented import documented
 from splinterp._typing import Array, ArrayLike, Float, Int
 from splinterp.baselines._affine import best_flat, by_region
 from splinterp.geometry._arrays import as_float64, blocks
@@ -19,6 +20,7 @@ ENOUGH = 10
 """A region of rank r is covered from 10 (r + 1) samples on: fewer hardly determine its r + 1 vectors."""
 
 
+@documented
 class LocalPCABound(NamedTuple):
     """The least error of any piecewise affine map on a partition; all are sums of squares over samples and features."""
 
@@ -67,6 +69,7 @@ def _beyond(x: Array, rank: int) -> float:
     return float(np.maximum(np.linalg.eigvalsh(square)[: len(square) - rank], 0).sum()) if rank else float((centred**2).sum())
 
 
+@documented
 @dataclass(frozen=True, eq=False)
 class InterpretabilityPrice:
     """What `interpretability_price` found. Errors are sums of squares over samples and features."""

@@ -12,6 +12,7 @@ import torch
 from tqdm.auto import tqdm
 
 from splinterp._checks import one_of, whole
+from splinterp._documented import documented
 from splinterp._typing import Float, Int, Tensor
 from splinterp.data._passes import fitting_batch, length_batches, padded
 from splinterp.data.language_model import LanguageModel
@@ -26,6 +27,7 @@ Place = tuple[int, str]
 """(layer, site)."""
 
 
+@documented
 class Activations(NamedTuple):
     """Activations and what they are of, row by row."""
 

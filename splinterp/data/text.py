@@ -10,6 +10,7 @@ from pathlib import Path
 from typing import Any
 
 from splinterp._checks import whole
+from splinterp._documented import documented
 
 WIKITEXT_HEADING = r"^ = [^=].*[^=] = $"
 """The first line of each article of a WikiText file, for `text_from_files(..., heading=WIKITEXT_HEADING)`."""
@@ -86,6 +87,7 @@ def text_from_datasets(
     return documents
 
 
+@documented
 @dataclass(frozen=True)
 class TokenSequences:
     """Sequences for a model, in the order of the text. Entries of the lists belong together."""

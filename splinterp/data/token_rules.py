@@ -9,6 +9,7 @@ from typing import Any, NamedTuple
 import torch
 
 from splinterp._checks import at_least, one_of, whole
+from splinterp._documented import documented
 from splinterp._typing import Bool, Float, Tensor
 
 OUTLIERS = ("keep", "leave_out", "cap")
@@ -24,6 +25,7 @@ class Taken(NamedTuple):
     """By rule, how many rows it left out or capped."""
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class TokenRules:
     """Tokens that are left out of extracted activations, beside padding. What is left out is counted, by rule (of the last sequences that

@@ -16,6 +16,7 @@ from typing import NamedTuple
 import torch
 
 from splinterp._checks import as_samples, at_least, whole
+from splinterp._documented import documented
 from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.decoder.statistics import DecoderStats, require_samples
 
@@ -25,6 +26,7 @@ CHECK_EVERY = 10
 """Steps between two looks at the gap, which costs as much as a step."""
 
 
+@documented
 class HullSolution(NamedTuple):
     """A minimiser and its certificate: W_dec = scale (mixing @ points + deviation)."""
 

@@ -8,6 +8,7 @@ from typing import Any, ClassVar
 import torch
 
 from splinterp._checks import at_least
+from splinterp._documented import documented
 from splinterp._random import drawing_from, seeded_state
 from splinterp._typing import Tensor
 from splinterp.encoders.base import Encoder
@@ -31,6 +32,7 @@ class _Noise(Encoder):
         return bool(sae.training and torch.is_grad_enabled())
 
 
+@documented
 @dataclass(frozen=True)
 class InputNoise(_Noise):
     """pre_acts = (x - b_pre + scale * noise) @ W_enc + b_enc in gradient steps, noise ~ N(0, 1): a denoising SAE.
@@ -57,6 +59,7 @@ class InputNoise(_Noise):
         return super().pre_acts(sae, noisy)
 
 
+@documented
 @dataclass(frozen=True)
 class Variational(_Noise):
     """Codes of pre_acts + sigma * noise in gradient steps, noise ~ N(0, 1): the sampled code of a variational SAE with fixed sigma.

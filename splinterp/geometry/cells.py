@@ -7,6 +7,7 @@ from dataclasses import dataclass
 
 import numpy as np
 
+from splinterp._documented import documented
 from splinterp._typing import Array, Float, Int
 from splinterp.geometry._hull import hull_cells
 from splinterp.geometry._index import near_top
@@ -26,6 +27,7 @@ BLURS = (1.0, 1e2, 1e3, 1e4)
 that a tolerance cannot call a tie or none, are told apart or merged by another one."""
 
 
+@documented
 @dataclass(frozen=True, eq=False)
 class Cell:
     """One convex cell, clipped to the window."""

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import linprog
 
+from splinterp._documented import documented
 from splinterp._typing import Array, ArrayLike, Float
 from splinterp.geometry._arrays import as_sets
 from splinterp.geometry._encoder import encoder_of, signed
@@ -25,6 +26,7 @@ FAR_ENOUGH = 1e-4
 """Share of the centre's coordinates that is no rounding."""
 
 
+@documented
 class Ball(NamedTuple):
     """The largest ball in a region."""
 

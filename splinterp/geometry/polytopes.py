@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 from scipy.optimize import linprog
 
+from splinterp._documented import documented
 from splinterp._typing import Array, ArrayLike, Float, Int
 from splinterp.geometry._encoder import encoder_of
 from splinterp.geometry.linear_programs import _half_spaces, _impossible, _region, chebyshev_centre
@@ -18,6 +19,7 @@ CLOSE = 1e-9
 """Of a region's distances: by how much a half-space has to cut to count."""
 
 
+@documented
 class HalfSpaces(NamedTuple):
     """The closed region {x: normals @ x <= offsets}; normals have unit length."""
 
@@ -29,6 +31,7 @@ class HalfSpaces(NamedTuple):
     """What becomes inactive; -1 for none."""
 
 
+@documented
 class Facet(NamedTuple):
     """A facet of a region, and what lies across it."""
 

@@ -7,6 +7,7 @@ from itertools import pairwise
 
 import numpy as np
 
+from splinterp._documented import documented
 from splinterp._typing import Array, ArrayLike, Float, Int
 from splinterp.geometry._arrays import as_float64, as_vector, blocks
 from splinterp.geometry._encoder import Encoder, decoder_of, encoder_of
@@ -15,6 +16,7 @@ from splinterp.geometry._topk import top_indices
 from splinterp.sae import SAE
 
 
+@documented
 @dataclass(frozen=True, eq=False)
 class Region:
     """The linear region of an SAE that holds one sample."""
@@ -35,6 +37,7 @@ class Region:
     """The latent that becomes inactive there; -1 if one only becomes active, or nothing changes."""
 
 
+@documented
 @dataclass(frozen=True, eq=False)
 class Regions:
     """The linear regions of n samples, in sparse form; their affine maps are applied, never formed.

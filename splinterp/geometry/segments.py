@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 
 import numpy as np
 
+from splinterp._documented import documented
 from splinterp._typing import Array, ArrayLike, Float, Int
 from splinterp.geometry._arrays import as_float64, as_vector
 from splinterp.geometry._encoder import Encoder, decoder_of, encoder_of
@@ -23,6 +24,7 @@ STEP = 1e-13
 """Of the segment: how far to go on where nothing but rounding differs."""
 
 
+@documented
 class Piece(NamedTuple):
     """A part of the segment inside one region."""
 
@@ -35,6 +37,7 @@ class Piece(NamedTuple):
     """Reconstructions at its two ends, by its own affine map: between them the reconstruction is a straight line."""
 
 
+@documented
 @dataclass(frozen=True, eq=False)
 class SegmentRegions:
     """The regions of an SAE along x(t) = a + t (b - a), 0 < t < 1.

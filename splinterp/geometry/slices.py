@@ -8,6 +8,7 @@ from typing import NamedTuple
 import numpy as np
 
 from splinterp._checks import whole
+from splinterp._documented import documented
 from splinterp._typing import Array, ArrayLike, Float
 from splinterp.geometry._arrangement import Chords, chords, count_faces, faces
 from splinterp.geometry._arrays import as_float64, as_vector
@@ -19,6 +20,7 @@ from splinterp.geometry.power_diagram import orthonormal
 from splinterp.sae import SAE
 
 
+@documented
 class Plane(NamedTuple):
     """The plane of the points `origin + y @ basis`."""
 

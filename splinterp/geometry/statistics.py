@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import numpy as np
 import torch
 
+from splinterp._documented import documented
 from splinterp._typing import Array, ArrayLike, Float, Int
 from splinterp.geometry._arrays import blocks
 from splinterp.geometry.power_diagram import PowerDiagram
@@ -16,6 +17,7 @@ from splinterp.sae import SAE
 QUANTILES = (0.05, 0.25, 0.5, 0.75, 0.95)
 
 
+@documented
 @dataclass(frozen=True, eq=False)
 class RegionStatistics:
     """What `region_statistics` found; regions are supports (acts != 0)."""

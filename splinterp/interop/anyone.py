@@ -5,6 +5,7 @@ from __future__ import annotations
 from pathlib import Path
 from typing import Any, NamedTuple
 
+from splinterp._documented import documented
 from splinterp.data.standardizer import Standardizer
 from splinterp.interop.dictionary_learning import load_dictionary_learning
 from splinterp.interop.gemma_scope import load_gemma_scope
@@ -20,6 +21,7 @@ FILES = {
 """By which files a folder is known to be of a format, in the order in which they are tried."""
 
 
+@documented
 class Loaded(NamedTuple):
     """An SAE of any format."""
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from splinterp._checks import as_samples, chosen_latents, one_of, whole
+from splinterp._documented import documented
 from splinterp._typing import ArrayLike, Float, Int, Tensor
 from splinterp.data.store import ActivationStore
 from splinterp.language._windows import common, window
@@ -16,6 +17,7 @@ from splinterp.protocol import SAELike, as_model, dense, inference_mode_of
 SIGNS = ("positive", "negative", "magnitude")
 
 
+@documented
 class TopActivating(NamedTuple):
     """The samples on which each latent's code is largest, in falling order."""
 

@@ -12,6 +12,7 @@ import torch
 from torch.nn import functional as F
 
 from splinterp._checks import one_of
+from splinterp._documented import documented
 from splinterp._typing import Float, Int, Tensor
 from splinterp.data._passes import padded
 from splinterp.data.language_model import LanguageModel
@@ -24,6 +25,7 @@ from splinterp.language.steering import latent_edit
 from splinterp.protocol import as_model
 
 
+@documented
 class LossRecovered(NamedTuple):
     """Cross-entropy of the model, and with the activations at one site replaced."""
 
@@ -92,6 +94,7 @@ def measure_loss(
     return LossRecovered(**{name: total / n_tokens for name, total in totals.items()}, n_tokens=n_tokens)
 
 
+@documented
 class LatentEffect(NamedTuple):
     """What setting one latent does to the prediction of the token after the last one."""
 

@@ -8,6 +8,7 @@ from typing import Any, NamedTuple
 import torch
 
 from splinterp._checks import chosen_latents, whole
+from splinterp._documented import documented
 from splinterp._typing import ArrayLike, Float, Int, Tensor
 from splinterp.data.language_model import LanguageModel
 from splinterp.data.standardizer import Standardizer
@@ -22,6 +23,7 @@ ORDER = {"attention": 0, "mlp": 1, "residual": 2}
 """In which sites of one layer are reached."""
 
 
+@documented
 class TopTokens(NamedTuple):
     """The tokens that latents raise most and lower most, in falling order of the effect."""
 

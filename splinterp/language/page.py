@@ -13,6 +13,7 @@ import torch
 
 from splinterp._atomic import replace_file
 from splinterp._checks import as_positions, whole
+from splinterp._documented import documented
 from splinterp._typing import ArrayLike, Float, Int, Tensor
 from splinterp.data.language_model import LanguageModel
 from splinterp.data.standardizer import Standardizer
@@ -60,6 +61,7 @@ class Neighbour:
     """The cosine of the rows of W_dec, or the share of tokens that either fires on on which both do."""
 
 
+@documented
 @dataclass
 class LatentCard:
     """What the page shows of a latent."""

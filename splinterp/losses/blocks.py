@@ -11,6 +11,7 @@ import torch
 from torch.nn import functional as F
 
 from splinterp._checks import whole
+from splinterp._documented import documented
 from splinterp._typing import Tensor
 from splinterp.losses.forward import Forward
 from splinterp.losses.terms import Reconstruction, State, Term
@@ -23,6 +24,7 @@ class _OfBlocks(Term):
     """Blocks that it needs."""
 
     blocks: int
+    """Into how many equal parts, one after the other, the latents are divided."""
 
     def __post_init__(self) -> None:
         super().__post_init__()
@@ -33,6 +35,7 @@ class _OfBlocks(Term):
             raise ValueError(f"blocks={self.blocks} does not divide n_latents={model.shape[1]}")
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class Blocks(_OfBlocks, Reconstruction):
     """The mean over blocks, samples and d_in of the squared error of each block's own reconstruction, z_block W_block + b_dec.
@@ -49,6 +52,7 @@ class Blocks(_OfBlocks, Reconstruction):
             yield 1 / self.blocks, masked(out.code, block == j)
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class Mutual(_OfBlocks):
     """The mean over ordered pairs of blocks (a, b) of 1 - MMCS, MMCS the mean over rows of W_dec in a of the largest cosine with one

@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from splinterp._checks import whole
+from splinterp._documented import documented
 from splinterp._typing import Tensor
 from splinterp.activations import TopActs
 from splinterp.losses.forward import Forward
@@ -15,6 +16,7 @@ from splinterp.losses.terms import State, Term, needs_scores
 from splinterp.protocol import SparseModel
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class AuxK(Term):
     """mean |e - z_aux W_dec|^2 * Var(x) / Var(e): the residual e = x - x_hat, predicted by dead latents without b_dec.

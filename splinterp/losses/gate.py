@@ -8,6 +8,7 @@ from typing import ClassVar
 
 import torch
 
+from splinterp._documented import documented
 from splinterp._typing import Tensor
 from splinterp.encoders import Gated
 from splinterp.losses.forward import Forward
@@ -24,6 +25,7 @@ class _OfGate(Term):
             raise TypeError(f"{self.name} is of the gate of an SAE with encoder=Gated(), and {model!r} has none")
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class GateL1(_OfGate):
     """The mean over samples of sum_i max(gate_i, 0), gate the scores that say which latents fire.
@@ -44,6 +46,7 @@ class GateL1(_OfGate):
         return (gate * torch.linalg.vector_norm(out.W_dec, dim=1) if self.row_norms else gate).sum(1).mean()
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class GateError(_OfGate):
     """The mean over samples and d_in of |x - max(gate, 0) W_dec - b_dec|^2, the decoder held: gradients reach the gate alone.
@@ -59,6 +62,7 @@ class GateError(_OfGate):
         return (out.target - out.model.b_dec.detach() - gate @ out.W_dec.detach()).square().mean()
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class GateReconstruction(_OfGate, Reconstruction):
     """The same error with a decoder that learns from it, by gradients and by exact solves.

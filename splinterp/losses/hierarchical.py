@@ -6,6 +6,7 @@ from dataclasses import dataclass
 
 import torch
 
+from splinterp._documented import documented
 from splinterp._typing import Tensor
 from splinterp.activations import RowTop
 from splinterp.losses.forward import Forward
@@ -13,6 +14,7 @@ from splinterp.losses.nested import Nested, check_increasing
 from splinterp.protocol import SparseModel
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class HierarchicalTopK(Nested):
     """The sum over levels j of u_j times the mean over samples and d_in of the squared error of each sample's j largest codes.

@@ -8,6 +8,7 @@ from dataclasses import dataclass
 import torch
 
 from splinterp._checks import at_least, whole
+from splinterp._documented import documented
 from splinterp._random import drawing_from, seeded_state
 from splinterp._typing import Tensor
 from splinterp.losses.forward import Forward
@@ -21,6 +22,7 @@ def prefix_depth(out: Forward, widths: Sequence[int]) -> Tensor:
     return torch.bucketize(out.latents(), torch.tensor(widths, device=out.target.device), right=True)
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class Matryoshka(Nested):
     """The sum over prefixes p of u_p times the mean over samples and d_in of |x - z[:, :p] W_dec[:p] - b_dec|^2.
@@ -50,6 +52,7 @@ class Matryoshka(Nested):
         return prefix_depth(out, self.sizes(out.model))
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class RandomMatryoshka(Reconstruction):
     """Matryoshka whose prefixes are drawn anew for each batch: the mean over `n_prefixes` of them, and the whole dictionary, of the mean
@@ -65,7 +68,9 @@ class RandomMatryoshka(Reconstruction):
     """
 
     n_prefixes: int = 9
+    """Prefixes a batch, besides the whole dictionary."""
     shape: float = 0.5
+    """Above 0: the smaller, the smaller the prefixes; 1: all widths alike."""
     seed: int = 0
     """Of the draws."""
 

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from splinterp._checks import at_least, whole
+from splinterp._documented import documented
 from splinterp._random import drawing_from, seeded_state
 from splinterp._typing import Tensor
 from splinterp.losses.forward import Forward
@@ -14,6 +15,7 @@ from splinterp.losses.terms import State, Term
 from splinterp.protocol import SparseModel
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class OrtSAE(Term):
     """The mean over chunks, and over the rows i of each, of (max over the other rows j of the chunk of cos(w_i, w_j))^2.

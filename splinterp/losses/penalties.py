@@ -8,6 +8,7 @@ from typing import ClassVar
 import torch
 
 from splinterp._checks import whole
+from splinterp._documented import documented
 from splinterp._typing import Tensor
 from splinterp.losses.forward import Forward
 from splinterp.losses.row_norms import sizes_of
@@ -18,6 +19,7 @@ ROUND = 1e-8
 """Added to |z| before a power below 1, whose slope at 0 is infinite."""
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class PAnneal(Term):
     """c_p times the mean over samples of sum_i |z_i|^p (with `row_norms`, of |z_i| |w_i|), p falling from 1 to `power`: p-annealing.
@@ -34,8 +36,11 @@ class PAnneal(Term):
     power: float = 0.2
     """The last p; 0, a count, has no gradient."""
     begin: int
+    """Steps at p = 1."""
     until: int
+    """The step from which p is `power`."""
     stages: int = 10
+    """Equal parts in which p falls."""
     row_norms: bool = False
     """Take codes times the norms of their decoder rows, as `RowNormL1` does. Published without, where rows have unit norm
     (`unit_norm_decoder`); with rows that are free, small codes and large rows would escape the penalty."""
@@ -83,6 +88,7 @@ class PAnneal(Term):
         return sizes.sum(1).mean() if p == 1 else ((sizes + ROUND) ** p - ROUND**p).sum(1).mean()
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class PreActs(Term):
     """The mean over samples of sum_i max(theta_i - pre_acts_i, 0) |w_i|, theta the thresholds of JumpReLU (0 of ReLU): a small pull
@@ -104,6 +110,7 @@ class PreActs(Term):
         return (torch.relu(theta - out.pre_acts) * torch.linalg.vector_norm(out.W_dec, dim=1)).sum(1).mean()
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class GaussianPrior(Term):
     """The mean over samples of sum_i pre_acts_i^2 / 2: the KL divergence of N(pre_acts, sigma^2) from N(0, 1), but for a constant.
@@ -123,6 +130,7 @@ class GaussianPrior(Term):
         return 0.5 * out.pre_acts.square().sum(1).mean()
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class NormMatch(Term):
     """The mean over samples of (|s| - |x - b_dec|)^2 / d_in, s_i = |z_i| |w_i|: the loss that goes with `TopAFA`.

@@ -7,6 +7,7 @@ from dataclasses import dataclass
 import torch
 
 from splinterp._checks import at_least
+from splinterp._documented import documented
 from splinterp._typing import Tensor
 from splinterp.activations import TopActs
 from splinterp.losses.forward import Forward
@@ -37,6 +38,7 @@ def sizes_of(out: Forward) -> Tensor:
     return out.values().abs() * torch.linalg.vector_norm(out.W_dec, dim=1)[out.latents()]
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class RowNormL1(_RowNorms):
     """The mean over samples of sum_i |z_i| |w_i|, w_i the rows of W_dec, whose norms are free.
@@ -55,6 +57,7 @@ class RowNormL1(_RowNorms):
         return totals_of(out.code, out.model.shape[1])
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class Tanh(_RowNorms):
     """The mean over samples of sum_i tanh(c |z_i| |w_i|), c the steepness: nearly a count of what is active.

@@ -13,6 +13,7 @@ from typing import Any, ClassVar
 import torch
 
 from splinterp._checks import at_least
+from splinterp._documented import documented
 from splinterp._typing import Tensor
 from splinterp.losses.forward import Forward
 from splinterp.protocol import Code, SparseModel
@@ -20,6 +21,7 @@ from splinterp.protocol import Code, SparseModel
 State = dict[str, Tensor]
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class Term:
     """One term of a loss. A subclass is a frozen dataclass with a `__call__`; its other methods have defaults.
@@ -72,6 +74,7 @@ class Term:
         raise NotImplementedError
 
 
+@documented
 class Reconstruction(Term):
     """A term that is quadratic in (W_dec, b_dec) at fixed codes: a weighted sum of squared errors of codes.
 
@@ -93,6 +96,7 @@ class Reconstruction(Term):
         return total
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class SquaredError(Reconstruction):
     """The mean over samples and d_in of |x - x_hat|^2."""
@@ -126,6 +130,7 @@ def needs_scores(model: SparseModel, term: Term, what: str = "pre_acts") -> None
         raise TypeError(f"{term.name} reads {what}: use a splinterp SAE, or a module with pre_acts")
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class L1(Term):
     """The mean over samples of |z|_1."""
@@ -137,6 +142,7 @@ class L1(Term):
         return out.values().abs().sum(1).mean()
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class L0(Term):
     """The mean over samples of the number of active latents, by JumpReLU's straight-through estimator (arXiv 2407.14435)."""

@@ -9,12 +9,14 @@ from typing import ClassVar
 
 import torch
 
+from splinterp._documented import documented
 from splinterp._typing import Tensor
 from splinterp.losses.forward import Forward
 from splinterp.losses.terms import Reconstruction, State
 from splinterp.protocol import Code
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class Tilted(Reconstruction):
     """(1 / t) log mean_r exp(t l_r) over the samples r of a batch, l_r the mean over d_in of their squared error.

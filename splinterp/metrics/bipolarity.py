@@ -11,6 +11,7 @@ from typing import NamedTuple
 import torch
 
 from splinterp._checks import as_samples, at_least, whole
+from splinterp._documented import documented
 from splinterp._typing import ArrayLike, Float, Int, Tensor
 from splinterp.metrics.features import BLOCK_ENTRIES, unit_rows
 from splinterp.protocol import SAELike, as_model, dense, inference_mode_of
@@ -18,6 +19,7 @@ from splinterp.protocol import SAELike, as_model, dense, inference_mode_of
 QUANTILES = (0.1, 0.25, 0.5, 0.75, 0.9)
 
 
+@documented
 class Bipolarity(NamedTuple):
     """How often, and with what total magnitude, each latent fired with either sign."""
 

@@ -8,6 +8,7 @@ from typing import NamedTuple
 import torch
 
 from splinterp._checks import as_samples, at_least
+from splinterp._documented import documented
 from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.activations import TopActs
 from splinterp.decoder import DecoderStats, gcv_ridge, solve_decoder
@@ -63,6 +64,7 @@ def description_length(sae: SAELike | SparseModel, x: ArrayLike, precision: floa
     return DescriptionLength(float(by_latent.sum()), by_latent)
 
 
+@documented
 class ErrorPredictability(NamedTuple):
     """R2 on held-out samples, at most 1; below 0 where the mean would have done better, NaN where what is predicted does not vary."""
 

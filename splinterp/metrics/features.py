@@ -8,11 +8,13 @@ import torch
 from scipy.optimize import linear_sum_assignment
 
 from splinterp._checks import as_samples, at_least
+from splinterp._documented import documented
 from splinterp._typing import ArrayLike, Float, Int, Tensor
 
 BLOCK_ENTRIES = 2**24
 
 
+@documented
 class FeatureMatch(NamedTuple):
     """Which learned rows match the true ones; cosines lie in [-1, 1], in [0, 1] if signs do not count."""
 

@@ -15,6 +15,7 @@ from typing import Any, NamedTuple
 import torch
 
 from splinterp._atomic import replace_file
+from splinterp._documented import documented
 from splinterp.data.extract import extract_activations
 from splinterp.data.language_model import LanguageModel
 from splinterp.data.standardizer import Standardizer
@@ -48,6 +49,7 @@ FILES = (".txt", ".md", ".rst", ".csv", ".json", ".jsonl", ".html", ".xml", ".te
 """Endings by which a name that is not there is of a file, and not of a data set."""
 
 
+@documented
 class Outcome(NamedTuple):
     """What a plan has come to."""
 

@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from splinterp._checks import as_samples, at_least, one_of
+from splinterp._documented import documented
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.data.store import ActivationStore
 from splinterp.losses.forward import Forward
@@ -33,6 +34,7 @@ COLUMNS = ("epoch", "step", "loss", "train_fvu", "val_fvu", "l0", "frac_dead", "
 """Of the history: no term may take their names."""
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class GradientOptions(metaclass=Named):
     """Options of the gradient phase, one definition and one default for every method."""

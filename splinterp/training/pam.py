@@ -16,6 +16,7 @@ import torch
 from torch import nn
 
 from splinterp._checks import at_least, one_of, share_of_steps, whole
+from splinterp._documented import documented
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.data.store import ActivationStore
 from splinterp.decoder import Readout
@@ -39,6 +40,7 @@ READ_SAMPLES = 10_000
 """Training samples that a readout at a history row goes by, or four times the latents; the last one goes by all."""
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     """Alternate a gradient phase with an exact decoder solve.

@@ -13,6 +13,7 @@ from typing import Any
 import torch
 
 from splinterp._checks import at_least, share_of_steps
+from splinterp._documented import documented
 from splinterp._typing import Tensor
 from splinterp.training.train_state import check_moments, copy_whole, lay_out_moments
 
@@ -68,6 +69,7 @@ class Race:
         return self.winner
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class Racing:
     """How a race is run, as shares of the steps.

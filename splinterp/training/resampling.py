@@ -17,6 +17,7 @@ import torch
 from torch import nn
 
 from splinterp._checks import share_of_steps, whole
+from splinterp._documented import documented
 from splinterp._typing import Float, Int, Tensor
 from splinterp.data.store import ActivationStore
 from splinterp.protocol import SparseModel, sharing
@@ -29,6 +30,7 @@ ROWS = 4096
 """Samples whose residuals are computed at a time."""
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class Resampling:
     """Re-initialise, every `every` steps, the latents that fired on none of the last `dead_after` training samples.

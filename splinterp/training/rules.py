@@ -6,11 +6,13 @@ from dataclasses import dataclass
 from typing import Any
 
 from splinterp._checks import at_least
+from splinterp._documented import documented
 
 ENOUGH = 200
 """Held-out samples from which on they decide what was left open."""
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class GCV:
     """The ridge by generalised cross-validation at each solve (`splinterp.decoder.gcv_ridge`). It takes samples for independent: where

@@ -7,12 +7,14 @@ from dataclasses import dataclass
 
 import torch
 
+from splinterp._documented import documented
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.data.store import ActivationStore
 from splinterp.protocol import SAELike
 from splinterp.training.base import GradientOptions, TrainState
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class SGD(GradientOptions):
     """The standard trainer: one optimizer update a batch on all parameters.

@@ -10,6 +10,7 @@ from typing import Any, TypeVar
 import torch
 
 from splinterp._checks import at_least, one_of
+from splinterp._documented import documented
 from splinterp._typing import Tensor
 from splinterp.decoder import (
     DecoderSolution,
@@ -48,6 +49,7 @@ ROW_STEPS = 5
 """Solves for penalties on rows, each by the quadratics that touch them at the rows before it."""
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class DecoderSolver:
     """How PAM-SGD solves for the decoder. All strengths multiply sums over samples.

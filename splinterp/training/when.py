@@ -7,6 +7,7 @@ from dataclasses import dataclass
 from typing import Any
 
 from splinterp._checks import at_least, whole
+from splinterp._documented import documented
 from splinterp._typing import Tensor
 from splinterp.decoder import DecoderStats
 from splinterp.training.batches import Batches
@@ -71,6 +72,7 @@ def _unfinished(state: PAMState) -> bool:
     return state.total_steps is not None and not state.finished
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class EveryEpoch(When):
     """At ends of epochs; the last epoch always ends on a solve of all samples.
@@ -168,6 +170,7 @@ class AtEnd(When):
         return state.since_solve > 0 and not waits
 
 
+@documented
 @dataclass(frozen=True, kw_only=True)
 class Refresh(When):
     """For a stream: no pass over past data is ever made.

