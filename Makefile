@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all test-other-machine interop lint types figures clean
+.PHONY: demo test test-all test-other-machine interop lint types figures docs clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -60,5 +60,9 @@ types: $(INSTALLED)
 figures: $(INSTALLED)  ## every figure, from the committed results
 	$(BIN)/python -m paper_figures --all
 
+docs: $(INSTALLED)  ## the documentation into site/, without a network; warnings are errors
+	$(BIN)/pip install --quiet --disable-pip-version-check --constraint constraints.txt --editable '.[docs]'
+	NO_MKDOCS_2_WARNING=1 $(BIN)/python -m mkdocs build --strict --quiet
+
 clean:
-	rm -rf $(VENV) $(INTEROP) demo results build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis
+	rm -rf $(VENV) $(INTEROP) demo results site build dist *.egg-info .pytest_cache .mypy_cache .ruff_cache .hypothesis

@@ -22,6 +22,13 @@ CENTRED_LLM = ("llm-minilm-1-centred.json",
                "python -m experiments llm --preset centred --parts sizes --layer 1 --data-dir FOLDER --jobs 2")  # fmt: skip
 CENTRED_LLM_4 = ("llm-minilm-4-centred.json",
                  "python -m experiments llm --preset centred --parts sizes --layer 4 --data-dir FOLDER --jobs 2")  # fmt: skip
+GPT2 = tuple(
+    (f"llm-small-gpt2-{layer}-centred.json",
+     f"python -m experiments llm --preset centred --parts sizes --model small-gpt2 --layer {layer} --pool 72000 --data-dir FOLDER --jobs 2")
+    for layer in (1, 3)
+)  # fmt: skip
+HEADLINE = (CENTRED, CENTRED_LLM, CENTRED_LLM_4)
+"""Several files: the figure is of all of them."""
 BASELINES = ("baselines-mnist.json", "python -m experiments baselines --data mnist --data-dir FOLDER --jobs 2")
 BRIDGE = ("bridge.json", "python -m experiments bridge")
 GEOMETRY = ("geometry-mnist.json", "python -m experiments geometry --data-dir FOLDER --jobs 2")
@@ -34,7 +41,11 @@ FAMILIES = ("variants-tree.json", "python -m experiments variants --data tree --
 PAPER = ("mnist-paper.json", "python -m experiments mnist --preset paper --data-dir FOLDER --jobs 2")
 
 
-def _figures() -> dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, str]]]:
+Source = tuple[str, str]
+"""A results file, and the command that makes it."""
+
+
+def _figures() -> dict[str, tuple[Callable[[Any], Any], Source | tuple[Source, ...]]]:
     from paper_figures import atoms, bridge, curves, diagrams, families, key_ideas, prices, recovery, signs, slices, verdicts
 
     published = "with the published settings (AbsTopK), on"
@@ -48,6 +59,7 @@ def _figures() -> dict[str, tuple[Callable[[dict[str, Any]], Any], tuple[str, st
         "sample_efficiency": (curves.sample_efficiency, CONTROLLED),
         "sample_efficiency_centred": (curves.sample_efficiency, CENTRED),
         "sample_efficiency_llm": (curves.sample_efficiency, LLM),
+        "headline": (verdicts.headline, HEADLINE),
         "verdicts": (verdicts.verdicts, CONTROLLED),
         "verdicts_centred": (verdicts.verdicts, CENTRED),
         "verdicts_llm": (verdicts.verdicts, LLM),
@@ -97,8 +109,9 @@ def main(argv: list[str]) -> int:
     args = parser.parse_args(argv)
     figures = _figures()
     if args.list or not (args.names or args.all):
-        for name, (_, (file, made_by)) in figures.items():
-            print(f"{name:20} reads {file}, made by: {made_by}" if file else f"{name:20} computed")
+        for name, (_, source) in figures.items():
+            for file, made_by in _sources(source):
+                print(f"{name:25} reads {file}, made by: {made_by}" if file else f"{name:25} computed")
         return 0
     unknown = [name for name in args.names if name not in figures]
     if unknown:
@@ -107,9 +120,8 @@ def main(argv: list[str]) -> int:
         parser.error(f"{args.results} is neither a results file nor a folder of them")
     missing = 0
     for name in figures if args.all else args.names:
-        draw, (file, command) = figures[name]
-        path = _results_path(args.results, file) if file else None
-        missing += not _draw(name, draw, path, command, args.out)
+        draw, source = figures[name]
+        missing += not _draw(name, draw, source, args.results, args.out)
     return 1 if missing else 0
 
 
@@ -119,24 +131,34 @@ def _results_path(given: Path | None, file: str) -> Path:
     return given / file if given.is_dir() else given
 
 
-def _draw(name: str, draw: Callable[[dict[str, Any]], Any], path: Path | None, command: str, out: Path) -> bool:
-    from paper_figures.style import save, styled
+def _sources(source: Source | tuple[Source, ...]) -> tuple[Source, ...]:
+    return (source,) if isinstance(source[0], str) else source
 
-    if path is not None and not path.exists():
-        print(f"{name}: {path} is missing; make it with: {command}", file=sys.stderr)
-        return False
-    try:
-        results = {} if path is None else read_results(path)
-    except (ValueError, OSError) as error:
-        raise UsageError(f"{path} is no results file: {error}") from error
-    source = (
-        f"Computed by: {command.replace('NAME', name)}."
-        if path is None
-        else f"Results: {path.name}, made by: {results['command']}"
-    )
+
+def _draw(
+    name: str, draw: Callable[[Any], Any], source: Source | tuple[Source, ...], given: Path | None, out: Path
+) -> bool:  # fmt: skip
+    from paper_figures.style import command_line, save, styled
+
+    found: list[dict[str, Any]] = []
+    said: list[str] = []
+    for file, command in _sources(source):
+        if not file:
+            found.append({})
+            said.append(f"Computed by: `{command.replace('NAME', name)}`.")
+            continue
+        path = _results_path(given, file)
+        if not path.exists():
+            print(f"{name}: {path} is missing; make it with: {command}", file=sys.stderr)
+            return False
+        try:
+            found.append(read_results(path))
+        except (ValueError, OSError) as error:
+            raise UsageError(f"{path} is no results file: {error}") from error
+        said.append(f"Results: {path.name}, made by: `{command_line(found[-1]['command'])}`.")
     with styled():
-        figure, caption = draw(results)
-        paths = save(figure, out, name, f"{caption}\n\n{source}")
+        figure, caption = draw(found[0] if isinstance(source[0], str) else found)
+        paths = save(figure, out, name, caption + "\n\n" + "\n".join(said))
     print(f"{name}: {', '.join(str(p) for p in paths)}")
     return True
 

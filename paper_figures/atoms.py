@@ -9,7 +9,7 @@ from matplotlib import pyplot as plt
 from matplotlib.figure import Figure
 
 from experiments.atoms import N_ATOMS, unpack
-from paper_figures.style import PAGE, bare, label
+from paper_figures.style import PAGE, bare, label, lettered
 
 COLUMNS = 12
 
@@ -22,6 +22,7 @@ def atoms(results: dict[str, Any]) -> tuple[Figure, str]:
     lines = 1 + len(models)
     figure, axes = plt.subplots(lines, 2, figsize=(PAGE, 0.6 * lines), width_ratios=(10, COLUMNS), gridspec_kw={"wspace": 0.02})
     axes[0][0].imshow(_strip(unpack(results["images"], width), side, 10), cmap="gray_r", vmin=0, vmax=255)
+    lettered(figure, axes[0])
     axes[0][0].set_title("test images and their reconstructions")
     axes[0][1].set_title(f"the {N_ATOMS} atoms that are active most often")
     axes[0][0].set_ylabel("images", rotation=0, ha="right", va="center", fontsize=6.5)

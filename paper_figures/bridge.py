@@ -61,6 +61,7 @@ def _panel(ax: Axes, name: str, model: dict[str, Any], x: np.ndarray, bounds: tu
                 ax.plot(*(np.array(mean) + along).T, color="#D55E00", linewidth=1.4, zorder=5)
             ax.plot(*mean, "o", color="#D55E00", markersize=3, zorder=5)
     title = name.replace("published, ", "published ").replace("TopK SAE, ", "TopK, ")
-    ax.set_title(f"{title}\nFVU {model['fvu']:.2g}", fontsize=6.5)
+    fvu = f"{model['fvu']:.3f}" if model["fvu"] >= 5e-4 else "< 0.001"
+    ax.set_title(f"{title}\nFVU {fvu}", fontsize=7)
     ax.set(xlim=bounds[:2], ylim=bounds[2:], aspect="equal")
     bare(ax, frame=True)

@@ -9,11 +9,12 @@ from typing import Any
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
+from matplotlib.ticker import FuncFormatter
 
 from experiments.compare import t_interval
 from experiments.report import unit
 from experiments.sources import IMAGES, split_name
-from paper_figures.style import COLUMN, METHOD_STYLES, PAGE, label, legend_below
+from paper_figures.style import COLUMN, METHOD_STYLES, PAGE, in_order, label, legend_below, lettered
 
 Row = dict[str, Any]
 
@@ -24,15 +25,16 @@ def data_name(results: Row) -> str:
     return name if data in IMAGES else f"layer {split_name(data)[1]} of {name}"
 
 
-def draw(axes: Axes, x: Sequence[float], rows: Sequence[Row], method: str) -> None:
-    """Mean test FVU of `rows` at `x`, with 95 % t intervals as bars."""
+def draw(axes: Axes, x: Sequence[float], rows: Sequence[Row], method: str, joined: bool = True) -> None:
+    """Mean test FVU of `rows` at `x`, with 95 % t intervals as bars; a line joins them."""
     intervals = [t_interval(row["fvu"]) for row in rows]
     kept = [(a, i) for a, i in zip(x, intervals, strict=True) if math.isfinite(i.mean)]
     if kept:
         axes.errorbar(
             [a for a, _ in kept], [i.mean for _, i in kept],
             yerr=[0.0 if math.isnan(i.half) else i.half for _, i in kept],
-            capsize=1.5, elinewidth=0.7, label=label(method), **METHOD_STYLES[method],
+            capsize=1.5, elinewidth=0.7, label=label(method),
+            **(METHOD_STYLES[method] if joined else {**METHOD_STYLES[method], "linestyle": "none"}),
         )  # fmt: skip
 
 
@@ -54,48 +56,72 @@ def log_axes(axes: Axes, ticks: Iterable[float], limit: float | None = None) -> 
 
 
 def sample_efficiency(results: Row) -> tuple[Figure, str]:
-    """Test FVU against the number of training images, by activation (rows) and budget (columns)."""
+    """Test FVU against the number of training samples, by activation and budget; under each panel the ratios to the best control."""
     rows = [row for row in results["rows"] if row["part"] == "sizes"]
-    activations = list(dict.fromkeys(row["activation"] for row in rows))
-    titles = {"early": "early training (the paper's epochs)", "long": "long training (best checkpoint)"}
+    activations = in_order(row["activation"] for row in rows)
+    config = results["config"]
+    titles = {"early": f"{config['early_epochs']} epochs", "long": "long training, best checkpoint"}
     figure, grid = plt.subplots(
-        len(activations), len(titles), figsize=(PAGE, 0.6 + 2.0 * len(activations)), squeeze=False, sharex=True, sharey="row"
-    )
-    for line, activation in zip(grid, activations, strict=True):
-        for axes, (budget, title) in zip(line, titles.items(), strict=True):
+        2 * len(activations), len(titles), figsize=(PAGE, 0.7 + 2.7 * len(activations)), squeeze=False, sharex=True, sharey="row",
+        height_ratios=[2.2, 1] * len(activations),
+    )  # fmt: skip
+    ticks = sorted({row["n_train"] for row in rows})
+    for i, activation in enumerate(activations):
+        for j, (budget, title) in enumerate(titles.items()):
             chosen = [row for row in rows if (row["activation"], row["budget"]) == (activation, budget)]
+            best = {
+                v["n_train"]: v["control"]
+                for v in results["verdicts"]
+                if (v["activation"], v["budget"]) == (activation, budget)
+            }
             for method in dict.fromkeys(row["method"] for row in chosen):
                 points = sorted((row for row in chosen if row["method"] == method), key=lambda row: row["n_train"])
-                draw(axes, [p["n_train"] for p in points], points, method)
-            axes.set_title(f"{activation}, {title}")
-        line[0].set_ylabel("test FVU (lower is better)")
-    for axes in grid.flat:  # after all panels are drawn: rows share their limits
-        log_axes(axes, sorted({row["n_train"] for row in rows}))
+                draw(grid[2 * i][j], [p["n_train"] for p in points], points, method)
+                _draw_ratios(grid[2 * i + 1][j], points, chosen, best, method)
+            grid[2 * i][j].set_title(f"{activation}, {title}")
+        grid[2 * i][0].set_ylabel("test FVU")
+        grid[2 * i + 1][0].set_ylabel("against the\nbest control")
+    for axes in grid[::2].flat:  # after all panels are drawn: rows share their limits
+        log_axes(axes, ticks)
+    for axes in grid[1::2].flat:
+        axes.axhline(0, color="black", linewidth=0.6)
+        axes.set_ylim(-10, 20)
+        axes.yaxis.set_major_formatter(FuncFormatter(lambda value, _: f"{value:+.0f} %" if value else "0"))
     for axes in grid[-1]:
         axes.set_xlabel(f"training {unit(results)}")
     legend_below(figure, 5)
-    config = results["config"]
+    lettered(figure, grid[::2].flat)
     n_seeds = sorted({len(row["seeds"]) for row in rows})
     return figure, (
-        f"Sample efficiency on {data_name(results)}: fraction of variance unexplained on the test split against the number of "
-        f"training {unit(results)}, {config['n_latents']:,} latents, k = {config['k']}. Every method starts from the same encoder, sees "
-        "the same batches and has its own step size, chosen on validation data from the same number of trials. Bars: 95 % t "
-        f"intervals over {' or '.join(map(str, n_seeds))} seeds. Left: {config['early_epochs']} epochs, the model at the end. "
-        f"Right: at least {config['long_steps']:,} steps, the checkpoint of lowest validation FVU."
+        f"Sample efficiency on {data_name(results)}: fraction of variance unexplained on the test split (lower is better) against the "
+        f"number of training {unit(results)}, {config['n_latents']:,} latents, k = {config['k']}, and below it the ratio of the means to "
+        "the control of lowest validation FVU (cut at +20 %). Every method starts from the same encoder, sees the same batches and has its "
+        "own step size, chosen on validation data from the same number of trials. Bars: 95 % t intervals over "
+        f"{' or '.join(map(str, n_seeds))} seeds. Left: {config['early_epochs']} epochs, the model at the end. Right: at least "
+        f"{config['long_steps']:,} steps, the checkpoint of lowest validation FVU."
     )
+
+
+def _draw_ratios(axes: Axes, points: Sequence[Row], chosen: Sequence[Row], best: dict[int, str], method: str) -> None:
+    """Mean test FVU over that of the best control of each size, less 1, in percent."""
+    means = {(row["method"], row["n_train"]): t_interval(row["fvu"]).mean for row in chosen}
+    x = [p["n_train"] for p in points if p["n_train"] in best]
+    y = [100 * (means[method, n] / means[best[n], n] - 1) for n in x]
+    style = {name: value for name, value in METHOD_STYLES[method].items() if name != "linewidth"}
+    axes.plot(x, y, linewidth=1.0, markersize=3, **style)
 
 
 def sparsity(results: Row) -> tuple[Figure, str]:
     """ReLU: test FVU against l0 along the L1 sweep, a panel for each number of training images."""
     rows = [row for row in results["rows"] if row["part"] == "relu"]
     sizes = sorted({row["n_train"] for row in rows})
-    figure, grid = plt.subplots(1, len(sizes), figsize=(PAGE, 2.6), squeeze=False, sharey=True)
+    figure, grid = plt.subplots(1, len(sizes), figsize=(COLUMN * len(sizes), 2.6), squeeze=False, sharey=True)
     for axes, n_train in zip(grid[0], sizes, strict=True):
         chosen = [row for row in rows if row["n_train"] == n_train]
         for method in dict.fromkeys(row["method"] for row in chosen):
             points = sorted((row for row in chosen if row["method"] == method), key=lambda row: row["options"]["l1"])
             draw(axes, [p["l0"] for p in points], points, method)
-        axes.set(xlabel="l0 (active latents a sample)", title=f"ReLU, {n_train:,} training {unit(results)}")
+        axes.set(xlabel=r"$\ell_0$ (active latents a sample)", title=f"ReLU, {n_train:,} training {unit(results)}")
     for axes in grid[0]:
         log_axes(axes, (1, 3, 10, 30, 100))
     grid[0][0].set_ylabel("test FVU (lower is better)")
@@ -162,13 +188,14 @@ def settings(results: Row, part: str, xlabel: str, what: str) -> tuple[Figure, s
     values = list(dict.fromkeys(_setting(row, part) for row in rows))
     if not any(isinstance(v, str) for v in values):
         values.sort()
-    figure, grid = plt.subplots(1, len(sizes), figsize=(COLUMN * min(2, len(sizes)), 2.5), squeeze=False)
+    figure, grid = plt.subplots(1, len(sizes), figsize=(COLUMN * min(2, len(sizes)), 2.5), squeeze=False, sharey=True)
     for axes, n_train in zip(grid[0], sizes, strict=True):
         for method in dict.fromkeys(row["method"] for row in rows):
             points = [row for row in rows if row["n_train"] == n_train and row["method"] == method]
             points.sort(key=lambda row: values.index(_setting(row, part)))
-            draw(axes, [values.index(_setting(p, part)) for p in points], points, method)
-        axes.set_xticks(range(len(values)), [v if isinstance(v, str) else f"{v:g}" for v in values])
+            joined = not any(isinstance(v, str) for v in values)  # no line between a number and a rule
+            draw(axes, [values.index(_setting(p, part)) for p in points], points, method, joined)
+        axes.set_xticks(range(len(values)), ["GCV" if v == "gcv" else v if isinstance(v, str) else f"{v:,g}" for v in values])
         axes.set(xlabel=xlabel, title=f"{n_train:,} training {unit(results)}")
     grid[0][0].set_ylabel("test FVU (lower is better)")
     legend_below(figure, 3)

@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import Any
 
+import matplotlib as mpl
 import numpy as np
 from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
@@ -32,6 +33,11 @@ def _sites() -> tuple[np.ndarray, np.ndarray]:
     return sites, rng.uniform(0.05, 0.4, N_SITES) ** 2
 
 
+def _site_colours(cells: Cells) -> dict[str, Any]:
+    """The option of `plot_cells` that gives a site the same colour in every panel, so that the growth of a cell can be followed."""
+    return {"facecolors": [mpl.colormaps["Set3"](int(cell.sites[0])) for cell in cells]}
+
+
 def _panel(ax: Axes, title: str) -> None:
     ax.set(xlim=BOUNDS[:2], ylim=BOUNDS[2:], aspect="equal", title=title)
     bare(ax, frame=True)
@@ -48,11 +54,12 @@ def partitions(_: dict[str, Any]) -> tuple[Figure, str]:
     rng = np.random.default_rng(SEED + 1)
 
     voronoi = PowerDiagram(sites, np.zeros(N_SITES))
-    plot_cells(voronoi.cells(BOUNDS), axes[0])
+    cells = voronoi.cells(BOUNDS)
+    plot_cells(cells, axes[0], **_site_colours(cells))
     _dots(axes[0], sites)
     _panel(axes[0], "Voronoi diagram")
 
-    plot_cells(voronoi.cells(BOUNDS), axes[1], alpha=0.45)
+    plot_cells(cells, axes[1], alpha=0.45, **_site_colours(cells))
     queries = rng.uniform(-0.97, 0.97, (60, 2))
     nearest = sites[np.asarray(voronoi.assign(queries)).ravel()]
     axes[1].plot(
@@ -70,7 +77,8 @@ def partitions(_: dict[str, Any]) -> tuple[Figure, str]:
     axes[2].plot(*means.T, "X", color="#D55E00", markeredgecolor="black", markeredgewidth=0.5, markersize=5.5, zorder=5)
     _panel(axes[2], "k-means")
 
-    plot_cells(PowerDiagram(sites, weights).cells(BOUNDS), axes[3])
+    powered = PowerDiagram(sites, weights).cells(BOUNDS)
+    plot_cells(powered, axes[3], **_site_colours(powered))
     for site, weight in zip(sites, weights, strict=True):
         axes[3].add_patch(Circle(tuple(site), weight**0.5, fill=False, linewidth=0.6, linestyle="--"))
     _dots(axes[3], sites)
@@ -78,8 +86,8 @@ def partitions(_: dict[str, Any]) -> tuple[Figure, str]:
     return figure, (
         f"Partitions of the plane by sites (dots). Voronoi diagram of {N_SITES} sites; nearest-neighbour assignment, each query joined to "
         "the site whose cell it lies in; k-means, whose clusters are the Voronoi cells of their means (crosses); the power diagram of the "
-        "first panel's sites with weights, the squared radii of the dashed circles: a larger weight pushes a cell's walls outwards, and a "
-        "site may lie outside its own cell. Every cell is exact."
+        "first panel's sites with weights, the squared radii of the dashed circles: a larger weight pushes a cell's walls outwards. A "
+        "site has one colour in every panel. Every cell is exact."
     )
 
 
@@ -97,22 +105,33 @@ def orders(_: dict[str, Any]) -> tuple[Figure, str]:
         "power diagram of order 2": PowerDiagram(sites, weights, order=2),
     }.items(), strict=True):  # fmt: skip
         cells = diagram.cells(BOUNDS)
-        plot_cells(cells, ax)
+        plot_cells(cells, ax, **(_site_colours(cells) if diagram.order == 1 else {"alpha": 0.6}))
         for number, site in enumerate(sites):
             ax.annotate(str(number + 1), site, ha="center", va="center", fontsize=6,
                         bbox={"boxstyle": "circle,pad=0.15", "facecolor": "white", "edgecolor": "black", "linewidth": 0.5})  # fmt: skip
         if diagram.order == 2:
             for cell in cells:
-                centre = _centroid(cell.polygon)
-                inside = Polygon(cell.polygon).get_path().contains_points(centre + LABEL_CORNERS).all()
-                if inside and np.linalg.norm(sites - centre, axis=1).min() > 0.12:
-                    ax.text(*centre, ", ".join(str(i + 1) for i in sorted(cell.sites)), ha="center", va="center", fontsize=5)
+                place = _label_place(cell.polygon, sites)
+                if place is not None:
+                    ax.text(*place, ", ".join(str(i + 1) for i in sorted(cell.sites)), ha="center", va="center", fontsize=5)
         _panel(ax, f"{title}: {len(cells)} cells")
     return figure, (
         f"The same {N_SITES} sites: Voronoi diagram, power diagram (weights as in figure `partitions`), and the power diagram of order 2, "
         "whose cells are the points with one unordered pair of sites of least power (pairs in cells large enough). The selections of a "
         "TopK encoder of k latents are the cells of an order-k power diagram of its columns."
     )
+
+
+def _label_place(polygon: np.ndarray, sites: np.ndarray) -> np.ndarray | None:
+    """Where a pair of numbers fits into a cell, off the sites and as near to its centroid as may be."""
+    path = Polygon(polygon).get_path()
+    steps = np.arange(-0.4, 0.41, 0.04)
+    places = _centroid(polygon) + np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
+    for place in places[np.linalg.norm(places - _centroid(polygon), axis=1).argsort()]:
+        free = (np.abs(sites - place) > (0.19, 0.13)).any(axis=1).all()
+        if free and path.contains_points(place + LABEL_CORNERS).all():
+            return place
+    return None
 
 
 def _centroid(polygon: np.ndarray) -> np.ndarray:

@@ -1,4 +1,4 @@
-"""The field's variants against what they are in a limit: error against l0, and error at equal l0."""
+"""The field's variants against what they are in a limit: error against l0, and error at equal $\\ell_0$."""
 
 from __future__ import annotations
 
@@ -63,7 +63,7 @@ def _curves(axes: Axes, points: list[dict[str, Any]], family: str) -> None:
         if others:
             axes.plot(*zip(*others, strict=True), **{**style, "linestyle": "none"}, markersize=2.5, alpha=0.55)
     title = next(name for name, v in VARIANTS.items() if v.family == family and v.limit == name)
-    axes.set(xscale="log", yscale="log", xlabel="l0", title=title)
+    axes.set(xscale="log", yscale="log", xlabel=r"$\ell_0$", title=title)
     for axis in (axes.xaxis, axes.yaxis):
         axis.set_major_locator(LogLocator(subs=(1.0, 2.0, 5.0)))
         axis.set_major_formatter(ScalarFormatter())
@@ -76,4 +76,4 @@ def _ratios(axes: Axes, found: list[dict[str, Any]], names: list[str]) -> None:
             if r["entry"] == entry and math.isfinite(r["log_ratio"][0]):
                 draw_ratio(axes, names.index(r["variant"]) + 0.24 * (j - 1), r["log_ratio"], EDGE, style, entry, markersize=3)
     ratio_axes(axes, names, EDGE, (-50, -25, 0, 40, 100))
-    axes.set_xlabel("error at equal l0")
+    axes.set_xlabel("error at equal $\\ell_0$")

@@ -17,6 +17,8 @@ BESIDE_STYLES: dict[str, dict[str, Any]] = {
     "local PCA power": {"color": "#CC79A7", "linestyle": "-."},
     "local PCA residual": {"color": "#009E73", "linestyle": "-"},
 }
+READABLE = 0.5
+"""The least share of the images in well-filled regions at which a price can be read."""
 FAMILIES: dict[str, dict[str, Any]] = {
     "k-means": {"color": "#000000", "marker": "x", "linestyle": ":"},
     "local PCA centroid": {"color": "#0072B2", "marker": "s", "linestyle": "none"},
@@ -36,22 +38,25 @@ FAMILIES: dict[str, dict[str, Any]] = {
 def price(results: dict[str, Any]) -> tuple[Figure, str]:
     """Bars: an SAE's training error as its bound and its price; lines: baselines of as many parameters."""
     settings = [tuple(setting) for setting in results["config"]["priced"]]
-    figure, axes = plt.subplots(1, len(settings), figsize=(PAGE, 3.0), sharey=True)
+    figure, axes = plt.subplots(1, len(settings), figsize=(PAGE, 3.2), sharey=True)
     for ax, (n_latents, k) in zip(axes, settings, strict=True):
         bars = [p for p in results["prices"] if (p["n_latents"], p["k"], p["variant"]) == (n_latents, k, None)]
         for position, p in enumerate(bars):
             error, bound = t_interval(p["error"]), t_interval(p["bound"])
             colour = "#D55E00" if p["method"] == "PAM" else "#56B4E9"
             ax.bar(position, bound.mean, color="#BBBBBB", width=0.7, label="bound: local PCA on the SAE's regions")
-            ax.bar(position, error.mean - bound.mean, bottom=bound.mean, color=colour, width=0.7, yerr=error.half,
-                   error_kw={"elinewidth": 0.8, "capsize": 2}, label=f"price, {label(p['method'])}")  # fmt: skip
+            readable = np.mean(p["share_covered"]) >= READABLE
+            ax.bar(position, error.mean - bound.mean, bottom=bound.mean, color=colour if readable else "white", width=0.7, yerr=error.half,
+                   error_kw={"elinewidth": 0.8, "capsize": 2}, hatch=None if readable else "////", edgecolor=colour, linewidth=0.5,
+                   label=f"price, {label(p['method'])}" if readable else f"no price, {label(p['method'])}")  # fmt: skip
             ax.text(position, 0.01, f"{np.mean(p['share_covered']):.0%}", ha="center", va="bottom", fontsize=6)
         for b in results["beside"]:
             if (b["n_latents"], b["k"], b["matched"]) == (n_latents, k, "parameters"):
                 ax.axhline(
                     np.mean(b["train_fvu"]), linewidth=1.0, label=f"{b['model']}, same parameters", **BESIDE_STYLES[b["model"]]
                 )
-        ax.set_xticks(range(len(bars)), [p["activation"] for p in bars], fontsize=6)
+        names = [f"{p['activation']}\n{'PAM' if p['method'] == 'PAM' else 'SGD'}" for p in bars]
+        ax.set_xticks(range(len(bars)), names, fontsize=7)
         ax.set_title(f"{n_latents} latents, k = {k}")
         ax.grid(axis="x", visible=False)
     axes[0].set_ylabel("training FVU")
@@ -62,7 +67,7 @@ def price(results: dict[str, Any]) -> tuple[Figure, str]:
         f"{config['n_train']:,} training images, mean over {len(config['seeds'])} seeds (bars: 95 % interval of the SAE's error). Each "
         "SAE's error is at least that of local PCA of the same ranks on the SAE's own regions (grey); the rest is the price. "
         "Percentages: share of the images in regions of at least 10 (k + 1) images; where it is small, most of the bound is 0 because "
-        "images are nearly alone, and the price says little. Lines: autoencoders with as many parameters on the same images."
+        "images are nearly alone, and the difference is no price (hatched). Lines: autoencoders with as many parameters on the same images."
     )
 
 

@@ -32,10 +32,10 @@ def recovery(results: dict[str, Any]) -> tuple[Figure, str]:
         active = t_interval(row["l0"])
         right.errorbar(active.mean, y, xerr=_half(active.half), fmt="s", color=ACTIVE, markersize=3.5, linewidth=1)
     left.plot([], [], "x", color="black", label="published, above 0.9")
-    right.axvline(rows[0]["true_l0"], color="black", linewidth=0.8, linestyle="--", label="l0 of the truth")
+    right.axvline(rows[0]["true_l0"], color="black", linewidth=0.8, linestyle="--", label=r"$\ell_0$ of the truth")
     left.set(yticks=range(len(rows)), yticklabels=[row["row"] for row in rows], xlim=(-3, 103), xlabel="features recovered, %")
     left.invert_yaxis()
-    right.set(xscale="log", xlabel="l0 on held-out samples")
+    right.set(xscale="log", xlabel=r"$\ell_0$ on held-out samples")
     legend_below(figure, 4)
     return figure, (
         f"Recovery of {config['n_features']} Gaussian features in {config['d_in']} dimensions, half of the samples made of "
@@ -63,8 +63,8 @@ def resonance(results: dict[str, Any]) -> tuple[Figure, str]:
                 label=rf"$d = {d_in} {sign} \sqrt{{n}}$", **styles[index],
             )  # fmt: skip
     axes[0].set(ylabel="features recovered, %\n(cosine above 0.9)", ylim=(-3, 103))
-    axes[1].set(ylabel="l0 on held-out samples", yscale="log")
-    axes[1].axhline(s, color="black", linewidth=0.8, linestyle=":", label="l0 of the truth")
+    axes[1].set(ylabel=r"$\ell_0$ on held-out samples", yscale="log")
+    axes[1].axhline(s, color="black", linewidth=0.8, linestyle=":", label=r"$\ell_0$ of the truth")
     for ax in axes:
         ax.set(xscale="log", xlabel="target frequency over feature frequency")
         ax.set_xscale("log", base=2)

@@ -11,7 +11,7 @@ from matplotlib.colors import LogNorm
 from matplotlib.figure import Figure
 
 from experiments.geometry import FLAT, flat_sae
-from paper_figures.style import METHOD_STYLES, PAGE, bare, label, legend_below
+from paper_figures.style import METHOD_STYLES, PAGE, bare, label, legend_below, short
 from splinterp.geometry import Cells, slice_cells
 from splinterp.plotting import plot_cells, plot_slice
 
@@ -25,16 +25,18 @@ def _grid(cuts: list[dict[str, Any]]) -> tuple[list[str], list[str], dict[tuple[
     return list(dict.fromkeys(a for a, _ in by_name)), list(dict.fromkeys(m for _, m in by_name)), by_name
 
 
-def _frame(ax: Any, cut: dict[str, Any]) -> None:
-    """Three digits as dots; both axes are distances, so one scale bar serves."""
+def _frame(ax: Any, cut: dict[str, Any], scale: bool) -> None:
+    """Three digits as dots; both axes are distances, so one scale bar serves, in the first panel."""
     corners = np.array(cut["corners"])
     ax.plot(*corners.T, "o", color="black", markerfacecolor="white", markersize=3.5, zorder=4)
+    bare(ax, frame=True)
+    if not scale:
+        return
     xmin, xmax, ymin, _ = cut["bounds"]
     left, low = xmin + 0.06 * (xmax - xmin), ymin + 0.06 * (xmax - xmin)
     ax.plot([left, left + 10], [low, low], color="black", linewidth=2, solid_capstyle="butt", zorder=4)
     box = {"facecolor": "white", "edgecolor": "none", "alpha": 0.85, "pad": 0.8}
-    ax.text(left + 5, low + 0.02 * (xmax - xmin), "10", ha="center", va="bottom", fontsize=6, bbox=box, zorder=4)
-    bare(ax, frame=True)
+    ax.text(left + 5, low + 0.02 * (xmax - xmin), "10", ha="center", va="bottom", fontsize=7, bbox=box, zorder=4)
 
 
 def slices(results: dict[str, Any]) -> tuple[Figure, str]:
@@ -45,16 +47,16 @@ def slices(results: dict[str, Any]) -> tuple[Figure, str]:
         for ax, method in zip(row, methods, strict=True):
             cut = by_name[activation, method]
             cells = _cells(cut)
-            plot_slice(cells, ax, linewidth=0.35 if len(cells) < 2_000 else 0.08)
-            _frame(ax, cut)
-            ax.set_title(f"{activation}, {label(method)}: {len(cells):,} regions")
+            plot_slice(cells, ax, linewidth=0.35 if len(cells) < 2_000 else 0.0)
+            _frame(ax, cut, scale=ax is axes.flat[0])
+            ax.set_title(f"{activation}, {short(method)}: {len(cells):,} regions", fontsize=7)
     config = results["config"]
     return figure, (
         f"Linear regions of SAEs trained on {results['data']['name']} ({config['n_latents']} latents, k = {config['k']}, "
         f"{config['n_train']:,} images), "
         "cut by the plane through three test images (circles); every polygon is exact. Neighbours differ in colour, regions of "
-        "one support share one. Distances are in standardised pixels (bar: 10). ReLU SAEs have more active latents (see the "
-        "table of region statistics), and are cut by every latent's line."
+        "one support share one; edges are left out where there are thousands. Distances are in standardised pixels (bar: 10). ReLU SAEs "
+        "have more active latents (see the table of region statistics), and are cut by every latent's line."
     )
 
 
@@ -70,7 +72,7 @@ def slice_errors(results: dict[str, Any]) -> tuple[Figure, str]:
         for ax, method in zip(row, methods, strict=True):
             cut = by_name[activation, method]
             drawn.append(plot_cells(_cells(cut), ax, values=cut["errors"], norm=norm, cmap="cividis", linewidth=0.1))
-            _frame(ax, cut)
+            _frame(ax, cut, scale=ax is axes.flat[0])
             ax.set_title(f"{activation}, {label(method)}")
     figure.colorbar(drawn[0], ax=axes, shrink=0.6, label=r"mean $|\hat x - x|^2$ over the region")
     return figure, (

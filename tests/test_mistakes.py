@@ -65,6 +65,8 @@ CASES = {
     "fit(make(), torch.utils.data.DataLoader(X), SGD(), epochs=1)": ("TypeError", "ActivationStore"),
     "fit(make(), (X * 10).long(), SGD(), epochs=1)": ("TypeError", "x.float()"),
     "fit(SAE(np.int64(8), np.int32(16), TopK(np.int64(2))), X.numpy(), SGD(), epochs=np.int64(1)).sae.activation": ("", "TopK(k=2)"),
+    "splinterp.geometry.facets(make(), X[0])": ("TypeError", "region_of(sae, x).support"),
+    "splinterp.geometry.chebyshev_centre(make(), X[0].numpy())": ("TypeError", "region_of(sae, x).support"),
     "splinterp.nothing": ("AttributeError", "nothing"),
 }  # fmt: skip
 LANGUAGE = {

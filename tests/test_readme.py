@@ -37,33 +37,25 @@ def run(path, model):
     return names
 
 
-def test_examples_run(tmp_path, monkeypatch, capsys):
+def test_the_example_prints_what_the_readme_says(tmp_path, monkeypatch, capsys):
     monkeypatch.chdir(tmp_path)
-    assert len(blocks_of(README)) == 9
-    names = run(README, '"minilm"')
-    fvu, read_out, bounds, geometry = capsys.readouterr().out.splitlines()
-    error, price, share = (float(value) for value in bounds.split())
-    unsolved, score = (float(value) for value in read_out.split())
-    assert 0 < score <= unsolved
-    assert error > 0
-    assert price > 0
-    assert 0 <= share <= 1
-    assert 0 < float(fvu) < 1
-    n_cells, margin, n_regions = (float(value) for value in geometry.split())
-    assert n_cells > 10
-    assert margin > 0
-    assert 1 <= n_regions <= 200
+    (block,) = blocks_of(README)
+    exec(compile(block, str(README), "exec"), {})
+    printed = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    said = dict(re.findall(r"^    (SGD|PAMSGD) (\d\.\d+)$", README.read_text(), flags=re.MULTILINE))
+    assert list(printed) == list(said) == ["SGD", "PAMSGD"]
+    for method, fvu in said.items():  # other machines round otherwise, which training makes larger
+        assert float(printed[method]) == pytest.approx(float(fvu), abs=0.004)
     assert (tmp_path / "my_sae" / "sae.safetensors").exists()
-    assert names["W_dec"].shape == (256, 64)
-    assert [row["step"] for row in names["history"]] == [20, 40, 60]
-    assert {"Matryoshka", "AuxK"} <= set(names["history"][0])
-    assert 0 < float(names["frequencies"].min()) < float(names["frequencies"].max()) < 0.5
-    if "store" in names:
-        assert names["store"].shape == (2_000, 384)
-        assert names["minilm_sae"].W_dec.shape == (768, 384)
 
 
-DOCS = sorted((README.parent / "docs").glob("*.md"))
+def test_the_readme_can_be_read():
+    assert len(README.read_text().splitlines()) <= 110
+
+
+DOCS = sorted(path for path in (README.parent / "docs").rglob("*.md") if path.parent.name != "reference")
+GENERATED = ("results.md", "contributing.md", "changelog.md", "figures/")
+"""Pages and images that `docs/hooks.py` makes of files elsewhere; `make docs` checks the links to them."""
 
 
 @pytest.mark.parametrize("path", DOCS, ids=lambda path: path.stem)
@@ -73,8 +65,18 @@ def test_examples_of_the_docs_run(path, tmp_path, monkeypatch):
     if "outcome" in names:
         assert 0 < names["outcome"].metrics["fvu"] < 0.5
         assert names["stream"].n_given > 60 * 256
-    for link in re.findall(r"\]\(((?!http)[^)]+)\)", path.read_text()):
-        assert (path.parent / link).exists(), link
+    if path.stem == "variants":
+        assert {"Matryoshka", "AuxK"} <= set(names["history"][0])
+        assert 0 < float(names["frequencies"].min()) < float(names["frequencies"].max()) < 0.5
+    if path.stem == "pam_sgd":
+        assert names["found"].score <= names["found"].unsolved
+        assert names["W_dec"].shape == (64, 32)
+    if path.stem == "resume":
+        for key in ("loss", "seconds"):  # a run that is found is not made again
+            assert [row[key] for row in names["again"].history] == [row[key] for row in names["first"].history]
+        assert names["longer"].history[-1]["epoch"] == 8
+    for link in re.findall(r"\]\(((?!http)[^)#]+)[^)]*\)", path.read_text()):
+        assert (path.parent / link).exists() or any(name in link for name in GENERATED), link
 
 
 def test_documented_commands_of_the_package_are_accepted(monkeypatch, tmp_path):
@@ -111,7 +113,7 @@ class Accepted(Exception):  # noqa: N818
 
 COMMANDS = sorted({
     command
-    for document in (README, README.parent / "experiments" / "RESULTS.md")
+    for document in (README, *DOCS, README.parent / "experiments" / "RESULTS.md")
     for command in re.findall(r"python -m (?:experiments|paper_figures) [^`#;\n]+", document.read_text())
 })  # fmt: skip
 
@@ -129,7 +131,7 @@ def test_documented_commands_are_accepted(command, monkeypatch, tmp_path):
     if not torch.cuda.is_available():
         command = command.replace("--device cuda", "--device cpu")
     module, *arguments = shlex.split(command.rstrip(" .,):"))[2:]
-    if "NAME" in arguments:
+    if "NAME" in arguments or "..." in arguments:
         pytest.skip("a pattern")
     main = {"experiments": experiments.main, "paper_figures": figures.main}[module]
     with pytest.raises(Accepted):

@@ -40,8 +40,13 @@ def blocks(n_rows: int, row_entries: int) -> list[slice]:
 
 
 def as_sets(sites: Array, n_sites: int, name: str = "sites") -> Array:
-    """A set of site indices, sorted, as int64. Raises ValueError for repeated or unknown ones."""
-    chosen = np.sort(np.asarray(sites, dtype=np.int64).reshape(-1))
+    """A set of site indices, sorted, as int64. Raises TypeError for numbers that are not whole, ValueError for repeated or unknown ones."""
+    given = np.asarray(sites)
+    if given.size and not np.issubdtype(given.dtype, np.integer):
+        raise TypeError(
+            f"{name} has dtype {given.dtype}: pass indices, those of region_of(sae, x).support for the region of a sample, say"
+        )
+    chosen = np.sort(given.astype(np.int64).reshape(-1))
     if len(chosen) and (chosen[0] < 0 or chosen[-1] >= n_sites):
         raise ValueError(f"{name}={chosen.tolist()} must lie in [0, {n_sites})")
     if (np.diff(chosen) == 0).any():

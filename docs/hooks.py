@@ -1,0 +1,31 @@
+"""Pages of the site that are files elsewhere in the repository: results with their figures, the changelog, how to contribute."""
+
+from __future__ import annotations
+
+import re
+from pathlib import Path
+from typing import Any
+
+from mkdocs.structure.files import File, Files
+
+ROOT = Path(__file__).resolve().parent.parent
+FIGURES = ROOT / "paper_figures" / "figures"
+PAGES = {"results.md": "experiments/RESULTS.md", "changelog.md": "CHANGELOG.md", "contributing.md": "CONTRIBUTING.md"}
+LINKS = {
+    "../paper_figures/figures/": "figures/",
+    "paper_figures/figures/": "figures/",
+    "(README.md": "(index.md",
+    "(docs/": "(",
+}
+
+
+def on_files(files: Files, config: Any, **_: Any) -> Files:
+    """Add the pages, their links as the site has them, and every committed figure."""
+    for name, source in PAGES.items():
+        text = (ROOT / source).read_text(encoding="utf-8")
+        for elsewhere, here in LINKS.items():
+            text = text.replace(elsewhere, here)
+        files.append(File.generated(config, name, content=re.sub(r"^# (.*)$", r"# \1", text, count=1, flags=re.MULTILINE)))
+    for path in sorted(FIGURES.glob("*.png")):
+        files.append(File.generated(config, f"figures/{path.name}", abs_src_path=str(path)))
+    return files
