@@ -21,7 +21,10 @@ APART = {"final": FINAL, "held": HELD, **{name.removeprefix(f"{DEFAULT}, ").repl
 """Variants of PAM carried out in every cell of the main table and reported apart, by part: tied SGD and one solve at the end; the
 residual held at 0 for the first tenth of the steps; and of the second comparison the fixed rules for when it is let in."""
 FIRST = ("sizes", "final", "held")
-SECOND = ("sizes", *(part for part, name in APART.items() if name in HOLDS))
+SECOND = ("sizes", *(part for part, name in APART.items() if name in HOLDS), "longer")
+MORE_TIME = 1.25
+"""Of the long budget's steps, for the controls of the part "longer": PAM-SGD's solves and readouts take less time than the quarter that
+is added (`bench fit`)."""
 IN_EVERY_CELL = ("sizes", *APART)
 """Parts that have a row for every cell of the main table."""
 VARIANTS = (
@@ -151,6 +154,19 @@ class Comparison:
         ]  # fmt: skip
         self.report(part, self.tune(cells, f"{part}, full size: step sizes"), config.seeds_full)
 
+    def longer(self) -> None:
+        """The controls with `MORE_TIME` as many steps of the long budget, at the step sizes chosen for it: at least PAM-SGD's time."""
+        config = self.config
+        cells = [
+            Cell(config.run(activation, share, "long"), METRICS["long"], CONTROLS, config.grid)
+            for activation in config.activations for share in config.shares if share < config.full_from
+        ]  # fmt: skip
+        choices = {
+            replace(cell, base=replace(cell.base, epochs=math.ceil(MORE_TIME * cell.base.epochs))): chosen
+            for cell, chosen in self.tune(cells, "longer: step sizes").items()
+        }
+        self.report("longer", choices, config.seeds)
+
     def relu(self) -> None:
         """l0 against FVU along an L1 sweep: steps of the long budget, the model at the end, step sizes by the penalised loss."""
         config = self.config
@@ -245,6 +261,25 @@ def contests(rows: list[dict[str, Any]], ours: tuple[str, ...], theirs: tuple[st
             "activation": activation, "budget": budget, "n_train": n_train, "ours": one["method"], "theirs": other["method"],
             "log_ratio": list(ratio), "verdict": verdict(ratio),
         })  # fmt: skip
+    return found
+
+
+def against_longer(rows: list[dict[str, Any]], ours: str) -> list[dict[str, Any]]:
+    """A method against the best of the controls that had more time, of lowest mean validation FVU, in every cell that has both."""
+    longer: dict[tuple[str, int], list[dict[str, Any]]] = {}
+    for row in rows:
+        if row["part"] == "longer":
+            longer.setdefault((row["activation"], row["n_train"]), []).append(row)
+    found = []
+    for (activation, budget, n_train), here in _cells(rows).items():
+        theirs = longer.get((activation, n_train), [])
+        if budget == "long" and ours in here and theirs:
+            best = min(theirs, key=lambda row: row["val"])
+            ratio = log_ratio(here[ours]["fvu"], best["fvu"])
+            found.append({
+                "activation": activation, "budget": budget, "n_train": n_train, "ours": ours, "theirs": best["method"],
+                "log_ratio": list(ratio), "verdict": verdict(ratio),
+            })  # fmt: skip
     return found
 
 

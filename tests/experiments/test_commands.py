@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import dataclasses
+import shutil
 from pathlib import Path
 
 import pytest
@@ -86,19 +87,59 @@ def test_paper_table_has_its_ablations(paper):
 
 def test_every_figure_of_the_comparison_is_drawn(controlled, centred, paper, tmp_path, capsys):
     drawn, sources = 0, {path.stem: path for path in (controlled, centred, paper)}
-    for name, (_, (file, _)) in figures._figures().items():
-        if not file.startswith("mnist-"):
+    for name, (_, source) in figures._figures().items():
+        file = source[0]
+        if not isinstance(file, str) or not file.startswith("mnist-"):
             continue
         assert figures.main([name, "--results", str(sources[Path(file).stem]), "--out", str(tmp_path)]) == 0
-        for kind in ("png", "pdf", "txt"):
+        for kind in ("png", "pdf", "txt", "tex"):
             assert (tmp_path / f"{name}.{kind}").stat().st_size > 100
         assert "made by: python -m experiments" in (tmp_path / f"{name}.txt").read_text()
         drawn += 1
     assert drawn == 13
+    caption = (tmp_path / "verdicts_centred.tex").read_text()
+    assert r"\texttt{PAM-SGD, hold 1}" in caption
+    assert r"95 \% t interval" in caption
+    assert "`" not in caption
     assert (
-        "`PAM-SGD, hold 1`: the residual stays at 0 for a share 1 of the steps"
-        in (tmp_path / "verdicts_centred.txt").read_text()
+        "PAM-SGD, hold 1: the residual stays at 0 for a share 1 of the steps" in (tmp_path / "verdicts_centred.txt").read_text()
     )
+
+
+def test_the_headline_is_of_several_files(centred, tmp_path):
+    source = figures._figures()["headline"][1]
+    for file, _ in source:
+        shutil.copy(centred, tmp_path / file)
+    assert figures.main(["headline", "--results", str(tmp_path), "--out", str(tmp_path)]) == 0
+    results = read_results(centred)
+    n = len(source) * len(results["verdicts"])
+    better = len(source) * sum(v["verdict"] == "better" for v in results["verdicts"])
+    caption = (tmp_path / "headline.txt").read_text()
+    assert f"better in {better} of {n} cells" in caption
+    assert caption.count("Results: ") == len(source)
+    (tmp_path / source[-1][0]).unlink()
+    assert figures.main(["headline", "--results", str(tmp_path), "--out", str(tmp_path)]) == 1
+
+
+def test_controls_with_more_time_are_the_same_runs_for_longer(centred):
+    results = read_results(centred)
+    long = {
+        (r["activation"], r["n_train"], r["method"]): r
+        for r in results["rows"]
+        if r["part"] == "sizes" and r["budget"] == "long"
+    }
+    longer = [row for row in results["rows"] if row["part"] == "longer"]
+    sizes = {row["n_train"] for row in longer}
+    assert sizes == {key[1] for key in long if key[1] < max(key[1] for key in long)}  # the whole pool is tuned in another way
+    assert len(longer) == 4 * len(sizes)
+    for row in longer:
+        same = long[row["activation"], row["n_train"], row["method"]]
+        assert row["lr"] == same["lr"]
+        assert row["seeds"] == same["seeds"]
+        assert 1.25 * same["steps"] <= row["steps"] < 1.25 * same["steps"] + same["steps"] / same["epochs"] + 1
+    contests = results["contests"]["the default against the best control, which has a quarter more steps"]
+    assert len(contests) == len(longer) // 4
+    assert all(c["ours"] == DEFAULT and c["theirs"].startswith("SGD") for c in contests)
 
 
 def test_figures_name_what_is_missing(tmp_path, capsys):
