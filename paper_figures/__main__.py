@@ -29,6 +29,7 @@ GPT2 = tuple(
 )  # fmt: skip
 HEADLINE = (CENTRED, CENTRED_LLM, CENTRED_LLM_4)
 """Several files: the figure is of all of them."""
+LEARNING = ("learning-mnist.json", "python -m experiments learning --data-dir FOLDER")
 BASELINES = ("baselines-mnist.json", "python -m experiments baselines --data mnist --data-dir FOLDER --jobs 2")
 BRIDGE = ("bridge.json", "python -m experiments bridge")
 GEOMETRY = ("geometry-mnist.json", "python -m experiments geometry --data-dir FOLDER --jobs 2")
@@ -46,7 +47,20 @@ Source = tuple[str, str]
 
 
 def _figures() -> dict[str, tuple[Callable[[Any], Any], Source | tuple[Source, ...]]]:
-    from paper_figures import atoms, bridge, curves, diagrams, families, key_ideas, prices, recovery, signs, slices, verdicts
+    from paper_figures import (
+        atoms,
+        bridge,
+        curves,
+        diagrams,
+        families,
+        key_ideas,
+        learning,
+        prices,
+        recovery,
+        signs,
+        slices,
+        verdicts,
+    )
 
     published = "with the published settings (AbsTopK), on"
     settings = curves.settings
@@ -60,6 +74,7 @@ def _figures() -> dict[str, tuple[Callable[[Any], Any], Source | tuple[Source, .
         "sample_efficiency_centred": (curves.sample_efficiency, CENTRED),
         "sample_efficiency_llm": (curves.sample_efficiency, LLM),
         "headline": (verdicts.headline, HEADLINE),
+        "learning": (learning.learning, LEARNING),
         "verdicts": (verdicts.verdicts, CONTROLLED),
         "verdicts_centred": (verdicts.verdicts, CENTRED),
         "verdicts_llm": (verdicts.verdicts, LLM),
@@ -118,6 +133,9 @@ def main(argv: list[str]) -> int:
         parser.error(f"unknown figure {unknown[0]!r}; known: {', '.join(figures)}")
     if args.results is not None and not args.results.exists():
         parser.error(f"{args.results} is neither a results file nor a folder of them")
+    several = [name for name in (figures if args.all else args.names) if not isinstance(figures[name][1][0], str)]
+    if several and args.results is not None and not args.results.is_dir():
+        parser.error(f"{several[0]} is drawn from several files: pass a folder of them as --results")
     missing = 0
     for name in figures if args.all else args.names:
         draw, source = figures[name]

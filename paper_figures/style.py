@@ -128,7 +128,7 @@ def command_line(command: str) -> str:
 
 def latex(caption: str) -> str:
     """A caption as LaTeX has it: code in backticks as \\texttt, special characters escaped."""
-    text = re.sub(r"([%&#_$])", r"\\\1", caption)
+    text = re.sub(r"([%&#_$])", r"\\\1", caption).replace("~", r"$\sim$").replace("^", r"\^{}")
     return re.sub(r"`([^`]*)`", r"\\texttt{\1}", text)
 
 

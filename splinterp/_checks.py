@@ -106,7 +106,9 @@ def _array_hint(x: object) -> str:
         return ", e.g. dataset.tensors[0]"
     if hasattr(x, "to_numpy"):
         return ", e.g. x.to_numpy()"
-    return ", e.g. torch.tensor(x)" if isinstance(x, Sequence) and not isinstance(x, str | bytes) else ""
+    if not isinstance(x, Sequence) or isinstance(x, str | bytes):
+        return ""
+    return ", e.g. torch.stack(x)" if x and isinstance(x[0], torch.Tensor) else ", e.g. torch.tensor(x)"
 
 
 def _rows_hint(name: str, shape: tuple[int, ...], width: int | None) -> str:

@@ -62,7 +62,7 @@ def _docstrings(module: str) -> dict[str, str]:
     try:
         with open(path, encoding="utf-8") as file:
             tree = ast.parse(file.read())
-    except OSError:
+    except (OSError, ValueError, SyntaxError):  # there is bytecode alone
         return {}
     found = {}
     for kind in (node for node in tree.body if isinstance(node, ast.ClassDef)):

@@ -2,11 +2,11 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
 import torch
-from sklearn.cluster import MiniBatchKMeans
 from torch import nn
 
 from splinterp._checks import as_samples, at_least, whole
@@ -19,13 +19,18 @@ from splinterp.protocol import Block
 from splinterp.sae import SAE
 
 ARCHETYPAL = "archetypal"
+SOLVE_STEPS = 100
+"""The most that a solve in training takes, from the rows as they are."""
 
 
+@torch.no_grad()
 def centroids(x: ArrayLike, n_points: int, random_state: int = 0) -> Float[Tensor, "n_points d_in"]:
     """Points for an `ArchetypalSAE`: the k-means centroids of x (n, d_in) less the mean of x, which b_dec has.
 
     Raises ValueError: fewer samples than points.
     """
+    from sklearn.cluster import MiniBatchKMeans  # deferred: importing the package should not load it
+
     x = as_samples(x)
     whole("n_points", n_points, 1)
     if len(x) < n_points:
@@ -83,7 +88,7 @@ class ArchetypalSAE(SAE):
         at_least("relaxation", relaxation, 0.0)
         loaded = not isinstance(points, torch.Tensor | np.ndarray)
         if isinstance(points, torch.Tensor | np.ndarray):
-            P = as_samples(points, d_in, name="points").cpu()
+            P = as_samples(points, d_in, name="points").detach().cpu().clone()  # its own: what is passed may change
         else:
             P = torch.zeros(whole("points", points, 1), d_in)
         if not len(P):
@@ -118,7 +123,12 @@ class ArchetypalSAE(SAE):
 
     def tied_rows(self) -> Float[Tensor, "n_latents d_in"]:
         """W_dec: no part of it is the encoder's."""
-        return self.log_scale.exp() * torch.addmm(self.deviation, self.mixing, self.points)
+        with torch.autocast(self.mixing.device.type, enabled=False):
+            return self.log_scale.exp() * torch.addmm(self.deviation, self.mixing, self.points)
+
+    @property
+    def shape(self) -> tuple[int, int]:
+        return self.d_in, self.n_latents
 
     @torch.no_grad()
     def project(self) -> None:
@@ -134,14 +144,26 @@ class ArchetypalSAE(SAE):
 
         def solve(stats: DecoderStats) -> float:
             start = self.mixing.detach(), self.deviation.detach()
-            found = solve_in_hull(stats, self.points, self.relaxation, float(self.log_scale.exp()), start=start)
+            found = solve_in_hull(
+                stats, self.points, self.relaxation, float(self.log_scale.exp()), start=start, max_steps=SOLVE_STEPS
+            )
             self.mixing.copy_(found.mixing)
             self.deviation.copy_(found.deviation)
             self.b_dec.copy_(found.b_dec)
             self.project()  # what was cut to the SAE's dtype
             return found.gap
 
-        return Block((self.mixing, self.deviation), (self.b_dec,), None, None, write, solve)
+        return Block((self.mixing, self.deviation, self.log_scale), (self.b_dec,), None, None, write, solve, self._solve_cost)
+
+    @property
+    def _solve_cost(self) -> float:
+        # a step has 2 n_latents d_in (n_latents + n_points) multiplications, a sample of a gradient step about 6 n_latents d_in
+        return SOLVE_STEPS * (self.n_latents + len(self.points)) / 3
+
+    @torch.no_grad()
+    def multiply_output(self, gain: float) -> bool:
+        self.log_scale.add_(math.log(gain))
+        return True
 
     def config(self) -> dict[str, Any]:
         return {**super().config(), "decoder": ARCHETYPAL, "points": len(self.points), "relaxation": self.relaxation}

@@ -36,6 +36,8 @@ class Block(NamedTuple):
     solve: Callable[[Any], float] | None = None
     """Where rows may not be anything: solve(stats), from `DecoderStats`, writes the best decoder there is and returns how far it can be
     from the minimum, as a share of the samples' sum of squares."""
+    solve_cost: float = 0.0
+    """Of that solve, beside one pass over the samples: in samples that a gradient step goes by."""
 
     @property
     def tied(self) -> bool:
@@ -234,6 +236,10 @@ class SparseModel(nn.Module):
             raise TypeError(
                 f"{self.label} decodes in its own way, not by acts @ W_dec + b_dec, which an exact solve is for: train it by SGD"
             )
+
+    def multiply_output(self, gain: float) -> bool:
+        """Multiply x_hat - b_dec by a number, where that is not done by multiplying the decoder block's weights. Returns whether it was."""
+        return False
 
     def project(self) -> None:
         """Called after every gradient step: put parameters back into the sets that they must be in."""

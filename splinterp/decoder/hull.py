@@ -42,6 +42,7 @@ class HullSolution(NamedTuple):
 
 def to_simplex(rows: Float[Tensor, "n p"]) -> Float[Tensor, "n p"]:
     """Each row's nearest point of the probability simplex (Held, Wolfe and Crowder 1974)."""
+    rows = rows - rows.amax(dim=1, keepdim=True)  # the same projection, and no digits lost
     falling = rows.sort(dim=1, descending=True).values
     excess = (falling.cumsum(1) - 1) / torch.arange(1, rows.shape[1] + 1, dtype=rows.dtype, device=rows.device)
     positive = (falling > excess).sum(1, keepdim=True).clamp_min(1)

@@ -24,7 +24,7 @@ from splinterp.losses.terms import L0, L1, Reconstruction, SquaredError, State, 
 from splinterp.protocol import Code, SAELike, SparseModel, as_model
 from splinterp.training.distributed import ProcessGroup
 from splinterp.training.named import Named
-from splinterp.training.optimizers import OPTIMIZERS, build
+from splinterp.training.optimizers import OPTIMIZERS, TwoModes, build
 from splinterp.training.resampling import Resampling
 from splinterp.training.schedules import K_SHARE, SCHEDULES, annealed, check_scheduler, check_shares, rising, step_size
 from splinterp.training.train_state import DivergenceError as DivergenceError
@@ -173,6 +173,11 @@ class GradientOptions(metaclass=Named):
                 f"{name} keeps a state from batch to batch, which {type(self).__name__}.loss does not pass on: drop one of them"
             )
         optimizer = self.make_optimizer(sae, fixed)
+        if isinstance(optimizer, TwoModes) and model.decoder_block().solve is not None:
+            raise ValueError(
+                f"{model.label} puts its decoder back into a set after each step, and {type(optimizer).__name__} ends with an average that "
+                "is not in it: take another optimizer"
+            )
         silence = None if self.resample is None else self.resample.start(model, optimizer, total_steps)
         rates = [group["lr"] for group in optimizer.param_groups]
         scheduler = None

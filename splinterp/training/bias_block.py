@@ -103,6 +103,8 @@ def fitting_gain(model: SparseModel, data: Tensor | ActivationStore) -> float:
 
 def multiply_output(model: SparseModel, gain: float) -> None:
     """Multiply the decoder's rows where their scale is a parameter of its own. Raises ValueError where it is not."""
+    if model.multiply_output(gain):
+        return
     block = model.decoder_block()
     own = [*block.weights, *(() if block.scales is None else (block.scales,))]
     if not own or (block.prior is not None and block.scales is None):

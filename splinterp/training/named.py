@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import difflib
 import inspect
+from abc import ABCMeta
 from typing import Any, ClassVar
 
 OTHERS = {
@@ -17,7 +18,7 @@ OTHERS = {
 """What some options are called elsewhere."""
 
 
-class Named(type):
+class Named(ABCMeta):
     """The class of methods. A call with values that are not named, or with unknown names, is refused with what would work.
 
     A subclass whose constructor is its own is left alone.
@@ -25,6 +26,12 @@ class Named(type):
 
     shorthands: ClassVar[tuple[str, ...]] = ()
     """Names that are taken besides those of the constructor."""
+
+    @property
+    def __signature__(cls) -> inspect.Signature:
+        """What `help()` and IPython show."""
+        signature = inspect.signature(cls.__init__)  # type: ignore[misc]
+        return signature.replace(parameters=list(signature.parameters.values())[1:])
 
     def __call__(cls, *values: Any, **options: Any) -> Any:
         own = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]

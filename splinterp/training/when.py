@@ -127,6 +127,9 @@ class EveryEpoch(When):
     def _cost(self, state: PAMState) -> float:
         """Of a solve, in samples that a gradient step goes by."""
         rows, (d_in, n_latents) = len(state.data) / self._parts(state), state.model.shape
+        block = state.model.decoder_block()
+        if block.solve is not None:
+            return rows + block.solve_cost
         return rows + (FACTORS if rows > n_latents else EIGENVECTORS) * factor_cost(d_in, n_latents)
 
     def _parts(self, state: PAMState) -> int:

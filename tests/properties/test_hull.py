@@ -129,7 +129,7 @@ def test_one_point_without_room_is_that_point():
     assert found.gap < 1e-12
 
 
-@given(n=st.integers(1, 8), p=st.integers(1, 9), seed=st.integers(0, 10**6), size=st.sampled_from([1e-8, 1.0, 1e6]))
+@given(n=st.integers(1, 8), p=st.integers(1, 9), seed=st.integers(0, 10**6), size=st.sampled_from([1e-8, 1.0, 1e6, 1e17]))
 def test_the_simplex_projection_is_the_nearest_point(n, p, seed, size):
     rows = size * torch.randn(n, p, generator=rng(seed), dtype=torch.float64)
     if seed % 3 == 0:
