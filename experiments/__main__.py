@@ -22,6 +22,7 @@ EXPERIMENTS = {
     "geometry": "regions and slices of SAEs trained on MNIST by SGD and PAM-SGD",
     "recovery": "recovery of known features: bias adaptation beside TopK and L1, resonance, seeds",
     "small_gpt2": "train the small GPT-2 that the others take, once, and say where it is kept",
+    "biases": "the step size of the encoder's bias, by every method: --data mnist | minilm | gpt2",
     "learning": "learning curves of SGD and PAM-SGD, against steps and seconds: --data mnist | minilm",
     "solves": "when PAM-SGD should solve for the decoder: --data mnist | minilm",
     "opening": "when the residual should be let in; readouts and races: --data mnist | minilm",

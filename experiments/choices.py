@@ -32,14 +32,19 @@ class Choice:
 
 
 def store_of(
-    experiment: str, data: str, out: Path, data_dir: str | None, parse: Callable[[dict[str, Any]], Any] = run_from_record
+    experiment: str,
+    data: str,
+    out: Path,
+    data_dir: str | None,
+    parse: Callable[[dict[str, Any]], Any] = run_from_record,
+    pool: int | None = None,
 ) -> tuple[RecordStore, Source]:
     """The records of an experiment's runs on `data`, and where these come from."""
     source = source_of(data, data_dir)
 
     def prepare() -> None:  # extracted once, before several processes want it
         if data not in IMAGES:
-            raw_tokens(*split_name(data), pool_size(data), data_dir, source.key)
+            raw_tokens(*split_name(data), pool or pool_size(data), data_dir, source.key)
 
     return RecordStore(out, f"{experiment}-{data}-runs", parse, source, prepare), source
 

@@ -13,10 +13,12 @@ from experiments import (
     atoms,
     baselines,
     bench,
+    biases,
     bridge,
     centring,
     dead,
     geometry,
+    learning,
     opening,
     recovery,
     solves,
@@ -63,6 +65,10 @@ def _renderer(results: dict[str, Any], short: bool) -> Callable[[dict[str, Any],
         return bridge.render
     if "centres" in results:
         return centring.render
+    if "biases" in results:
+        return biases.render
+    if "curves" in results:
+        return learning.render
     if "ways" in results:
         return opening.render
     if "schedules" in results:

@@ -62,12 +62,13 @@ class ArchetypalSAE(SAE):
     Raises:
         ValueError: points of another width, none of them, or all 0; a negative relaxation; another decoder than "archetypal".
 
-    >>> from splinterp import PAMSGD, TopK, fit
-    >>> x = torch.randn(400, 6, generator=torch.Generator().manual_seed(0))
-    >>> sae = ArchetypalSAE(6, 12, TopK(2), points=centroids(x, 30), relaxation=0.1, generator=0)
-    >>> history = fit(sae, x, PAMSGD(), epochs=3, generator=0).history
-    >>> bool((sae.mixing >= 0).all()), bool((sae.deviation.norm(dim=1) <= 0.1 + 1e-6).all())
-    (True, True)
+    Examples:
+        >>> from splinterp import PAMSGD, TopK, fit
+        >>> x = torch.randn(400, 6, generator=torch.Generator().manual_seed(0))
+        >>> sae = ArchetypalSAE(6, 12, TopK(2), points=centroids(x, 30), relaxation=0.1, generator=0)
+        >>> history = fit(sae, x, PAMSGD(), epochs=3, generator=0).history
+        >>> bool((sae.mixing >= 0).all()), bool((sae.deviation.norm(dim=1) <= 0.1 + 1e-6).all())
+        (True, True)
     """
 
     mixing: nn.Parameter

@@ -85,11 +85,12 @@ class SAE(SparseModel):
     Raises:
         ValueError: sizes below 1, k > n_latents, an unknown or inapplicable option.
 
-    >>> from splinterp import TopK
-    >>> sae = SAE(d_in=4, n_latents=8, activation=TopK(2), decoder="tied_residual")
-    >>> x_hat, acts, pre_acts = sae(torch.ones(3, 4))
-    >>> x_hat.shape, acts.shape, int((acts != 0).sum(1).max())
-    (torch.Size([3, 4]), torch.Size([3, 8]), 2)
+    Examples:
+        >>> from splinterp import TopK
+        >>> sae = SAE(d_in=4, n_latents=8, activation=TopK(2), decoder="tied_residual")
+        >>> x_hat, acts, pre_acts = sae(torch.ones(3, 4))
+        >>> x_hat.shape, acts.shape, int((acts != 0).sum(1).max())
+        (torch.Size([3, 4]), torch.Size([3, 8]), 2)
     """
 
     W_enc: nn.Parameter
@@ -491,6 +492,13 @@ class SAE(SparseModel):
                 message names the file.
         """
         folder = Path(folder)
+        if not folder.is_dir():
+            what = "a file: pass the folder that it is in" if folder.exists() else "not there"
+            raise FileNotFoundError(f"the folder {folder} is {what}")
+        if (folder / "cfg.json").exists() and not (folder / CONFIG).exists():
+            raise FileNotFoundError(
+                f"{folder} has no {CONFIG} but a cfg.json of another library: splinterp.interop.load_any reads those"
+            )
         with locked(folder):
             return read_sae(current(folder, CONFIG), current(folder, TENSORS), device, KINDS)
 

@@ -42,12 +42,13 @@ class Transcoder(SAE):
     Raises:
         ValueError: sizes below 1, another decoder than "free"; TypeError: `TopAFA`, whose norms are of what x reconstructs.
 
-    >>> from splinterp import TopK, PAMSGD, fit
-    >>> x = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
-    >>> transcoder = Transcoder(6, 12, TopK(2), d_out=4, generator=0)
-    >>> history = fit(transcoder, paired(x, x[:, :4].relu()), PAMSGD(), epochs=3, generator=0).history
-    >>> transcoder(x).x_hat.shape
-    torch.Size([300, 4])
+    Examples:
+        >>> from splinterp import TopK, PAMSGD, fit
+        >>> x = torch.randn(300, 6, generator=torch.Generator().manual_seed(0))
+        >>> transcoder = Transcoder(6, 12, TopK(2), d_out=4, generator=0)
+        >>> history = fit(transcoder, paired(x, x[:, :4].relu()), PAMSGD(), epochs=3, generator=0).history
+        >>> transcoder(x).x_hat.shape
+        torch.Size([300, 4])
     """
 
     def __init__(

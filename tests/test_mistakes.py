@@ -69,12 +69,15 @@ CASES = {
     "fit(SAE(np.int64(8), np.int32(16), TopK(np.int64(2))), X.numpy(), SGD(), epochs=np.int64(1)).sae.activation": ("", "TopK(k=2)"),
     "splinterp.geometry.facets(make(), X[0])": ("TypeError", "region_of(sae, x).support"),
     "splinterp.geometry.chebyshev_centre(make(), X[0].numpy())": ("TypeError", "region_of(sae, x).support"),
+    "splinterp.geometry.region_of(torch.nn.Linear(8, 8), X[0])": ("TypeError", "affine_sae"),
     "splinterp.nothing": ("AttributeError", "nothing"),
 }  # fmt: skip
 LANGUAGE = {
     "extract_activations('minilm', TEXT, layer=[1, 2])": ("ValueError", "extract_places"),
     "extract_activations('minilm', TEXT, layer=1, context=600)": ("ValueError", "pack them with context=512"),
     "len(extract_activations('minilm', TEXT, layer=1, context=512).x)": ("", "1000"),
+    "LanguageModel.load('minilm', causal=True)": ("ValueError", "no language-modelling head"),
+    "LanguageModel.load('minilm')": ("", "6 layers, d_model=384"),
     "pack_tokens('minilm', TEXT, 32)": ("TypeError", "LanguageModel.load('minilm').tokenizer"),
     "measure_loss('minilm', make(), None, 1)": ("TypeError", "LanguageModel.load('minilm')"),
 }

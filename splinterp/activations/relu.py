@@ -17,8 +17,9 @@ from splinterp.activations.base import Activation, _infeasible
 class ReLU(Activation):
     """max(u, 0): the proximal map of the indicator of z >= 0. An l1 penalty lambda is the bias b_enc - lambda.
 
-    >>> ReLU()(torch.tensor([[-1.0, 2.0]]))
-    tensor([[0., 2.]])
+    Examples:
+        >>> ReLU()(torch.tensor([[-1.0, 2.0]]))
+        tensor([[0., 2.]])
     """
 
     allows_l1 = True

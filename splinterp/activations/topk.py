@@ -110,8 +110,9 @@ class TopK(RowTop):
     Raises:
         TypeError, ValueError: k is not an int of at least 1.
 
-    >>> TopK(1)(torch.tensor([[1.0, 3.0, -5.0]]))
-    tensor([[0., 3., 0.]])
+    Examples:
+        >>> TopK(1)(torch.tensor([[1.0, 3.0, -5.0]]))
+        tensor([[0., 3., 0.]])
     """
 
     couples_samples = False
@@ -134,8 +135,9 @@ class AbsTopK(RowTop):
     Raises:
         TypeError, ValueError: k is not an int of at least 1.
 
-    >>> AbsTopK(1)(torch.tensor([[1.0, 3.0, -5.0]]))
-    tensor([[ 0.,  0., -5.]])
+    Examples:
+        >>> AbsTopK(1)(torch.tensor([[1.0, 3.0, -5.0]]))
+        tensor([[ 0.,  0., -5.]])
     """
 
     signed = True

@@ -77,6 +77,7 @@ class LanguageModel:
         Raises:
             ImportError: transformers, or the packaged model, is not installed.
             OSError: transformers cannot find the model.
+            ValueError: `causal` for a model whose files have no head.
         """
         try:
             from transformers import AutoModel, AutoModelForCausalLM, AutoTokenizer
@@ -85,9 +86,21 @@ class LanguageModel:
         source = source_of(name)
         kind = AutoModelForCausalLM if causal else AutoModel
         with _quiet():
-            model: Any = kind.from_pretrained(source, dtype=dtype or torch.float32, **options)
+            loaded: Any = kind.from_pretrained(source, dtype=dtype or torch.float32, output_loading_info=True, **options)
+            model, found = loaded
             tokenizer = AutoTokenizer.from_pretrained(source)
+        if causal:  # transformers makes what is missing at random, and says so in its log only
+            trunk = getattr(model, "base_model_prefix", "")
+            head = sorted(key for key in found["missing_keys"] if not trunk or not key.startswith(f"{trunk}."))
+            if head:
+                raise ValueError(
+                    f"{name} has no language-modelling head: its files lack {', '.join(head[:3])}, which would be random. Load it without "
+                    "causal=True, or another model to measure losses and logits"
+                )
         return cls(model.to(device), tokenizer, str(name), blocks)
+
+    def __repr__(self) -> str:
+        return f"LanguageModel({self.name!r}, {type(self.model).__name__}, {self.n_layers} layers, d_model={self.d_model}, {self.device})"
 
     def weights_hash(self) -> str:
         """A hash of all weights and buffers but a head's, their names and dtypes; made anew where one was written to since (but

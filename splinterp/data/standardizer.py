@@ -44,10 +44,11 @@ class Standardizer:
     Raises:
         ValueError: unknown mode.
 
-    >>> x = torch.tensor([[0.0, 5.0], [2.0, 7.0]])
-    >>> Standardizer("per_feature").fit(x).transform(x)
-    tensor([[-1., -1.],
-            [ 1.,  1.]])
+    Examples:
+        >>> x = torch.tensor([[0.0, 5.0], [2.0, 7.0]])
+        >>> Standardizer("per_feature").fit(x).transform(x)
+        tensor([[-1., -1.],
+                [ 1.,  1.]])
     """
 
     def __init__(self, mode: str = "global") -> None:
@@ -84,6 +85,9 @@ class Standardizer:
                 scale[constant] = 1.0
         self.mean, self.scale = mean.cpu(), scale.cpu()
         return self
+
+    def __repr__(self) -> str:
+        return f"Standardizer({self.mode!r}{'' if self.mean is None else f', fitted to {len(self.mean)} columns'})"
 
     def _statistics(self, x: Tensor) -> tuple[Tensor, Tensor]:
         if self.mean is None or self.scale is None:

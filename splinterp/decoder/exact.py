@@ -69,11 +69,12 @@ def solve_decoder(
     Raises:
         ValueError: empty statistics, a negative strength, prox or bias_prox > 0 without `previous`, wrong shapes.
 
-    >>> acts = torch.tensor([[0.0], [1.0], [2.0]])
-    >>> stats = DecoderStats(n_latents=1, d_in=1).update(acts, 2 * acts + 1)
-    >>> W_dec, b_dec = solve_decoder(stats, ridge=0.0)
-    >>> round(float(W_dec), 6), round(float(b_dec), 6)
-    (2.0, 1.0)
+    Examples:
+        >>> acts = torch.tensor([[0.0], [1.0], [2.0]])
+        >>> stats = DecoderStats(n_latents=1, d_in=1).update(acts, 2 * acts + 1)
+        >>> W_dec, b_dec = solve_decoder(stats, ridge=0.0)
+        >>> round(float(W_dec), 6), round(float(b_dec), 6)
+        (2.0, 1.0)
     """
     require_samples(stats)
     rows = None if isinstance(ridge, int | float) else _row_strengths(ridge, stats)

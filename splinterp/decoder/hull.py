@@ -82,10 +82,11 @@ def solve_in_hull(
     Raises:
         ValueError: no samples, shapes that do not fit, a scale that is not above 0, a negative relaxation or tolerance.
 
-    >>> x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
-    >>> found = solve_in_hull(DecoderStats(4, 3).update(x[:, [0, 1, 2, 0]].relu(), x), x[:20], scale=0.5)
-    >>> bool((found.mixing >= 0).all()), bool(torch.allclose(found.mixing.sum(1), torch.ones(4, dtype=torch.float64)))
-    (True, True)
+    Examples:
+        >>> x = torch.randn(200, 3, generator=torch.Generator().manual_seed(0))
+        >>> found = solve_in_hull(DecoderStats(4, 3).update(x[:, [0, 1, 2, 0]].relu(), x), x[:20], scale=0.5)
+        >>> bool((found.mixing >= 0).all()), bool(torch.allclose(found.mixing.sum(1), torch.ones(4, dtype=torch.float64)))
+        (True, True)
     """
     require_samples(stats)
     at_least("relaxation", relaxation, 0.0)

@@ -93,11 +93,12 @@ def readout(
     Raises:
         ValueError: empty statistics, other shapes, or a ridge below 0.
 
-    >>> z, x = torch.rand(40, 6, generator=torch.Generator().manual_seed(0)), torch.eye(40, 3)
-    >>> sums = [DecoderStats(6, 3).update(z[part], x[part]) for part in (slice(30), slice(30, 40))]
-    >>> found = readout(*sums, torch.ones(6, 3), torch.zeros(3))
-    >>> found.score < found.unsolved
-    True
+    Examples:
+        >>> z, x = torch.rand(40, 6, generator=torch.Generator().manual_seed(0)), torch.eye(40, 3)
+        >>> sums = [DecoderStats(6, 3).update(z[part], x[part]) for part in (slice(30), slice(30, 40))]
+        >>> found = readout(*sums, torch.ones(6, 3), torch.zeros(3))
+        >>> found.score < found.unsolved
+        True
     """
     W = as_rows(W_dec, "W_dec", stats)
     b = _bias(b_dec, stats)

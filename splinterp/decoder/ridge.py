@@ -135,9 +135,10 @@ def gcv_ridge(
     Raises:
         ValueError: empty statistics, a single sample, prox > 0 without `previous`, or with search="factors".
 
-    >>> x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
-    >>> gcv_ridge(DecoderStats(4, 4).update(x, x)).ridge < 1e-3  # nothing to shrink: the codes are the samples
-    True
+    Examples:
+        >>> x = torch.randn(200, 4, generator=torch.Generator().manual_seed(0))
+        >>> gcv_ridge(DecoderStats(4, 4).update(x, x)).ridge < 1e-3  # nothing to shrink: the codes are the samples
+        True
     """
     return _gcv(stats, prior, prox, previous, inflation, around, search, n_grid)[0]
 

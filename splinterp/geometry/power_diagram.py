@@ -45,11 +45,12 @@ class PowerDiagram:
     Raises:
         TypeError, ValueError: input that is not finite floats of these shapes, or an order out of range.
 
-    >>> diagram = PowerDiagram(np.array([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0]]))
-    >>> diagram.assign(np.array([[0.2, 0.1], [1.9, 0.3]])).ravel()
-    array([0, 1])
-    >>> len(diagram.cells((-1.0, 3.0, -1.0, 3.0)))
-    3
+    Examples:
+        >>> diagram = PowerDiagram(np.array([[0.0, 0.0], [2.0, 0.0], [0.0, 2.0]]))
+        >>> diagram.assign(np.array([[0.2, 0.1], [1.9, 0.3]])).ravel()
+        array([0, 1])
+        >>> len(diagram.cells((-1.0, 3.0, -1.0, 3.0)))
+        3
     """
 
     sites: Float[Array, "n_sites d"]

@@ -84,7 +84,8 @@ def region_of(sae: SAE, x: ArrayLike) -> Region:
         TypeError, ValueError: input that does not fit, or an SAE that is not on the CPU.
         RuntimeError: a BatchTopK SAE without an inference threshold or in training mode.
     """
-    rows = as_vector(x, sae.d_in)[None] if getattr(x, "ndim", None) == 1 else as_float64(x, sae.d_in)
+    d_in = encoder_of(sae).weights.shape[1]
+    rows = as_vector(x, d_in)[None] if getattr(x, "ndim", None) == 1 else as_float64(x, d_in)
     if len(rows) != 1:
         raise ValueError(f"region_of takes one sample but x has {len(rows)} rows: use regions_of")
     regions = regions_of(sae, rows)

@@ -113,12 +113,13 @@ def segment_regions(sae: Any, a: ArrayLike, b: ArrayLike) -> SegmentRegions:
         TypeError, ValueError, RuntimeError: as `region_of`.
         ArithmeticError: scores that differ by rounding alone.
 
-    >>> import torch
-    >>> from splinterp import SAE, TopK
-    >>> sae = SAE(4, 16, TopK(3), generator=0)
-    >>> found = segment_regions(sae, torch.zeros(4), torch.ones(4))
-    >>> len(found) == len(list(found.supports()))
-    True
+    Examples:
+        >>> import torch
+        >>> from splinterp import SAE, TopK
+        >>> sae = SAE(4, 16, TopK(3), generator=0)
+        >>> found = segment_regions(sae, torch.zeros(4), torch.ones(4))
+        >>> len(found) == len(list(found.supports()))
+        True
     """
     encoder = encoder_of(sae)
     width = encoder.weights.shape[1]

@@ -13,7 +13,7 @@ from splinterp._typing import Float, Tensor
 from splinterp.activations import AbsTopK, Activation, BatchTopK, JumpReLU
 from splinterp.data.standardizer import Standardizer
 from splinterp.encoders import Gated
-from splinterp.interop.folding import folded_tensors
+from splinterp.interop.folding import check_standardized, folded_tensors
 from splinterp.interop.jumprelu import to_jumprelu
 from splinterp.interop.saelens import to_nonnegative
 from splinterp.sae import SAE
@@ -42,6 +42,7 @@ def affine_form(sae: SAE, standardizer: Standardizer | None = None, *, what: str
         TypeError: a subclass or an encoder that has no such form.
         ValueError, RuntimeError: a standardizer of mode "unit_norm", or without statistics; thresholds that are not set yet.
     """
+    check_standardized(sae, standardizer)
     if type(sae.encoder) is Gated:
         sae = to_jumprelu(sae)
     sae.require_plain(what)

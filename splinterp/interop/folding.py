@@ -34,6 +34,16 @@ def folded_tensors(sae: SAE, standardizer: Standardizer | None) -> dict[str, Ten
     return {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
 
 
+def check_standardized(sae: SAE, standardizer: Standardizer | None) -> None:
+    """Raises ValueError where an SAE says that it was trained on standardised activations, and no standardizer is given."""
+    if standardizer is None and "standardizer" in sae.about:
+        raise ValueError(
+            "this SAE was trained on standardised activations, which other tools do not know of: to fold that in, pass "
+            "standardizer=Standardizer.load(folder) of the folder that it was loaded from; or delete sae.about['standardizer'] to write it "
+            "as it is"
+        )
+
+
 @torch.no_grad()
 def fold_standardizer(sae: SAE, standardizer: Standardizer) -> SAE:
     """The SAE of the same codes, and of the reconstruction mapped back, on activations as the model gives them: with a free decoder and

@@ -111,7 +111,9 @@ def _compare(module: nn.Module, sae: SAE) -> None:
     x = spread + (1 + spread.abs().mean()) * torch.randn(
         SAMPLES, sae.d_in, generator=torch.Generator().manual_seed(0), dtype=torch.float64
     )
-    made: Any = copy.deepcopy(module).double().cpu().eval()(x)  # of which rounding is none of its own
+    same: Any = copy.deepcopy(module).double().cpu().eval()  # of which rounding is none of its own
+    forward = type(module).forward is not nn.Module.forward
+    made: Any = same(x) if forward else same.encode(x) @ sae.W_dec + sae.b_dec
     for name in ("x_hat", "sae_out", "reconstruction"):
         made = getattr(made, name, made)
     made = made[0] if isinstance(made, tuple | list) else made

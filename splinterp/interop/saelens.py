@@ -20,7 +20,7 @@ from splinterp._typing import Tensor
 from splinterp.activations import AbsTopK, Activation, BatchTopK, FeatureChoice, JumpReLU, ReLU, TopK
 from splinterp.data.standardizer import Standardizer
 from splinterp.encoders import Gated
-from splinterp.interop.folding import folded_tensors
+from splinterp.interop.folding import check_standardized, folded_tensors
 from splinterp.sae import SAE
 
 VERSION = "6.54.0"
@@ -60,6 +60,7 @@ def save_saelens(
     if type(sae.encoder) is Gated:
         raise TypeError("a gated SAE is written as a JumpReLU: save_saelens(to_jumprelu(sae), ...)")
     sae.require_plain("a SAELens folder")
+    check_standardized(sae, standardizer)
     if nonnegative:
         sae = to_nonnegative(sae)
     architecture, extra, options = _described(sae.activation, sae.n_latents)

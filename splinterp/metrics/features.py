@@ -48,9 +48,10 @@ def match_features(learned: ArrayLike, true: ArrayLike, signed: bool = True) -> 
     Raises:
         TypeError, ValueError: bad input, different widths, no rows.
 
-    >>> found = match_features(torch.tensor([[0.0, 2.0], [1.0, 0.1]]), torch.eye(2))
-    >>> found.nearest.tolist(), found.recovery(0.9)
-    ([1, 0], 1.0)
+    Examples:
+        >>> found = match_features(torch.tensor([[0.0, 2.0], [1.0, 0.1]]), torch.eye(2))
+        >>> found.nearest.tolist(), found.recovery(0.9)
+        ([1, 0], 1.0)
     """
     true = unit_rows(true, "true")
     learned = unit_rows(learned, "learned", true.shape[1])

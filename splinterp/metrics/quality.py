@@ -24,8 +24,9 @@ def fvu(x: ArrayLike, x_hat: ArrayLike) -> float:
     Raises:
         TypeError, ValueError: bad input, different shapes, fewer than 2 samples, constant data.
 
-    >>> fvu(torch.tensor([[0.0], [2.0]]), torch.tensor([[0.0], [1.0]]))
-    0.5
+    Examples:
+        >>> fvu(torch.tensor([[0.0], [2.0]]), torch.tensor([[0.0], [1.0]]))
+        0.5
     """
     x = as_samples(x, dtype=torch.float64)
     x_hat = as_samples(x_hat, x.shape[1], dtype=torch.float64, device=x.device, name="x_hat")

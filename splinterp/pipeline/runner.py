@@ -251,7 +251,13 @@ def opened(folder: str | Path) -> tuple[SAE, Standardizer | None, Plan]:
     """(SAE, standardizer, plan) of a folder that `train` has finished. Raises FileNotFoundError: one that it has not."""
     folder = Path(folder)
     if not (folder / SAVED / "sae.json").exists():
-        raise FileNotFoundError(f"{folder} holds no trained SAE: run `python -m splinterp train ... --out {folder}` to its end")
+        alone = (folder / "sae.json").exists()
+        raise FileNotFoundError(
+            f"{folder} holds an SAE, but no run: this command needs the plan and the activations of `python -m splinterp train`. Load it "
+            f"in Python: SAE.load({str(folder)!r})"
+            if alone
+            else f"{folder} holds no trained SAE: run `python -m splinterp train ... --out {folder}` to its end"
+        )
     plan = Plan.read(folder / PLAN)
     standardizer = None if plan.standardizer == "none" else Standardizer.load(folder / SAVED)
     return SAE.load(folder / SAVED), standardizer, plan

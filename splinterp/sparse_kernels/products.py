@@ -337,8 +337,9 @@ def decode_sparse(
     Raises:
         ValueError: an index of no latent, a grouping of another code.
 
-    >>> decode_sparse(torch.tensor([[2.0]]), torch.tensor([[1]]), torch.eye(3), torch.zeros(3))
-    tensor([[0., 2., 0.]])
+    Examples:
+        >>> decode_sparse(torch.tensor([[2.0]]), torch.tensor([[1]]), torch.eye(3), torch.zeros(3))
+        tensor([[0., 2., 0.]])
     """
     if by_latent is None:
         check_indices(top_indices, len(W_dec))

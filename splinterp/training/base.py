@@ -21,10 +21,10 @@ from splinterp._typing import ArrayLike, Tensor
 from splinterp.data.store import ActivationStore
 from splinterp.losses.forward import Forward
 from splinterp.losses.terms import L0, L1, Reconstruction, SquaredError, State, Term
-from splinterp.protocol import Code, SAELike, SparseModel, as_model
+from splinterp.protocol import Code, SAELike, SparseModel, as_model, sharing
 from splinterp.training.distributed import ProcessGroup
 from splinterp.training.named import Named
-from splinterp.training.optimizers import OPTIMIZERS, TwoModes, build
+from splinterp.training.optimizers import OPTIMIZERS, TwoModes, build, set_apart
 from splinterp.training.resampling import Resampling
 from splinterp.training.schedules import K_SHARE, SCHEDULES, annealed, check_scheduler, check_shares, rising, step_size
 from splinterp.training.train_state import DivergenceError as DivergenceError
@@ -46,6 +46,9 @@ class GradientOptions(metaclass=Named):
 
     lr: float = 3e-3
     """Step size at the start (after `warmup`)."""
+    bias_lr: float = 1.0
+    """What multiplies the step size of b_enc. More than 1 lets some latents become busy and others rare. Worth trying, 4 say, where the
+    data have common directions beside rare ones, as a language model's early layers have positions beside words."""
     optimizer: str | Callable[..., torch.optim.Optimizer] = "adam"
     """One of "adam", "adamw", "sgd", "muon" (`splinterp.training.Muon`); a torch optimizer class that takes `lr`; or a function of the
     parameter groups (dicts with "params" and "weight_decay") that returns an optimizer, whose own step sizes then stand in for `lr`."""
@@ -83,6 +86,7 @@ class GradientOptions(metaclass=Named):
 
     def __post_init__(self) -> None:
         at_least("lr", self.lr, 0.0, strict=True)
+        at_least("bias_lr", self.bias_lr, 0.0, strict=True)
         if isinstance(self.schedule, str):
             one_of("schedule", self.schedule, SCHEDULES)
         if isinstance(self.optimizer, str):
@@ -192,7 +196,8 @@ class GradientOptions(metaclass=Named):
     def make_optimizer(self, sae: SAELike, fixed: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
         """An optimizer of all parameters of `sae` but the `fixed` ones, in two groups: decayed, and not.
 
-        Decayed are the weights (two axes or more), and with `decay_biases` all but b_dec. Parameters that need no gradient stay.
+        Decayed are the weights (two axes or more), and with `decay_biases` all but b_dec. Parameters that need no gradient stay. With
+        `bias_lr` b_enc is in a third group.
         """
         still = {id(p) for p in fixed}
         moved = [p for p in sae.parameters() if id(p) not in still]
@@ -201,7 +206,17 @@ class GradientOptions(metaclass=Named):
         decayed = [p for p in moved if p.ndim >= 2 or (self.decay_biases and id(p) not in centres)]
         kept = {id(p) for p in decayed}
         others = [p for p in moved if id(p) not in kept]
-        return build(self.optimizer, decayed, others, {"lr": self.lr, "betas": self.betas, "weight_decay": self.weight_decay})
+        options = {"lr": self.lr, "betas": self.betas, "weight_decay": self.weight_decay}
+        optimizer = build(self.optimizer, decayed, others, options)
+        if self.bias_lr != 1:
+            bias = model.encoder_bias()
+            group = None if bias is None else set_apart(optimizer, sharing(sae, bias))
+            if group is None or len(group["params"]) > 1 or group["params"][0].ndim > 1:
+                raise ValueError(
+                    f"bias_lr={self.bias_lr} acts on b_enc, which is no trained parameter of its own here: leave it out"
+                )
+            group["lr"] *= self.bias_lr
+        return optimizer
 
     def rate(self, state: TrainState) -> float:
         """What multiplies the step size at the start in the coming step."""

@@ -188,6 +188,10 @@ class BiasAdaptation:
             raise ValueError(
                 f"bounds={self.bounds} must be finite, low < high <= 0: a positive bias fires on nothing in particular"
             )
+        if self.base.bias_lr != 1:
+            raise ValueError(
+                f"base.bias_lr={self.base.bias_lr} acts on b_enc, which bias adaptation takes from the gradient: leave it out"
+            )
         if isinstance(self.base, PAMSGD) and self.base.hold == "race":
             raise ValueError("base.hold='race' trains two SAEs at a time, whose biases would need two counts: choose a number")
         if isinstance(self.base, PAMSGD) and self.base.decoder_every is not None:

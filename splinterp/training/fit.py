@@ -105,11 +105,12 @@ def fit(
         DivergenceError: non-finite loss, reconstruction error or parameters; an fvu above 10 and above ten times that of the start.
         WorkerLostError: another process is gone.
 
-    >>> from splinterp import PAMSGD, SAE, TopK
-    >>> x = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
-    >>> result = fit(SAE(8, 16, TopK(2), decoder="tied_residual"), x, PAMSGD(), epochs=2)
-    >>> len(result.history), result.history[-1]["l0"] <= 2
-    (2, True)
+    Examples:
+        >>> from splinterp import PAMSGD, SAE, TopK
+        >>> x = torch.randn(200, 8, generator=torch.Generator().manual_seed(0))
+        >>> result = fit(SAE(8, 16, TopK(2), decoder="tied_residual"), x, PAMSGD(), epochs=2)
+        >>> len(result.history), result.history[-1]["l0"] <= 2
+        (2, True)
     """
     if epochs is not None and steps is not None:
         raise ValueError(f"epochs={epochs} and steps={steps} are two budgets: pass one of them")

@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from splinterp import PAMSGD, SGD, DivergenceError, fit
+from splinterp import PAMSGD, SGD, BiasAdaptation, DivergenceError, fit
 from splinterp.training import GradientOptions
 from tests.helpers import ACTIVATIONS, DECODERS, make_sae, rng, samples
 
@@ -35,7 +35,8 @@ def test_shared_options_have_one_definition_and_default():
 
 
 SHARED = {
-    "lr": 1e-2, "optimizer": "sgd", "betas": (0.5, 0.9), "schedule": "constant", "clip": 1e-3, "weight_decay": 0.1, "l1": 0.1,
+    "bias_lr": 4.0, "lr": 1e-2, "optimizer": "sgd", "betas": (0.5, 0.9), "schedule": "constant", "clip": 1e-3, "weight_decay": 0.1,
+    "l1": 0.1,
 }  # fmt: skip
 
 
@@ -51,6 +52,48 @@ def test_other_shared_options_change_the_result(method):
     assert not same(trained(method(weight_decay=0.1, optimizer="adamw")), trained(method(weight_decay=0.1)))
     assert not same(trained(method(l0=0.1), "JumpReLU"), trained(method(), "JumpReLU"))
     assert not same(trained(method(optimizer=torch.optim.NAdam)), trained(method()))
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+@pytest.mark.parametrize("method", [SGD, PAMSGD])
+def test_the_bias_moves_by_its_own_step_size(method, decoder):
+    x, moved = samples(), {}
+    for bias_lr in (1.0, 4.0):
+        sae = make_sae("ReLU", decoder)
+        own = method(bias_lr=bias_lr, optimizer="sgd", lr=1e-3, schedule="constant")
+        before = {name: p.detach().clone() for name, p in sae.named_parameters()}
+        own.step(sae, own.init(sae, x, total_steps=10), x[:64])
+        moved[bias_lr] = {name: p.detach() - before[name] for name, p in sae.named_parameters()}
+    for name, step in moved[1.0].items():
+        torch.testing.assert_close(moved[4.0][name], (4 if name == "b_enc" else 1) * step)
+
+
+def test_the_step_size_of_the_bias_follows_schedules_and_resumes(tmp_path):
+    options = {"epochs": 4, "batch_size": 64, "generator": 3, "checkpoint": tmp_path / "c"}
+    method = PAMSGD(bias_lr=4.0, warmup=0.2)
+    whole = fit(make_sae("TopK", "tied_residual"), samples(), method, **{**options, "checkpoint": tmp_path / "whole"})
+    lrs = [group["lr"] for group in whole.state.optimizer.param_groups]
+    assert len(lrs) == 4 or len(lrs) == 3
+    assert max(lrs) == pytest.approx(4 * min(lrs))
+    with pytest.raises(KeyboardInterrupt):
+        fit(make_sae("TopK", "tied_residual"), samples(), method, callback=interrupt_at(2), **options)
+    resumed = fit(make_sae("TopK", "tied_residual"), samples(), method, resume=True, **options)
+    assert same(resumed.sae, whole.sae)
+
+
+def interrupt_at(epoch):
+    def callback(row):
+        if row["epoch"] == epoch:
+            raise KeyboardInterrupt
+
+    return callback
+
+
+def test_a_bias_without_steps_of_its_own_is_refused():
+    with pytest.raises(ValueError, match="bias_lr=0.0"):
+        SGD(bias_lr=0.0)
+    with pytest.raises(ValueError, match="leave it out"):
+        fit(make_sae("ReLU", "tied", tie_scale=True), samples(), BiasAdaptation(base=SGD(bias_lr=2.0)), epochs=1)
 
 
 PAM = {
