@@ -124,8 +124,8 @@ def test_every_option_of_pam_changes_the_recipe(name):
         "l1": 0.1, "l0": 0.1, "gradient": "encoder", "hold": 0.2, "encoder_updates": 2, "prox_enc": 1.0, "prox_dec": 1.0, "bias_prox": 1.0,
         "ridge": 3.0, "gcv_inflation": 1.4, "bias_ridge": 1.0, "bias": "separate", "solve_gap": 1, "decoder_every": 3, "solve_first": True,
         "solve_parts": 3, "scale": "fit", "stats_dtype": torch.float32, "warmup": 0.1, "decay": 0.2, "penalty_warmup": 0.1,
-        "terms": (SquaredError(weight=2.0),), "resample": Resampling(every=10, dead_after=100), "k_start": 30, "k_share": 0.2, "bias_lr": 2.0,
-        "readout": True, "racing": Racing(length=0.2),
+        "terms": (SquaredError(weight=2.0),), "resample": Resampling(every=10, dead_after=100), "k_start": 30, "k_share": 0.2,
+        "readout": True, "racing": Racing(length=0.2), "bias_lr": 2.0,
     }[name]  # fmt: skip
     needed = {
         "decay_biases": {"weight_decay": 0.1}, "decay": {"schedule": "constant"}, "penalty_warmup": {"l1": 0.1}, "k_share": {"k_start": 30},
