@@ -203,13 +203,14 @@ def _begins(model: LanguageModel, sequences: TokenSequences) -> bool:
 
 
 def _check_folder(plan: Plan, out: Path) -> None:
-    """Raise ValueError where a folder holds what another plan has trained."""
+    """Raise ValueError where a folder holds what another plan has trained. More epochs are the same plan, which `fit` goes on with."""
     path = out / PLAN
     begun = (out / CHECKPOINT).exists() or (out / SAVED / "sae.json").exists()
     if not path.exists() or not begun:  # activations are compared with what they are of when they are gone on with
         return
     ours, theirs = plan.as_json(), {**_defaults(), **json.loads(path.read_text())}
-    different = [name for name in ours if name not in FREE and theirs.get(name) != ours[name]]
+    longer = {"epochs"} if not plan.stream and ours["epochs"] > theirs["epochs"] else set()
+    different = [name for name in ours if name not in FREE and name not in longer and theirs.get(name) != ours[name]]
     if different:
         name = different[0]
         raise ValueError(

@@ -117,6 +117,19 @@ def test_a_folder_of_another_plan_is_refused(world, tmp_path):
         opened(tmp_path / "nothing")
 
 
+def test_a_finished_run_takes_more_epochs_and_no_fewer(world, tmp_path):
+    train(plan_of(world, epochs=2), tmp_path)
+    before = (tmp_path / "history.csv").read_text().splitlines() if (tmp_path / "history.csv").exists() else None
+    longer = train(plan_of(world, epochs=4), tmp_path)
+    assert json.loads((tmp_path / "plan.json").read_text())["epochs"] == 4
+    straight = train(plan_of(world, epochs=4), tmp_path / "straight")
+    assert longer.sae.W_dec.shape == straight.sae.W_dec.shape
+    assert opened(tmp_path)[2].epochs == 4
+    assert before is None or len((tmp_path / "history.csv").read_text().splitlines()) > len(before)
+    with pytest.raises(ValueError, match="its epochs is 4, not 2: pass another folder"):
+        train(plan_of(world, epochs=2), tmp_path)
+
+
 @pytest.mark.parametrize(
     ("options", "message"),
     [
