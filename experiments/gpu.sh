@@ -13,15 +13,14 @@ args=(--out "$out" --device cuda)
 
 nvidia-smi --query-gpu=name,memory.total,driver_version --format=csv | tee "$out/card.txt"
 "$python" -m pytest -q -m gpu 2>&1 | tee "$out/tests.txt" || true # what fails is what is to be repaired
-for bench in train memory; do
+for bench in train extract; do
     "$python" -m experiments bench "$bench" "${args[@]}" 2>&1 | tee "$out/bench-$bench.txt"
 done
-"$python" -m experiments bench extract "${args[@]}" 2>&1 | tee "$out/bench-extract.txt" || true
 [ "${FIRST:-}" = 1 ] && exit
 
 "$python" -m experiments mnist --preset centred "${args[@]}" "${on[@]}"
 "$python" -m experiments learning "${args[@]}" "${on[@]}"
-for layer in 0 1 2 3 4 5; do
+for layer in 1 2 3 4 5 6; do
     "$python" -m experiments llm --preset centred --parts sizes --layer "$layer" "${args[@]}" "${on[@]}"
 done
 for layer in 1 3; do
