@@ -32,7 +32,7 @@ def families(results: dict[str, Any]) -> tuple[Figure, str]:
     rows = {name: list(dict.fromkeys(r["variant"] for r in results["against_limits"] if r["family"] == name)) for name in names}
     tallest = max(map(len, rows.values()))
     figure, grid = plt.subplots(
-        2, len(names), figsize=(PAGE, 2.6 + 0.22 * tallest), squeeze=False, height_ratios=(2.0, 0.22 * tallest + 0.3)
+        2, len(names), figsize=(PAGE, 2.6 + 0.3 * tallest), squeeze=False, height_ratios=(2.0, 0.3 * tallest + 0.3)
     )
     for axes, below, name in zip(grid[0], grid[1], names, strict=True):
         _curves(axes, [p for p in shown if VARIANTS[p["variant"]].family == name], name)
@@ -75,5 +75,5 @@ def _ratios(axes: Axes, found: list[dict[str, Any]], names: list[str]) -> None:
         for r in found:
             if r["entry"] == entry and math.isfinite(r["log_ratio"][0]):
                 draw_ratio(axes, names.index(r["variant"]) + 0.24 * (j - 1), r["log_ratio"], EDGE, style, entry, markersize=3)
-    ratio_axes(axes, names, EDGE, (-50, -25, 0, 40, 100))
+    ratio_axes(axes, names, EDGE, (-50, 0, 100))
     axes.set_xlabel("error at equal $\\ell_0$")
