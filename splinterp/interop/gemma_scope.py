@@ -14,7 +14,6 @@ from splinterp._typing import Tensor
 from splinterp.activations import JumpReLU
 from splinterp.data.standardizer import Standardizer
 from splinterp.interop.affine import affine_form, floats, sae_of
-from splinterp.interop.folding import check_standardized
 from splinterp.interop.jumprelu import to_jumprelu
 from splinterp.sae import SAE
 
@@ -64,7 +63,6 @@ def save_gemma_scope(sae: SAE, path: str | Path, *, standardizer: Standardizer |
         TypeError: a map that is no JumpReLU (TopK, AbsTopK, a subclass).
         ValueError, RuntimeError: a standardizer that cannot be folded in; thresholds that are not set yet.
     """
-    check_standardized(sae, standardizer)
     form = affine_form(to_jumprelu(sae), standardizer, what="a Gemma Scope file")
     assert isinstance(form.activation, JumpReLU)
     arrays = {name: value.numpy() for name, value in floats(form).items()}

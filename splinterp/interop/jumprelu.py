@@ -44,6 +44,7 @@ def to_jumprelu(sae: SAE) -> SAE:
     if found.b_pre is not None and sae.b_pre is not None:
         found.b_pre.copy_(sae.b_pre)
     found.activation.set_threshold(threshold)
+    found.about = dict(sae.about)
     return found.eval()
 
 

@@ -244,4 +244,5 @@ def to_nonnegative(sae: SAE) -> SAE:
     found.b_dec.copy_(sae.b_dec)
     if found.b_pre is not None and sae.b_pre is not None:
         found.b_pre.copy_(sae.b_pre)
+    found.about = dict(sae.about)
     return found.eval()

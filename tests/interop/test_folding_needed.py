@@ -6,8 +6,9 @@ import pytest
 import torch
 from torch import nn
 
-from splinterp import SAE, ReLU, TopK
+from splinterp import SAE, AbsTopK, ReLU, TopK
 from splinterp.data import Standardizer
+from splinterp.encoders import Gated
 from splinterp.interop import (
     affine_sae,
     load_saelens,
@@ -15,6 +16,8 @@ from splinterp.interop import (
     save_gemma_scope,
     save_saelens,
     save_sparsify,
+    to_jumprelu,
+    to_nonnegative,
 )
 from tests.helpers import samples
 
@@ -39,6 +42,20 @@ def test_a_forgotten_standardizer_is_refused(writer, tmp_path):
         torch.testing.assert_close(load_saelens(tmp_path / "out")[0](x).x_hat, expected, rtol=1e-3, atol=1e-3)
     del sae.about["standardizer"]  # the other advice
     WRITERS[writer](sae, tmp_path / "out")
+
+
+@pytest.mark.parametrize(
+    ("sae", "converted"),
+    [
+        (SAE(8, 64, ReLU(), encoder=Gated(), generator=0), to_jumprelu), (SAE(8, 64, ReLU(), generator=0), to_jumprelu),
+        (SAE(8, 64, AbsTopK(4), generator=0), to_nonnegative),
+    ],
+)  # fmt: skip
+def test_a_converted_sae_still_says_that_it_needs_one(sae, converted, tmp_path):
+    sae.about = {"standardizer": "of somebody"}
+    assert converted(sae).about == sae.about
+    with pytest.raises(ValueError, match="standardised activations"):
+        save_saelens(converted(sae), tmp_path)
 
 
 def test_a_module_without_a_forward():
