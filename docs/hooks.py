@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import re
 from pathlib import Path
 from typing import Any
 
@@ -26,7 +25,7 @@ def on_files(files: Files, config: Any, **_: Any) -> Files:
         text = (ROOT / source).read_text(encoding="utf-8")
         for elsewhere, here in LINKS.items():
             text = text.replace(elsewhere, here)
-        files.append(File.generated(config, name, content=re.sub(r"^# (.*)$", r"# \1", text, count=1, flags=re.MULTILINE)))
+        files.append(File.generated(config, name, content=text))
     for path in sorted(FIGURES.glob("*.png")):
         files.append(File.generated(config, f"figures/{path.name}", abs_src_path=str(path)))
     return files

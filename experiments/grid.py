@@ -252,16 +252,21 @@ def _cells(rows: list[dict[str, Any]]) -> dict[tuple[str, str, int], dict[str, d
 def contests(rows: list[dict[str, Any]], ours: tuple[str, ...], theirs: tuple[str, ...]) -> list[dict[str, Any]]:
     """The best of some methods against the best of others, both of lowest mean validation FVU, in every cell that has them all."""
     found = []
-    for (activation, budget, n_train), here in _cells(rows).items():
+    for here in _cells(rows).values():
         if not {*ours, *theirs} <= set(here):
             continue
         one, other = (min((here[m] for m in several), key=lambda row: row["val"]) for several in (ours, theirs))
-        ratio = log_ratio(one["fvu"], other["fvu"])
-        found.append({
-            "activation": activation, "budget": budget, "n_train": n_train, "ours": one["method"], "theirs": other["method"],
-            "log_ratio": list(ratio), "verdict": verdict(ratio),
-        })  # fmt: skip
+        found.append(_contest(one, other))
     return found
+
+
+def _contest(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
+    """A row against another of its cell."""
+    ratio = log_ratio(one["fvu"], other["fvu"])
+    return {
+        **{name: one[name] for name in ("activation", "budget", "n_train")}, "ours": one["method"], "theirs": other["method"],
+        "log_ratio": list(ratio), "verdict": verdict(ratio),
+    }  # fmt: skip
 
 
 def against_longer(rows: list[dict[str, Any]], ours: str) -> list[dict[str, Any]]:
@@ -274,12 +279,7 @@ def against_longer(rows: list[dict[str, Any]], ours: str) -> list[dict[str, Any]
     for (activation, budget, n_train), here in _cells(rows).items():
         theirs = longer.get((activation, n_train), [])
         if budget == "long" and ours in here and theirs:
-            best = min(theirs, key=lambda row: row["val"])
-            ratio = log_ratio(here[ours]["fvu"], best["fvu"])
-            found.append({
-                "activation": activation, "budget": budget, "n_train": n_train, "ours": ours, "theirs": best["method"],
-                "log_ratio": list(ratio), "verdict": verdict(ratio),
-            })  # fmt: skip
+            found.append(_contest(here[ours], min(theirs, key=lambda row: row["val"])))
     return found
 
 

@@ -46,7 +46,7 @@ Source = tuple[str, str]
 """A results file, and the command that makes it."""
 
 
-def _figures() -> dict[str, tuple[Callable[[Any], Any], Source | tuple[Source, ...]]]:
+def _figures() -> dict[str, tuple[Callable[..., Any], Source | tuple[Source, ...]]]:
     from paper_figures import (
         atoms,
         bridge,
@@ -175,7 +175,7 @@ def _draw(
             raise UsageError(f"{path} is no results file: {error}") from error
         said.append(f"Results: {path.name}, made by: `{command_line(found[-1]['command'])}`.")
     with styled():
-        figure, caption = draw(found[0] if isinstance(source[0], str) else found)
+        figure, caption = draw(*found)
         paths = save(figure, out, name, caption + "\n\n" + "\n".join(said))
     print(f"{name}: {', '.join(str(p) for p in paths)}")
     return True

@@ -87,15 +87,14 @@ class ArchetypalSAE(SAE):
                 "init_dec out"
             )
         at_least("relaxation", relaxation, 0.0)
-        loaded = not isinstance(points, torch.Tensor | np.ndarray)
         if isinstance(points, torch.Tensor | np.ndarray):
             P = as_samples(points, d_in, name="points").detach().cpu().clone()  # its own: what is passed may change
+            if not len(P):
+                raise ValueError("points has no rows: a decoder is mixed of at least one point")
+            if not bool(P.any()):
+                raise ValueError("points are all 0: pass the centroids of data about their mean")
         else:
-            P = torch.zeros(whole("points", points, 1), d_in)
-        if not len(P):
-            raise ValueError("points has no rows: a decoder is mixed of at least one point")
-        if not loaded and not bool(P.any()):
-            raise ValueError("points are all 0: pass the centroids of data about their mean")
+            P = torch.zeros(whole("points", points, 1), d_in)  # to be loaded
         g = as_generator(generator)
         super().__init__(d_in, n_latents, activation, "tied", dtype=dtype, device=device, generator=g, **options)
         if not self.encoder.by_latents:

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import pytest
 import torch
 
 from splinterp import SAE, AbsTopK, BatchTopK, JumpReLU, ReLU, TopK
@@ -54,3 +55,15 @@ def linear_problem(n: int, m: int, d: int, seed: int, noise: float = 0.5) -> tup
     truth = torch.randn(m, d, generator=g, dtype=torch.float64)
     x = 3 + z @ truth + noise * torch.randn(n, d, generator=g, dtype=torch.float64)
     return z, x, truth + 0.3 * torch.randn(m, d, generator=g, dtype=torch.float64)
+
+
+def stopped_and_resumed(run, epoch: int, path):
+    """What `run(**options)`, a call of `fit`, returns where it is stopped after an epoch and goes on from its checkpoint at `path`."""
+
+    def stop(row):
+        if row["epoch"] == epoch:
+            raise KeyboardInterrupt
+
+    with pytest.raises(KeyboardInterrupt):
+        run(checkpoint=path, callback=stop)
+    return run(checkpoint=path, resume=True)

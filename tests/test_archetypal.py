@@ -18,7 +18,7 @@ from splinterp.losses import AuxK, Matryoshka, RowNormL1, SquaredError
 from splinterp.metrics import evaluate, fvu
 from splinterp.sae_files import CHECKSUM
 from splinterp.training import Resampling
-from tests.helpers import ACTIVATIONS, rng, samples, stats_of
+from tests.helpers import ACTIVATIONS, rng, samples, stats_of, stopped_and_resumed
 
 X = samples(240)
 POINTS = centroids(X[:200], 30)
@@ -50,16 +50,10 @@ def test_it_learns_in_its_set_is_saved_and_resumed(activation, method, tmp_path)
     assert in_the_set(whole.sae)
     assert whole.history[-1]["val_fvu"] < 0.8
 
-    class StoppedError(Exception):
-        pass
+    def run(**checkpoints):
+        return fit(make(activation), X[:200], METHODS[method], epochs=20, **options, **checkpoints)
 
-    def stop(row):
-        if row["epoch"] == 15:
-            raise StoppedError
-
-    with pytest.raises(StoppedError):
-        fit(make(activation), X[:200], METHODS[method], epochs=20, checkpoint=tmp_path / "c", callback=stop, **options)
-    resumed = fit(make(activation), X[:200], METHODS[method], epochs=20, checkpoint=tmp_path / "c", resume=True, **options)
+    resumed = stopped_and_resumed(run, 15, tmp_path / "c")
     assert all(torch.equal(v, resumed.sae.state_dict()[k]) for k, v in whole.sae.state_dict().items())
     whole.sae.save(tmp_path / "a")
     back = SAE.load(tmp_path / "a")

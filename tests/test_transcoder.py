@@ -12,7 +12,7 @@ from splinterp.interop import save_saelens, to_jumprelu
 from splinterp.losses import AuxK, Matryoshka, RowNormL1, SquaredError
 from splinterp.metrics import description_length, error_predictability, evaluate, fvu
 from splinterp.training import Resampling
-from tests.helpers import ACTIVATIONS, rng, samples
+from tests.helpers import ACTIVATIONS, rng, samples, stopped_and_resumed
 
 X = samples(240)
 Y = torch.relu(X @ torch.randn(8, 5, generator=rng(3)))
@@ -33,16 +33,10 @@ def test_it_learns_y_is_saved_and_resumed(activation, method, tmp_path):
     assert found.fvu == pytest.approx(fvu(Y[200:], whole.sae(X[200:]).x_hat.detach()), rel=1e-4)
     assert found.fvu < 0.8
 
-    class StoppedError(Exception):
-        pass
+    def run(**checkpoints):
+        return fit(make(activation), DATA[:200], METHODS[method], epochs=8, **options, **checkpoints)
 
-    def stop(row):
-        if row["epoch"] == 5:
-            raise StoppedError
-
-    with pytest.raises(StoppedError):
-        fit(make(activation), DATA[:200], METHODS[method], epochs=8, checkpoint=tmp_path / "c", callback=stop, **options)
-    resumed = fit(make(activation), DATA[:200], METHODS[method], epochs=8, checkpoint=tmp_path / "c", resume=True, **options)
+    resumed = stopped_and_resumed(run, 5, tmp_path / "c")
     assert all(torch.equal(v, resumed.sae.state_dict()[k]) for k, v in whole.sae.state_dict().items())
     whole.sae.save(tmp_path / "t")
     back = SAE.load(tmp_path / "t")

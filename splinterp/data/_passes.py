@@ -2,11 +2,12 @@
 
 from __future__ import annotations
 
-from collections.abc import Iterator
+from collections.abc import Iterator, Sequence
 from typing import Any
 
 import torch
 
+from splinterp._checks import whole
 from splinterp._typing import Tensor
 from splinterp.data.language_model import LanguageModel
 
@@ -32,6 +33,13 @@ def padded(ids: list[list[int]]) -> tuple[Tensor, Tensor]:
         tokens[i, : len(row)] = torch.tensor(row)
         mask[i, : len(row)] = 1
     return tokens, mask
+
+
+def batch_of(model: LanguageModel, sequences: Sequence[Sequence[int]], batch_tokens: int | None) -> int:
+    """Tokens a forward pass over sequences, as asked for or as they fit. Raises ValueError: below 1, or a sequence that is too long."""
+    longest = max(map(len, sequences))
+    model.check_context(longest)
+    return fitting_batch(model, longest) if batch_tokens is None else whole("batch_tokens", batch_tokens, 1)
 
 
 def fitting_batch(model: LanguageModel, longest: int) -> int:

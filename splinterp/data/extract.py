@@ -14,7 +14,7 @@ from tqdm.auto import tqdm
 from splinterp._checks import one_of, whole
 from splinterp._documented import documented
 from splinterp._typing import Float, Int, Tensor
-from splinterp.data._passes import fitting_batch, length_batches, padded
+from splinterp.data._passes import batch_of, length_batches, padded
 from splinterp.data.language_model import LanguageModel
 from splinterp.data.store import DTYPES, ActivationStore, in_dtype
 from splinterp.data.store_writer import StoreWriter
@@ -130,11 +130,7 @@ def _plan(
     sequences = text if isinstance(text, TokenSequences) else pack_tokens(model.tokenizer, text, context)
     if not len(sequences):
         raise ValueError("the text has no tokens: pass documents that are not empty")
-    longest = max(map(len, sequences.ids))
-    model.check_context(longest)
-    if batch_tokens is None:
-        batch_tokens = fitting_batch(model, longest)
-    batch_tokens = whole("batch_tokens", batch_tokens, 1)
+    batch_tokens = batch_of(model, sequences.ids, batch_tokens)
     return _Plan(
         model, sequences, places, tokens, rules or TokenRules(keep_special=keep_special), batch_tokens, dtype, max_tokens
     )

@@ -7,9 +7,8 @@ from typing import NamedTuple
 
 import torch
 
-from splinterp._checks import whole
 from splinterp._typing import Tensor
-from splinterp.data._passes import fitting_batch, length_batches, padded
+from splinterp.data._passes import batch_of, length_batches, padded
 from splinterp.data.language_model import LanguageModel
 from splinterp.data.text import TokenSequences
 from splinterp.data.token_rules import TokenRules
@@ -34,10 +33,7 @@ def batches_of(
     """Sequences of like length together. The rules that go by norms are not applied."""
     if not len(sequences):
         raise ValueError("there are no sequences: pack some text first")
-    longest = max(map(len, sequences.ids))
-    model.check_context(longest)
-    batch_tokens = batch_tokens or fitting_batch(model, longest)
-    whole("batch_tokens", batch_tokens, 1)
+    batch_tokens = batch_of(model, sequences.ids, batch_tokens)
     rules = rules or TokenRules()
     for chosen in length_batches(sequences.ids, batch_tokens):
         ids, mask = padded([sequences.ids[i] for i in chosen])

@@ -34,7 +34,7 @@ class Named(ABCMeta):
         return signature.replace(parameters=list(signature.parameters.values())[1:])
 
     def __call__(cls, *values: Any, **options: Any) -> Any:
-        own = list(inspect.signature(cls.__init__).parameters.values())[1:]  # type: ignore[misc]
+        own = cls.__signature__.parameters.values()
         if all(parameter.kind is inspect.Parameter.KEYWORD_ONLY for parameter in own):
             known = {parameter.name for parameter in own} | set(cls.shorthands)
             if values:

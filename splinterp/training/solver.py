@@ -106,9 +106,12 @@ class DecoderSolver:
     @property
     def plain(self) -> bool:
         """Whether nothing is asked for but the squared error."""
-        return (
-            isinstance(self.ridge, Auto) and not self.prox and self.bias == "joint" and not (self.bias_ridge or self.bias_prox)
-        )
+        return isinstance(self.ridge, Auto) and not self.prox and self.plain_bias
+
+    @property
+    def plain_bias(self) -> bool:
+        """Whether the bias is solved for with the weights, and nothing pulls it."""
+        return self.bias == "joint" and not (self.bias_ridge or self.bias_prox)
 
     def rule(self, state: PAMState) -> float | GCV | HeldOut:
         """What the ridge is chosen by in this run."""
@@ -129,9 +132,8 @@ class DecoderSolver:
         block = model.decoder_block()
         if not model.trains_sparse or block.scales is not None or block.solve is not None:
             return False
-        plain_bias = self.bias == "joint" and not (self.bias_ridge or self.bias_prox)
         inflated = isinstance(self.ridge, GCV) and self.ridge.inflation != 1
-        return plain_bias and not inflated and (self.chooses or isinstance(self.ridge, int | float))
+        return self.plain_bias and not inflated and (self.chooses or isinstance(self.ridge, int | float))
 
     def solve(
         self, state: PAMState, stats: DecoderStats | MatrixFreeStats, gather: Gather, row_ridge: RowRidge = lambda: None

@@ -10,7 +10,7 @@ import torch
 
 from splinterp import PAMSGD, SGD, BiasAdaptation, DivergenceError, fit
 from splinterp.training import GradientOptions
-from tests.helpers import ACTIVATIONS, DECODERS, make_sae, rng, samples
+from tests.helpers import ACTIVATIONS, DECODERS, make_sae, rng, samples, stopped_and_resumed
 
 
 def trained(method, activation="ReLU", decoder="free", epochs=2, batch_size=64, **sae_options):
@@ -69,24 +69,15 @@ def test_the_bias_moves_by_its_own_step_size(method, decoder):
 
 
 def test_the_step_size_of_the_bias_follows_schedules_and_resumes(tmp_path):
-    options = {"epochs": 4, "batch_size": 64, "generator": 3, "checkpoint": tmp_path / "c"}
-    method = PAMSGD(bias_lr=4.0, warmup=0.2)
-    whole = fit(make_sae("TopK", "tied_residual"), samples(), method, **{**options, "checkpoint": tmp_path / "whole"})
+    def run(**checkpoints):
+        method = PAMSGD(bias_lr=4.0, warmup=0.2)
+        return fit(make_sae("TopK", "tied_residual"), samples(), method, epochs=4, batch_size=64, generator=3, **checkpoints)
+
+    whole = run(checkpoint=tmp_path / "whole")
     lrs = [group["lr"] for group in whole.state.optimizer.param_groups]
     assert len(lrs) == 4 or len(lrs) == 3
     assert max(lrs) == pytest.approx(4 * min(lrs))
-    with pytest.raises(KeyboardInterrupt):
-        fit(make_sae("TopK", "tied_residual"), samples(), method, callback=interrupt_at(2), **options)
-    resumed = fit(make_sae("TopK", "tied_residual"), samples(), method, resume=True, **options)
-    assert same(resumed.sae, whole.sae)
-
-
-def interrupt_at(epoch):
-    def callback(row):
-        if row["epoch"] == epoch:
-            raise KeyboardInterrupt
-
-    return callback
+    assert same(stopped_and_resumed(run, 2, tmp_path / "c").sae, whole.sae)
 
 
 def test_a_bias_without_steps_of_its_own_is_refused():
