@@ -11,11 +11,11 @@ solution of much lower error, in which some latents are busy and the others rare
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.choices import Choice, data_parser, run_on, store_of
+from experiments.choices import Choice, concluded, data_parser, run_on, store_of
 from experiments.report import table, with_interval
 from experiments.runs import DEFAULT, Run
 
@@ -82,11 +82,7 @@ def main(config: Config, out: Path, data_dir: str | None = None, jobs: int = 1, 
             "method": method, "multiple": multiple, "lr": lr, "val_best": [r["val_best"] for r in records],
             "frac_dead": [r.get("frac_dead", 1.0) for r in records],
         })  # fmt: skip
-    store.merge(asdict(config))
-    results = {"biases": rows, "config": asdict(config)}
-    path = store.write_results(f"biases-{config.data}", results)
-    print(f"{render(results)}\n\n{store.report()}\nwritten: {path}")
-    return path
+    return concluded(store, "biases", config, {"biases": rows}, render)
 
 
 def command(argv: list[str]) -> Path:

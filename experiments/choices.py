@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import argparse
 from collections.abc import Callable, Mapping
-from dataclasses import dataclass
+from dataclasses import asdict, dataclass
 from pathlib import Path
 from typing import Any
 
@@ -47,6 +47,15 @@ def store_of(
             raw_tokens(*split_name(data), pool or pool_size(data), data_dir, source.key)
 
     return RecordStore(out, f"{experiment}-{data}-runs", parse, source, prepare), source
+
+
+def concluded(store: RecordStore, name: str, config: Choice, tables: dict[str, Any], render: Callable[..., str]) -> Path:
+    """Write `NAME-DATA.json`, the tables and the settings, and print it with where the runs are. Returns its path."""
+    store.merge(asdict(config))
+    results = {**tables, "config": asdict(config)}
+    path = store.write_results(f"{name}-{config.data}", results)
+    print(f"{render(results)}\n\n{store.report()}\nwritten: {path}")
+    return path
 
 
 def data_parser(experiment: str, description: str | None, names: Mapping[str, Any]) -> argparse.ArgumentParser:

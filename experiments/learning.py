@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.choices import Choice, data_parser, run_on, store_of
+from experiments.choices import Choice, concluded, data_parser, run_on, store_of
 from experiments.errors import UsageError
 from experiments.files import COMMITTED, read_results
 from experiments.grid import CONTROLS
@@ -135,11 +135,7 @@ def main(config: Config, out: Path, data_dir: str | None = None, jobs: int = 1, 
     # seed by seed, so that methods take turns on the machine
     in_turn = [several[i] for i in range(len(config.seeds)) for several in runs.values()]
     store.complete(in_turn, jobs=jobs, device=device, data_dir=data_dir, label="learning curves", train=execute_curve)
-    store.merge(asdict(config))
-    results = {"curves": curves(config, runs, store), "config": asdict(config)}
-    path = store.write_results(f"learning-{config.data}", results)
-    print(f"{render(results)}\n\n{store.report()}\nwritten: {path}")
-    return path
+    return concluded(store, "learning", config, {"curves": curves(config, runs, store)}, render)
 
 
 def command(argv: list[str]) -> Path:

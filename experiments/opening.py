@@ -8,11 +8,11 @@ Ridges are by held-out samples, but for one way by cross-validation.
 from __future__ import annotations
 
 import math
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.choices import Choice, data_parser, run_on, store_of
+from experiments.choices import Choice, concluded, data_parser, run_on, store_of
 from experiments.report import table
 from experiments.runs import Run
 
@@ -114,11 +114,7 @@ def main(config: Config, out: Path, data_dir: str | None = None, jobs: int = 1, 
             winner = "/".join(str(r.get("winner") or "none") for r in found[lr][1]) if way.startswith("race") else ""
             by_lr = {f"{lr:g}": value for lr, (value, _) in found.items()}
             rows.append({"cell": list(cell), "way": way, "lr": lr, "val": found[lr][0], "by_lr": by_lr, "winner": winner})
-    store.merge(asdict(config))
-    results = {"ways": rows, "config": asdict(config)}
-    path = store.write_results(f"opening-{config.data}", results)
-    print(f"{render(results)}\n\n{store.report()}\nwritten: {path}")
-    return path
+    return concluded(store, "opening", config, {"ways": rows}, render)
 
 
 def command(argv: list[str]) -> Path:

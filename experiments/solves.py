@@ -8,11 +8,11 @@ default) or from all; at the end alone.
 
 from __future__ import annotations
 
-from dataclasses import asdict, dataclass, replace
+from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.choices import Choice, data_parser, run_on, store_of
+from experiments.choices import Choice, concluded, data_parser, run_on, store_of
 from experiments.report import table, with_interval
 from experiments.runs import Run
 from splinterp.training.when import NEVER
@@ -85,11 +85,7 @@ def main(config: Config, out: Path, data_dir: str | None = None, jobs: int = 1, 
         records = [store.get(run) for run in several]
         found = {key: [r[key] for r in records] for key in ("val_last", "val_best", "seconds")}
         rows.append({"cell": list(cell), "schedule": schedule, **found})
-    store.merge(asdict(config))
-    results = {"schedules": rows, "config": asdict(config)}
-    path = store.write_results(f"solves-{config.data}", results)
-    print(f"{render(results)}\n\n{store.report()}\nwritten: {path}")
-    return path
+    return concluded(store, "solves", config, {"schedules": rows}, render)
 
 
 def command(argv: list[str]) -> Path:
