@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import os
 import sys
+import traceback
 import weakref
 from datetime import timedelta
 
@@ -54,7 +55,13 @@ def main(name: str, out: str, how: str) -> None:
     torch.set_num_threads(1)
     dist.init_process_group("gloo", timeout=timedelta(seconds=120))
     processes = ProcessGroup()
-    sae = train(name, processes, f"{out}.checkpoint" if how == "dies" or os.path.exists(f"{out}.checkpoint") else None, how)
+    checkpoint = f"{out}.checkpoint" if how == "dies" or os.path.exists(f"{out}.checkpoint") else None
+    try:
+        sae = train(name, processes, checkpoint, how)
+    except Exception:
+        traceback.print_exc()
+        sys.stderr.flush()
+        os._exit(1)  # an ordinary end may be aborted by gloo's threads, whose group the traceback keeps alive
     torch.save(sae.state_dict(), f"{out}.{processes.rank}")
     group = weakref.ref(dist.group.WORLD)
     dist.destroy_process_group()
