@@ -41,7 +41,8 @@ NEUTRAL: dict[type, dict[str, Any]] = {
         "gamma_down": 0.01, "every": 50, "eps": 1e-6, "bounds": (-1.0, 0.0), "rule": "step", "quantile_samples": None,
         "gain": 1.0,
     },
-    SAE: {"decoder": "free", "init": "unit", "init_dec": "transpose", "tie_scale": False, "b_pre": False},
+    SAE: {"decoder": "free", "init": "unit", "init_dec": "transpose", "tie_scale": False, "b_pre": False,
+          "init_bias": 0.0},
 }  # fmt: skip
 """Never edit a value that is here; add new options."""
 

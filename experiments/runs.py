@@ -108,7 +108,7 @@ for _name, _base in _BASES.items():
     METHODS[f"{_name}, resampling"] = {"method": _base, **_timed, "resample": Resampling(every=100, dead_after=10_000)}
     METHODS[f"{_name}, bias adaptation"] = {"method": _adapted(_base), "share": None}
 
-SAE_OPTIONS = ("decoder", "init_dec", "init", "tie_scale", "b_pre")
+SAE_OPTIONS = ("decoder", "init_dec", "init", "init_bias", "tie_scale", "b_pre")
 
 
 @dataclass(frozen=True)

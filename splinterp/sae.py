@@ -6,6 +6,7 @@ import functools
 import inspect
 import itertools
 import json
+import math
 from collections.abc import Collection, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -72,6 +73,10 @@ class SAE(SparseModel):
         decoder: "free", "tied" or "tied_residual".
         init: "unit": W_enc ~ N(0, 1 / d_in); "mnist-paper": W_enc ~ 0.1 N(0, 1) (arXiv 2505.11836).
         init_dec: start of a free W_dec: "transpose" (W_enc.T) or "random" (0.01 N(0, 1)).
+        init_bias: start of b_enc for all latents but the first d_in, in units of scores (their standard deviation is about 1 at the
+            start for samples of variance 1). Below 0, these are rare at first and d_in latents do most of the coding, which suits data
+            of many common directions and a large k: a random overcomplete dictionary may never become as good as a small one. -1 is
+            worth trying where an SAE of d_in latents has a lower error than a larger one.
         tie_scale: trained output scale of each latent, for the tied kinds.
         b_pre: the encoder's input centre, which starts at 0 and which `fit` sets to the training mean, so that a shift of the data
             changes nothing. "fixed" keeps it there; True trains it from there; False has none: data whose mean is large beside
@@ -112,6 +117,7 @@ class SAE(SparseModel):
         *,
         init: str = "unit",
         init_dec: str = "transpose",
+        init_bias: float = 0.0,
         tie_scale: bool = False,
         b_pre: bool | str = "fixed",
         dtype: torch.dtype = torch.float32,
@@ -146,12 +152,16 @@ class SAE(SparseModel):
                 f"all {n_latents}: use decoder='free'"
             )
         W_enc = std * torch.randn(d_in, columns, generator=g)
+        if init_bias:
+            self._check_init_bias(init_bias, activation)
+        b_enc = torch.zeros(columns)
+        b_enc[self.d_in :] = float(init_bias)
 
         def parameter(value: Tensor) -> nn.Parameter:
             return nn.Parameter(value.to(device=device, dtype=dtype))
 
         self.W_enc = nn.Parameter(parameter(W_enc.T.contiguous()).T)  # kept by latents, for sparse products
-        self.b_enc = parameter(torch.zeros(columns))
+        self.b_enc = parameter(b_enc)
         self.b_dec = parameter(torch.zeros(d_in))
         if b_pre == "fixed":
             self.register_buffer("b_pre", parameter(torch.zeros(d_in)).detach())
@@ -171,7 +181,25 @@ class SAE(SparseModel):
         for name, start in self.encoder.buffers(d_in, n_latents).items():
             self.register_buffer(name, start.to(device=device, dtype=dtype if start.is_floating_point() else start.dtype))
         self._config = {"d_in": self.d_in, "n_latents": self.n_latents, "decoder": decoder, "init": init, "init_dec": init_dec,
-                        "tie_scale": tie_scale, "b_pre": b_pre}  # fmt: skip
+                        "init_bias": float(init_bias), "tie_scale": tie_scale, "b_pre": b_pre}  # fmt: skip
+
+    def _check_init_bias(self, init_bias: float, activation: Activation) -> None:
+        if not math.isfinite(init_bias) or init_bias > 0:
+            raise ValueError(f"init_bias={init_bias!r} must be a finite number, at most 0: latents are to be rare at first")
+        if self.n_latents <= self.d_in:
+            raise ValueError(
+                f"init_bias={init_bias!r} is of the latents after the first d_in={self.d_in}, and there are {self.n_latents} in all: "
+                "leave it out"
+            )
+        if activation.signed:
+            raise ValueError(
+                f"init_bias={init_bias!r} makes no latent rare under {type(activation).__name__}, which keeps negative scores too: leave "
+                "it out"
+            )
+        if not self.encoder.by_latents:
+            raise ValueError(
+                f"init_bias={init_bias!r} is of latents, and {type(self.encoder).__name__} has no b_enc for each: leave it out"
+            )
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

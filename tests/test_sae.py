@@ -1,13 +1,15 @@
 from __future__ import annotations
 
 import json
+import math
 
 import numpy as np
 import pytest
 import torch
 
-from splinterp import PAMSGD, SAE, TopK, fit
+from splinterp import PAMSGD, SAE, SGD, TopK, fit
 from splinterp.data import Standardizer
+from splinterp.encoders import Kronecker
 from tests.helpers import ACTIVATIONS, DECODERS, make_sae, rng, samples
 
 
@@ -154,6 +156,11 @@ def test_input_errors_say_what_to_do():
         ({"tie_scale": True}, "tie_scale=True needs"),
         ({"m": 2}, "k=3 is larger than n_latents=2"),
         ({"d": 0}, "d_in=0 must be at least 1"),
+        ({"init_bias": 1.0}, "init_bias=1.0 must be a finite number, at most 0"),
+        ({"init_bias": -math.inf}, "init_bias=-inf must be a finite number"),
+        ({"init_bias": -1.0, "m": 8}, "after the first d_in=8, and there are 8 in all: leave it out"),
+        ({"init_bias": -1.0, "activation": "AbsTopK"}, "makes no latent rare under AbsTopK"),
+        ({"init_bias": -1.0, "m": 12, "encoder": Kronecker(2, 2, 3)}, "Kronecker has no b_enc for each"),
     ],
 )
 def test_constructor_errors(options, message):
@@ -175,3 +182,25 @@ def test_permuting_latents_permutes_nothing_else(decoder):
     x = samples(30)
     torch.testing.assert_close(other(x).acts, sae(x).acts[:, order])
     torch.testing.assert_close(other(x).x_hat, sae(x).x_hat)
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_a_start_with_few_latents_makes_the_others_rare(decoder):
+    x = torch.randn(2_000, 8, generator=rng(3))
+    alike, few = (SAE(8, 64, TopK(4), decoder, init_bias=bias, generator=0) for bias in (0.0, -1.0))
+    assert torch.equal(alike.W_enc, few.W_enc)
+    assert torch.equal(few.b_enc, torch.tensor([0.0] * 8 + [-1.0] * 56))
+    shares = [(sae.encode(x)[:, :8] != 0).sum() / (4 * len(x)) for sae in (alike, few)]
+    assert shares[0] < 0.2 < 0.4 < shares[1]  # an eighth of the latents
+
+
+def test_a_start_with_few_latents_is_saved_and_trained_from(tmp_path):
+    x = torch.randn(300, 8, generator=rng(3))
+    trained = []
+    for bias in (0.0, -1.0):
+        sae = SAE(8, 24, TopK(3), "tied", init_bias=bias, generator=0)
+        fit(sae, x, SGD(lr=1e-3), epochs=1, generator=0)
+        sae.save(tmp_path / "sae")
+        assert SAE.load(tmp_path / "sae").config()["init_bias"] == bias
+        trained.append(sae.b_enc.detach())
+    assert (trained[0][8:].mean() - trained[1][8:].mean()) > 0.9

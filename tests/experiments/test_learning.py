@@ -1,4 +1,4 @@
-"""Learning curves and steps of the bias, small."""
+"""Learning curves, and steps and starts of the bias, small."""
 
 from __future__ import annotations
 
@@ -13,8 +13,9 @@ from experiments.runs import DEFAULT
 from paper_figures import __main__ as figures
 
 BIASES = biases.Config(
-    "digits", k=3, n_latents=16, n_train=160, epochs=3, batch_size=16, lrs=(4e-3, 8e-3), multiples=(1.0, 4.0)
-)
+    "digits", k=3, n_latents=96, n_train=160, epochs=3, batch_size=16, lrs=(4e-3, 8e-3), sizes=(32,),
+    settings=(*biases.STEPS[:2], biases.STARTS[0]),
+)  # fmt: skip
 CURVES = learning.Config("digits", k=3, n_latents=16, results="second", sizes=(60, 120), seeds=(0, 1))
 
 
@@ -63,10 +64,13 @@ def test_without_a_comparison_it_says_what_to_run(tmp_path):
         learning.main(CURVES, tmp_path)
 
 
-def test_every_method_at_every_step_of_the_bias(tmp_path):
-    path = biases.main(BIASES, tmp_path)
-    results = json.loads(path.read_text())
-    assert len(results["biases"]) == 3 * 2 * 2
-    one, four = ({(r["method"], r["lr"]): r["val_best"] for r in results["biases"] if r["multiple"] == m} for m in (1.0, 4.0))
-    assert all(one[key] != four[key] for key in one)
-    assert "bias_lr" in tables._renderer(results, short=False)(results, False)
+def test_every_method_at_every_setting_of_the_bias(tmp_path):
+    results = json.loads(biases.main(BIASES, tmp_path).read_text())
+    rows = results["biases"]
+    assert len(rows) == 4 * (3 + 1) * 2
+    found = [tuple(r["val_best"]) for r in rows]
+    assert len(set(found)) == len(found)  # no method, setting or size is another's
+    assert {r["n_latents"] for r in rows if not r["setting"]} == {32, 96}
+    text = tables._renderer(results, short=False)(results, False)
+    for said in ("bias_lr 4", "init_bias -1", "PAM-SGD, hold 0.5", " 32 "):
+        assert said in text
