@@ -7,6 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
+import splinterp
 from experiments.compare import log_ratio, t_interval, verdict
 from experiments.runs import DEFAULT, HOLDS, Run, pool_size
 from experiments.store import RecordStore
@@ -22,6 +23,9 @@ APART = {"final": FINAL, "held": HELD, **{name.removeprefix(f"{DEFAULT}, ").repl
 residual held at 0 for the first tenth of the steps; and of the second comparison the fixed rules for when it is let in."""
 FIRST = ("sizes", "final", "held")
 SECOND = ("sizes", *(part for part, name in APART.items() if name in HOLDS), "longer")
+STARTS = ("starts",)
+"""Of SAEs of more latents than d_in: each method chooses between the usual start and one with few latents."""
+FEW: tuple[tuple[str, Any], ...] = (("init_bias", -1.0),)
 MORE_TIME = 1.25
 """Of the long budget's steps, for the controls of the part "longer": PAM-SGD's solves and readouts take less time than the quarter that
 is added (`bench fit`)."""
@@ -167,6 +171,31 @@ class Comparison:
         }
         self.report("longer", choices, config.seeds)
 
+    def starts(self) -> None:
+        """Every method at its better start, by validation: all latents alike, or most of them rare (not for AbsTopK)."""
+        config = self.config
+        places = [
+            (activation, share, budget) for activation in config.activations if not getattr(splinterp, activation).signed
+            for share in config.shares if share < config.full_from for budget in BUDGETS
+        ]  # fmt: skip
+        methods = (*CONTROLS, config.ours)
+        offered = [
+            [Cell(config.run(*place, options=options), METRICS[place[2]], methods, config.grid) for options in ((), FEW)]
+            for place in places
+        ]
+        tuned = self.tune([cell for pair in offered for cell in pair], "starts: step sizes")
+        choices: dict[Cell, dict[str, float]] = {}
+        for pair in offered:
+            for method in methods:
+                best = min(pair, key=lambda cell: self.tuning_error(cell, method, tuned[cell][method]))
+                choices.setdefault(best, {})[method] = tuned[best][method]
+        self.report("starts", choices, config.seeds)
+
+    def tuning_error(self, cell: Cell, method: str, lr: float) -> float:
+        """What step sizes are chosen by, at one of them."""
+        records = [self.store.get(cell.run(method, lr, seed, "tuning")) for seed in self.config.tuning_seeds]
+        return sum(record[cell.metric] for record in records) / len(records)
+
     def relu(self) -> None:
         """l0 against FVU along an L1 sweep: steps of the long budget, the model at the end, step sizes by the penalised loss."""
         config = self.config
@@ -245,8 +274,21 @@ def _cells(rows: list[dict[str, Any]]) -> dict[tuple[str, str, int], dict[str, d
     cells: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = {}
     for row in rows:
         if row["part"] in IN_EVERY_CELL:
-            cells.setdefault((row["activation"], row["budget"], row["n_train"]), {})[row["method"]] = row
+            cells.setdefault(_place(row), {})[row["method"]] = row
     return cells
+
+
+def _of_part(rows: list[dict[str, Any]], part: str) -> dict[tuple[str, str, int], dict[str, dict[str, Any]]]:
+    """The rows of a part that is reported by cells but apart, by method."""
+    cells: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = {}
+    for row in rows:
+        if row["part"] == part:
+            cells.setdefault(_place(row), {})[row["method"]] = row
+    return cells
+
+
+def _place(row: dict[str, Any]) -> tuple[str, str, int]:
+    return row["activation"], row["budget"], row["n_train"]
 
 
 def contests(rows: list[dict[str, Any]], ours: tuple[str, ...], theirs: tuple[str, ...]) -> list[dict[str, Any]]:
@@ -271,15 +313,22 @@ def _contest(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 def against_longer(rows: list[dict[str, Any]], ours: str) -> list[dict[str, Any]]:
     """A method against the best of the controls that had more time, of lowest mean validation FVU, in every cell that has both."""
-    longer: dict[tuple[str, int], list[dict[str, Any]]] = {}
-    for row in rows:
-        if row["part"] == "longer":
-            longer.setdefault((row["activation"], row["n_train"]), []).append(row)
+    longer = _of_part(rows, "longer")
+    main = _cells(rows)
+    return [
+        _contest(main[place][ours], min(theirs.values(), key=lambda row: row["val"]))
+        for place, theirs in longer.items() if ours in main.get(place, {})
+    ]  # fmt: skip
+
+
+def at_better_start(rows: list[dict[str, Any]], ours: str) -> list[dict[str, Any]]:
+    """A method against the control of lowest mean validation FVU, each at the start that validation chose."""
     found = []
-    for (activation, budget, n_train), here in _cells(rows).items():
-        theirs = longer.get((activation, n_train), [])
-        if budget == "long" and ours in here and theirs:
-            found.append(_contest(here[ours], min(theirs, key=lambda row: row["val"])))
+    for here in _of_part(rows, "starts").values():
+        other = min((row for method, row in here.items() if method != ours), key=lambda row: row["val"])
+        said = {who: row["method"] + (", few latents" if "init_bias" in row["options"] else "") for who, row in
+                (("ours", here[ours]), ("theirs", other))}  # fmt: skip
+        found.append({**_contest(here[ours], other), **said})
     return found
 
 

@@ -16,7 +16,7 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.grid import APART, CONTROLS, SECOND, Comparison, Config, against_longer, contests, verdicts
+from experiments.grid import APART, CONTROLS, SECOND, Comparison, Config, against_longer, at_better_start, contests, verdicts
 from experiments.options import MNIST_HELP, add_common_options, add_data_dir
 from experiments.paper import PaperConfig, paper_parts, run_paper
 from experiments.report import render
@@ -86,11 +86,16 @@ def run_preset(config: Config | PaperConfig, store: RecordStore, parts: Iterable
     if isinstance(config, Config):
         apart = {part: method for part, method in APART.items() if part in config.parts}
         results |= {"verdicts": verdicts(rows, config.ours), "apart": {m: verdicts(rows, m) for m in apart.values()}}
-        if config.parts == SECOND:
+        if set(SECOND) <= set(config.parts):
             results["contests"] = {
                 "the best of its fixed rules against the best control": contests(rows, tuple(HOLDS), CONTROLS),
                 "the default against the best of its fixed rules": contests(rows, (config.ours,), tuple(HOLDS)),
                 "the default against the best control, which has a quarter more steps": against_longer(rows, config.ours),
+                **(
+                    {"the default against the best control, each at its better start": at_better_start(rows, config.ours)}
+                    if "starts" in config.parts
+                    else {}
+                ),
             }
     return results
 
