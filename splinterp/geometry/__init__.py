@@ -6,7 +6,8 @@ from splinterp.geometry.polytopes import Facet, HalfSpaces, bounding_box, facets
 from splinterp.geometry.power_diagram import PowerDiagram
 from splinterp.geometry.regions import Region, Regions, region_of, regions_of
 from splinterp.geometry.segments import Piece, SegmentRegions, boundary_along, segment_regions, segments_regions
-from splinterp.geometry.slices import Plane, plane_through, principal_plane, slice_cells
+from splinterp.geometry.slices import Plane, Space, plane_through, principal_plane, principal_space, slice_cells, space_through
+from splinterp.geometry.solids import Solid, Solids, slice_solids
 from splinterp.geometry.statistics import RegionStatistics, count_cells, growth, region_statistics
 
 __all__ = [
@@ -22,6 +23,9 @@ __all__ = [
     "RegionStatistics",
     "Regions",
     "SegmentRegions",
+    "Solid",
+    "Solids",
+    "Space",
     "boundary_along",
     "bounding_box",
     "chebyshev_centre",
@@ -32,6 +36,7 @@ __all__ = [
     "is_empty",
     "plane_through",
     "principal_plane",
+    "principal_space",
     "region_graph",
     "region_of",
     "region_statistics",
@@ -39,4 +44,6 @@ __all__ = [
     "segment_regions",
     "segments_regions",
     "slice_cells",
+    "slice_solids",
+    "space_through",
 ]

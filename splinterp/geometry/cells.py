@@ -63,7 +63,7 @@ class Cell:
 class Cells(list[Cell]):
     """A list of cells that tile a window, with what is true of all of them."""
 
-    bounds: tuple[float, float, float, float]
+    bounds: tuple[float, ...]
     """The window: (xmin, xmax, ymin, ymax)."""
     hidden: Int[Array, " n"]
     """Sites (latents, for a slice) that no cell of the window contains."""
@@ -71,51 +71,78 @@ class Cells(list[Cell]):
     def __init__(self, cells: Iterable[Cell], bounds: Bounds, n_sites: int) -> None:
         super().__init__(cells)
         self.bounds = window(bounds)
-        seen = np.zeros(n_sites, dtype=bool)
-        for cell in self:
-            seen[cell.sites] = True
-        self.hidden = np.nonzero(~seen)[0]
+        self.hidden = unseen((cell.sites for cell in self), n_sites)
+
+    def adjacency(self) -> tuple[Int[Array, "n_pairs 2"], Float[Array, " n_pairs"]]:
+        """Which cells touch along an edge, as positions (i, j) with i < j, sorted, and the length of what they share."""
+        lengths = (np.linalg.norm(np.roll(cell.polygon, -1, axis=0) - cell.polygon, axis=1) for cell in self)
+        return shared((cell.neighbours for cell in self), lengths)
 
 
-def window(bounds: Bounds) -> tuple[float, float, float, float]:
-    """The window as four floats. Raises ValueError unless it has finite sides, and an area that their rounding leaves."""
-    if len(bounds) != 4:
-        raise ValueError(f"bounds={bounds!r} must be (xmin, xmax, ymin, ymax)")
-    xmin, xmax, ymin, ymax = (float(bound) for bound in bounds)
-    if not (np.isfinite([xmin, xmax, ymin, ymax]).all() and xmin < xmax and ymin < ymax):
-        raise ValueError(f"bounds={tuple(bounds)} must be finite with xmin < xmax and ymin < ymax")
-    size, away = max(xmax - xmin, ymax - ymin), max(map(abs, (xmin, xmax, ymin, ymax)))
+def unseen(sets: Iterable[Array], n_sites: int) -> Int[Array, " n"]:
+    """Sites that are in none of the sets."""
+    seen = np.zeros(n_sites, dtype=bool)
+    for chosen in sets:
+        seen[chosen] = True
+    return np.nonzero(~seen)[0]
+
+
+def shared(neighbours: Iterable[Array], sizes: Iterable[Array]) -> tuple[Int[Array, "n_pairs 2"], Float[Array, " n_pairs"]]:
+    """Pairs (i, j), i < j, of cells with a common border, and its size: the larger of the two that they say, which rounding parts."""
+    found: dict[tuple[int, int], list[float]] = {}
+    for i, (beyond, size) in enumerate(zip(neighbours, sizes, strict=True)):
+        for j, own in zip(beyond.tolist(), size.tolist(), strict=True):
+            if j >= 0:
+                found.setdefault((min(i, j), max(i, j)), [0.0, 0.0])[int(i > j)] += own
+    pairs = sorted(found)
+    return np.array(pairs, dtype=np.int64).reshape(-1, 2), np.array([max(found[pair]) for pair in pairs])
+
+
+AXES = {2: ("x", "y"), 3: ("x", "y", "z")}
+
+
+def window(bounds: Bounds, d: int = 2) -> tuple[float, ...]:
+    """The window of d axes as 2 d floats. Raises ValueError unless it has finite sides, and a size that their rounding leaves."""
+    axes = AXES.get(d, AXES[2])
+    names = "(" + ", ".join(f"{axis}min, {axis}max" for axis in axes) + ")"
+    if len(bounds) != 2 * len(axes):
+        raise ValueError(f"bounds={bounds!r} must be {names}")
+    ends = np.array([float(bound) for bound in bounds]).reshape(-1, 2)
+    if not (np.isfinite(ends).all() and (ends[:, 0] < ends[:, 1]).all()):
+        raise ValueError(
+            f"bounds={tuple(bounds)} must be finite with {' and '.join(f'{axis}min < {axis}max' for axis in axes)}"
+        )
+    size, away = float(np.ptp(ends, axis=1).max()), float(np.abs(ends).max())
     if size < LEAST_WINDOW * away:
         raise ValueError(
             f"bounds={tuple(bounds)}: a window of size {size:.3g} as far as {away:.3g} from the origin has no room for vertices "
             "in float64: move the diagram or the plane's origin there, or choose a larger window"
         )
-    return xmin, xmax, ymin, ymax
+    return tuple(ends.ravel().tolist())
 
 
 @dataclass(frozen=True)
 class Frame:
-    """Coordinates in which the window is the rectangle `[-half, half]`, its longer side 2."""
+    """Coordinates in which the window is the rectangle (or box) `[-half, half]`, its longest side 2."""
 
     origin: Array
     unit: float
     half: Array
     sides: Array
-    """(2, 2): the lower left corner and the upper right one."""
+    """(2, d): the lower left corner and the upper right one."""
 
     @classmethod
     def of(cls, bounds: Bounds) -> Frame:
-        """The frame of a window."""
-        xmin, xmax, ymin, ymax = window(bounds)
-        size = 0.5 * np.array([xmax - xmin, ymax - ymin])
-        corners = np.array([[xmin, ymin], [xmax, ymax]])
-        return cls(corners[0] + size, float(size.max()), size / size.max(), corners)
+        """The frame of a window or, of (xmin, xmax, ymin, ymax, zmin, zmax), of a box."""
+        sides = np.reshape(window(bounds, len(bounds) // 2), (-1, 2)).T
+        size = 0.5 * (sides[1] - sides[0])
+        return cls(sides[0] + size, float(size.max()), size / size.max(), sides)
 
     def scores(self, scores: Local) -> tuple[Array, Array]:
         """(gradients, values at the origin) of the scores in this frame."""
         # Entry by entry: equal sites must keep equal scores, which a matrix product does not promise.
         sites, away = scores.sites, self.origin - scores.centre
-        return sites * self.unit, scores.biases + (sites[:, 0] * away[0] + sites[:, 1] * away[1])
+        return sites * self.unit, scores.biases + sum(sites[:, axis] * away[axis] for axis in range(len(away)))
 
     def outward(self, vertices: Array) -> Array:
         """Vertices in the coordinates of the window. Its sides come out exact."""
@@ -133,13 +160,13 @@ def walk_cells(scores: Local, order: int, bounds: Bounds, max_cells: int | None 
         ArithmeticError: the cells found do not fill the window; sites are too nearly equal for float64.
     """
     frame = Frame.of(bounds)
-    names, sites, biases = _relevant(*frame.scores(scores), order, frame.half)
+    names, sites, biases = relevant(*frame.scores(scores), order, frame.half)
     result = _by_hull(sites, biases, frame.half) if order == 1 else None
     if result is None:
         result = _by_walk(sites, biases, order, frame.half, max_cells)
     sets, polygons = result
     if max_cells is not None and len(sets) > max_cells:
-        raise _too_many(max_cells)
+        raise too_many(max_cells)
     rank = np.lexsort(sets.T[::-1])
     position = np.empty(len(rank) + 1, dtype=np.int64)
     position[rank], position[-1] = np.arange(len(rank)), -1
@@ -147,7 +174,7 @@ def walk_cells(scores: Local, order: int, bounds: Bounds, max_cells: int | None 
     return names[sets[rank]], RaggedPolygons(frame.outward(polygons.vertices), position[polygons.labels], polygons.starts)
 
 
-def _relevant(sites: Array, biases: Array, order: int, half: Array) -> tuple[Array, Array, Array]:
+def relevant(sites: Array, biases: Array, order: int, half: Array) -> tuple[Array, Array, Array]:
     """(indices, gradients, values) of the sites that matter in the window, their scores of the order of 1."""
     names = np.nonzero(repeats(sites, biases)[1] < order)[0]  # of equal sites only the first `order` can be chosen
     sites, biases = sites[names], biases[names]
@@ -156,7 +183,7 @@ def _relevant(sites: Array, biases: Array, order: int, half: Array) -> tuple[Arr
         sites, biases = sites - sites.mean(axis=0), biases - biases.mean()
         scale = max(np.abs(sites).max(), np.abs(biases).max()) or 1.0
         sites, biases = sites / scale, biases / scale
-        kept = near_top(sites, biases, order, np.zeros(2), half)
+        kept = near_top(sites, biases, order, np.zeros(len(half)), half)
         if len(kept) == len(names):
             return names, sites, biases
         names, sites, biases = names[kept], sites[kept], biases[kept]
@@ -181,7 +208,7 @@ def _by_walk(sites: Array, biases: Array, order: int, half: Array, max_cells: in
         try:
             sets, polygons, neighbours = Walk(sites, biases, order, half, max_cells, blur).run()
         except TooManyCellsError:
-            raise _too_many(max_cells) from None
+            raise too_many(max_cells) from None
         except TooCloseError:
             continue
         if _fills(polygons, half) and (neighbours >= -1).all():
@@ -197,8 +224,10 @@ def _fills(polygons: RaggedPolygons, half: Array) -> bool:
     return bool(abs(polygons.areas().sum() - total) <= AREA_TOLERANCE * total)
 
 
-def _too_many(max_cells: int | None) -> ValueError:
-    return ValueError(f"the window holds more than max_cells={max_cells} cells: choose a smaller window or a larger max_cells")
+def too_many(max_cells: int | None, where: str = "window") -> ValueError:
+    return ValueError(
+        f"the {where} holds more than max_cells={max_cells} cells: choose a smaller {where} or a larger max_cells"
+    )
 
 
 def listed(sets: Iterable[Array], polygons: RaggedPolygons, signs: Iterable[Array] | None = None) -> Iterable[Cell]:

@@ -2,7 +2,7 @@
 
 from __future__ import annotations
 
-from collections.abc import Callable, Iterator
+from collections.abc import Callable, Iterable, Iterator
 from typing import NamedTuple
 
 import numpy as np
@@ -36,11 +36,48 @@ class Plane(NamedTuple):
         """The points of R^d with coordinates y (n, 2)."""
         return self.origin + as_float64(y, 2, "y") @ self.basis
 
-    def window(self, x: ArrayLike, margin: float = 0.2) -> tuple[float, float, float, float]:
+    def window(self, x: ArrayLike, margin: float = 0.2) -> tuple[float, ...]:
         """Bounds around the samples' projections: square, wider than they are by `margin` of their extent on each side."""
-        y = self.coordinates(x)
-        centre, half = (y.max(axis=0) + y.min(axis=0)) / 2, np.ptp(y, axis=0).max() * (0.5 + margin)
-        return window((centre[0] - half, centre[0] + half, centre[1] - half, centre[1] + half))
+        return window(_around(self.coordinates(x), margin))
+
+
+@documented
+class Space(NamedTuple):
+    """The three-dimensional affine subspace of the points `origin + y @ basis`."""
+
+    origin: Float[Array, " d"]
+    basis: Float[Array, "3 d"]
+    """Orthonormal rows, so distances in y are distances in R^d."""
+
+    def coordinates(self, x: ArrayLike) -> Float[Array, "n 3"]:
+        """Coordinates y of the samples x (n, d), projected onto the space."""
+        return (as_float64(x, len(self.origin)) - self.origin) @ self.basis.T
+
+    def points(self, y: ArrayLike) -> Float[Array, "n d"]:
+        """The points of R^d with coordinates y (n, 3)."""
+        return self.origin + as_float64(y, 3, "y") @ self.basis
+
+    def box(self, x: ArrayLike, margin: float = 0.2) -> tuple[float, ...]:
+        """Bounds around the samples' projections: a cube, wider than they are by `margin` of their extent on each side."""
+        return window(_around(self.coordinates(x), margin), 3)
+
+    def checked(self, d: int) -> Space:
+        """The same, in float64. Raises ValueError unless it is a three-dimensional subspace of R^d."""
+        return Space(*_subspace(self, d, 3))
+
+
+def _around(y: Array, margin: float) -> list[float]:
+    centre, half = (y.max(axis=0) + y.min(axis=0)) / 2, np.ptp(y, axis=0).max() * (0.5 + margin)
+    return np.stack([centre - half, centre + half], axis=1).ravel().tolist()
+
+
+def _subspace(given: Plane | Space, d: int, rows: int) -> tuple[Array, Array]:
+    name = type(given).__name__.lower()
+    origin = as_vector(given.origin, d, f"{name}.origin")
+    basis = orthonormal(given.basis, d)
+    if len(basis) != rows:
+        raise ValueError(f"{name}.basis has {len(basis)} rows: a {name} has {rows}")
+    return origin, basis
 
 
 def plane_through(p0: ArrayLike, p1: ArrayLike, p2: ArrayLike) -> Plane:
@@ -49,13 +86,29 @@ def plane_through(p0: ArrayLike, p1: ArrayLike, p2: ArrayLike) -> Plane:
     Raises:
         ValueError: the points lie on a line, or are not vectors of one length.
     """
-    origin = as_vector(p0, name="p0")
-    a = as_vector(p1, len(origin), "p1") - origin
-    b = as_vector(p2, len(origin), "p2") - origin
-    basis, triangle = np.linalg.qr(np.stack([a, b], axis=1))
-    if abs(triangle[1, 1]) <= 1e-9 * np.hypot(*triangle[:, 1]) or abs(triangle[0, 0]) == 0:
-        raise ValueError("the three points lie on a line, to 1e-9: choose three that span a plane")
-    return Plane(origin, (basis * np.sign(np.diag(triangle))).T)
+    return Plane(*_through([p0, p1, p2], "the three points lie on a line, to 1e-9: choose three that span a plane"))
+
+
+def space_through(p0: ArrayLike, p1: ArrayLike, p2: ArrayLike, p3: ArrayLike) -> Space:
+    """The space through four points (d,): p0, p1 and p2 as in `plane_through`, with third coordinate 0, p3 above them.
+
+    Raises:
+        ValueError: the points lie in a plane, or are not vectors of one length.
+    """
+    return Space(*_through([p0, p1, p2, p3], "the four points lie in a plane, to 1e-9: choose four that span a space"))
+
+
+def _through(points: list[ArrayLike], flat: str) -> tuple[Array, Array]:
+    """(origin, basis) of the affine subspace of the points. Raises ValueError with the text `flat` where it has fewer dimensions."""
+    origin = as_vector(points[0], name="p0")
+    edges = [as_vector(p, len(origin), f"p{i}") - origin for i, p in enumerate(points[1:], 1)]
+    if len(edges) > len(origin):
+        raise ValueError(flat)
+    basis, triangle = np.linalg.qr(np.stack(edges, axis=1))
+    heights, lengths = np.abs(np.diag(triangle)), np.linalg.norm(triangle, axis=0)
+    if (heights <= 1e-9 * lengths).any():
+        raise ValueError(flat)
+    return origin, (basis * np.sign(np.diag(triangle))).T
 
 
 def principal_plane(x: ArrayLike, components: tuple[int, int] = (0, 1)) -> Plane:
@@ -66,17 +119,31 @@ def principal_plane(x: ArrayLike, components: tuple[int, int] = (0, 1)) -> Plane
     Raises:
         ValueError: equal or unknown components, or directions without variance.
     """
+    return Plane(*_principal(x, components, 2))
+
+
+def principal_space(x: ArrayLike, components: tuple[int, int, int] = (0, 1, 2)) -> Space:
+    """The space through the mean of x (n, d) along three of its principal directions; see `principal_plane`.
+
+    Raises:
+        ValueError: equal or unknown components, or directions without variance.
+    """
+    return Space(*_principal(x, components, 3))
+
+
+def _principal(x: ArrayLike, components: tuple[int, ...], rows: int) -> tuple[Array, Array]:
     x = as_float64(x)
     mean = x.mean(axis=0)
     variances, directions = np.linalg.eigh((x - mean).T @ (x - mean))
-    if len(set(components)) != 2 or not all(0 <= c < x.shape[1] for c in components):
-        raise ValueError(f"components={components} must be two different integers in [0, {x.shape[1]})")
+    if len(components) != rows or len(set(components)) != rows or not all(0 <= c < x.shape[1] for c in components):
+        how_many = {2: "two", 3: "three"}[rows]
+        raise ValueError(f"components={components} must be {how_many} different integers in [0, {x.shape[1]})")
     chosen = [x.shape[1] - 1 - c for c in components]
     if min(variances[chosen]) <= 1e-12 * variances[-1]:
         raise ValueError(f"components={components}: the data have no variance there; choose smaller ones")
     basis = directions[:, chosen].T
-    signs = np.sign(basis[np.arange(2), np.abs(basis).argmax(axis=1)])
-    return Plane(mean, basis * signs[:, None])
+    signs = np.sign(basis[np.arange(rows), np.abs(basis).argmax(axis=1)])
+    return mean, basis * signs[:, None]
 
 
 def slice_cells(sae: SAE, plane: Plane, bounds: Bounds, max_cells: int = 100_000) -> Cells:
@@ -106,42 +173,54 @@ def slice_cells(sae: SAE, plane: Plane, bounds: Bounds, max_cells: int = 100_000
         RuntimeError: a BatchTopK SAE that has no inference threshold or is in training mode.
     """
     encoder = encoder_of(sae)
-    origin = as_vector(plane.origin, encoder.weights.shape[1], "plane.origin")
-    basis = orthonormal(plane.basis, len(origin))
-    if len(basis) != 2:
-        raise ValueError(f"plane.basis has {len(basis)} rows: a plane has 2")
+    plane = Plane(*_subspace(plane, encoder.weights.shape[1], 2))
     whole("max_cells", max_cells, 1)
     if encoder.kind == "threshold":
-        cells = _threshold_cells(encoder, Plane(origin, basis), bounds, max_cells)
-    else:
-        cells = _selection_cells(encoder, Plane(origin, basis), bounds, max_cells)
-    return Cells(cells, bounds, len(encoder.weights))
+        return Cells(_threshold_cells(encoder, plane, bounds, max_cells), bounds, len(encoder.weights))
+    chosen = selection(encoder, plane)
+    sets, polygons = walk_cells(chosen.scores, encoder.k, bounds, max_cells)
+    supports, signs = chosen.named(sets)
+    return Cells(listed(supports, polygons, signs), bounds, len(encoder.weights))
 
 
-def _selection_cells(encoder: Encoder, plane: Plane, bounds: Bounds, max_cells: int) -> Iterator[Cell]:
+class Selection(NamedTuple):
+    """The scores whose k largest are what a TopK or AbsTopK SAE selects in an affine subspace, and what their sites stand for."""
+
+    scores: Local
+    latents: Array
+    signs: Array
+    silent: Array
+    """Sites that are chosen or not with a code of 0."""
+
+    def named(self, sets: Iterable[Array]) -> tuple[list[Array], list[Array]]:
+        """(active latents, signs of their codes) of each site set."""
+        supports, signs = [], []
+        for chosen in sets:
+            active = chosen[~self.silent[chosen]]
+            order = self.latents[active].argsort()
+            supports.append(self.latents[active][order])
+            signs.append(self.signs[active][order])
+        return supports, signs
+
+
+def selection(encoder: Encoder, within: Plane | Space) -> Selection:
+    """The selections of a TopK or AbsTopK encoder in a plane or space."""
     n_latents, k = len(encoder.weights), encoder.k
     if encoder.kind == "topk":
         nothing = np.zeros((k, encoder.weights.shape[1]))
         sites, biases = np.concatenate([encoder.weights, nothing]), np.concatenate([encoder.biases, np.zeros(k)])
-        latents, signs_of = np.arange(n_latents + k), np.ones(n_latents + k, dtype=np.int64)
+        latents, signs = np.arange(n_latents + k), np.ones(n_latents + k, dtype=np.int64)
     else:
         # Both signs of a latent side by side: ties go to the lowest site, which must be the lowest latent.
         pairs = np.arange(2 * n_latents).reshape(2, n_latents).T.ravel()
         sites, biases = (part[pairs] for part in signed(encoder.weights, encoder.biases))
-        latents, signs_of = pairs % n_latents, np.where(pairs < n_latents, 1, -1)
-    scores = Local.of(encoder.centre, sites, biases).restrict(plane.origin, plane.basis)
+        latents, signs = pairs % n_latents, np.where(pairs < n_latents, 1, -1)
+    scores = Local.of(encoder.centre, sites, biases).restrict(within.origin, within.basis)
     silent = (scores.sites == 0).all(axis=1) & (scores.biases == 0)  # chosen or not, their code is 0
-    sets, polygons = walk_cells(Local.compared(scores.centre, scores.sites, scores.biases), k, bounds, max_cells)
-    supports, signs = [], []
-    for chosen in sets:
-        active = chosen[~silent[chosen]]
-        order = latents[active].argsort()
-        supports.append(latents[active][order])
-        signs.append(signs_of[active][order])
-    yield from listed(supports, polygons, signs)
+    return Selection(Local.compared(scores.centre, scores.sites, scores.biases), latents, signs, silent)
 
 
-def _smaller_window(bounds: Bounds, fits: Callable[[Bounds], bool]) -> tuple[float, float, float, float]:
+def _smaller_window(bounds: Bounds, fits: Callable[[Bounds], bool]) -> tuple[float, ...]:
     """A window about the same centre, by halving its size, then growing back as far as it fits."""
     xmin, xmax, ymin, ymax = window(bounds)
 
