@@ -1,4 +1,4 @@
-"""Drawing cells and slices with matplotlib (the extra `plot`), as vector polygons on an axes of the caller's."""
+"""Drawing cells, slices, segments and region graphs with matplotlib (the extra `plot`), as vectors on an axes of the caller's."""
 
 from __future__ import annotations
 
@@ -11,19 +11,24 @@ from splinterp._checks import one_of
 from splinterp._typing import Array, ArrayLike, Float
 from splinterp.geometry._arrays import as_float64
 from splinterp.geometry._encoder import decoder_of, encoder_of
-from splinterp.geometry.cells import Cells
+from splinterp.geometry.cells import Cell, Cells
+from splinterp.geometry.polytopes import RegionGraph
+from splinterp.geometry.segments import SegmentRegions
 from splinterp.geometry.slices import Plane
+from splinterp.geometry.solids import Solid, Solids
 from splinterp.sae import SAE
 
 if TYPE_CHECKING:
     from matplotlib.axes import Axes
-    from matplotlib.collections import PolyCollection
+    from matplotlib.collections import LineCollection, PolyCollection
+    from mpl_toolkits.mplot3d.art3d import Poly3DCollection
+    from mpl_toolkits.mplot3d.axes3d import Axes3D
 
 PALETTE = ("#A6CEE3", "#FDBF6F", "#B2DF8A", "#CAB2D6", "#FFF2AE", "#FB9A99", "#C7C7C7", "#80B1D3", "#E5C494", "#66C2A5")
 """Pale fills, distinguishable beside each other; data and sites stay legible on top."""
 
 
-def colour_groups(cells: Cells, groups: Sequence[Any] | None = None) -> list[int]:
+def colour_groups(cells: Sequence[Cell | Solid], groups: Sequence[Any] | None = None) -> list[int]:
     """A small number for each cell, different for neighbours; cells of one group get the same (None: each its own).
 
     Greedy over the groups by falling number of neighbours. Deterministic. Groups that touch are one region's parts, so
@@ -134,3 +139,122 @@ def cell_errors(cells: Cells, sae: SAE, plane: Plane) -> Float[Array, " n_cells"
         squares = ((scores @ W_dec[cell.sites] + b_dec - x) ** 2).sum(axis=1).reshape(3, -1).mean(axis=0)
         errors[m] = area @ squares / area.sum() if area.sum() > 0 else squares.mean()
     return errors
+
+
+def plot_solids(
+    solids: Solids, ax: Axes3D, *, only: Sequence[int] | None = None, shrink: float = 0.0, values: Sequence[float] | Array | None = None,
+    edge: str = "black", linewidth: float = 0.4, **options: Any,
+) -> Poly3DCollection:  # fmt: skip
+    """Draw cells in space as polyhedra; neighbours differ in colour, cells of one site set share one.
+
+    Args:
+        solids: from `PowerDiagram.solids` or `slice_solids`.
+        ax: axes with projection="3d"; its limits become the box.
+        only: positions of the cells to draw; None: all. Those inside are hidden by those in front unless some are left out.
+        shrink: share by which each cell is drawn smaller, about its centre, so that one sees between them.
+        values: one number for each of `solids`, for a colour map (options `cmap`, `norm`, ...) instead of colours.
+        edge, linewidth: of the faces.
+        options: passed to `Poly3DCollection`, `alpha` say.
+
+    Returns the collection, which has the faces of one cell after those of another. Raises ValueError for a `values` of another length, a
+    cell that is not there, or a share that is not from 0 to below 1.
+    """
+    from mpl_toolkits.mplot3d.art3d import Poly3DCollection
+
+    if not 0 <= shrink < 1:
+        raise ValueError(f"shrink={shrink} is a share, from 0 to below 1")
+    chosen = list(range(len(solids))) if only is None else [int(m) for m in only]
+    if any(not 0 <= m < len(solids) for m in chosen):
+        raise ValueError(f"only={chosen} names cells in [0, {len(solids)})")
+    if values is None:
+        colours = colour_groups(solids, [tuple(solid.sites.tolist()) for solid in solids])
+        faces = [PALETTE[colours[m] % len(PALETTE)] for m in chosen for _ in solids[m].faces]
+        options = {"facecolors": faces, **options}
+    elif len(values) != len(solids):
+        raise ValueError(f"values has {len(values)} entries for {len(solids)} cells")
+    else:
+        options = {"array": np.array([values[m] for m in chosen for _ in solids[m].faces], dtype=np.float64), **options}
+    polygons = [
+        solids[m].centre + (1 - shrink) * (solids[m].vertices[face] - solids[m].centre)
+        for m in chosen
+        for face in solids[m].faces
+    ]
+    drawn = Poly3DCollection(polygons, edgecolors=edge, linewidths=linewidth, **options)
+    ax.add_collection3d(drawn)
+    xmin, xmax, ymin, ymax, zmin, zmax = solids.bounds
+    ax.set(xlim=(xmin, xmax), ylim=(ymin, ymax), zlim=(zmin, zmax))
+    ax.set_box_aspect((xmax - xmin, ymax - ymin, zmax - zmin))
+    return drawn
+
+
+def plot_region_graph(
+    graph: RegionGraph, ax: Axes, *, positions: ArrayLike | None = None, edge: str = "0.6", **options: Any
+) -> LineCollection:
+    """Draw the regions that samples visit as dots, as large as the number of their samples, and lines where two share a facet.
+
+    Args:
+        graph: from `visited_graph`.
+        ax: axes to draw on.
+        positions: (n_regions, 2), means of a plane's coordinates say. None: laid out by networkx, near what they touch.
+        edge: colour of the lines.
+        options: passed to `scatter`, which draws the dots.
+
+    Returns the lines. Raises ImportError without networkx where positions are wanted.
+    """
+    from matplotlib.collections import LineCollection
+
+    if positions is None:
+        import networkx  # deferred: of the extra `plot` alone
+
+        net = networkx.Graph()
+        net.add_nodes_from(range(len(graph.supports)))
+        net.add_edges_from(graph.edges.tolist())
+        laid = networkx.spring_layout(net, seed=0)
+        at = np.array([laid[m] for m in range(len(graph.supports))])
+    else:
+        at = as_float64(positions, 2, "positions")
+        if len(at) != len(graph.supports):
+            raise ValueError(f"positions has {len(at)} rows for {len(graph.supports)} regions")
+    lines = LineCollection(list(at[graph.edges]), colors=edge, linewidths=0.6, zorder=1)
+    ax.add_collection(lines)
+    ax.scatter(*at.T, **{"s": 12 * np.sqrt(graph.counts), "color": "#0072B2", "zorder": 2, **options})
+    ax.autoscale_view()
+    return lines
+
+
+def plot_segment(segment: SegmentRegions, ax: Axes, *, colour: str = "#0072B2", **options: Any) -> LineCollection:
+    """Draw which latents are active along a segment: a line for each, from where it enters to where it leaves.
+
+    Latents are in the order in which they come in, and every vertical line is a crossing, at which the region changes.
+
+    Args:
+        segment: from `segment_regions`.
+        ax: axes to draw on; x is the share of the way.
+        colour: of the lines.
+        options: passed to `LineCollection`.
+
+    Returns the lines, whose tick labels are the latents.
+    """
+    from matplotlib.collections import LineCollection
+
+    bounds = segment.bounds
+    started: dict[int, float] = {}
+    rows: dict[int, int] = {}
+    bars: list[tuple[int, float, float]] = []
+    for start, support in zip(bounds[:-1], segment.supports(), strict=True):
+        active = set(support.tolist())
+        for latent in sorted(set(started) - active):
+            bars.append((latent, started.pop(latent), float(start)))
+        for latent in sorted(active - set(started)):
+            started[latent] = float(start)
+            rows.setdefault(latent, len(rows))
+    bars += [(latent, start, 1.0) for latent, start in started.items()]
+    lines = LineCollection(
+        [[(start, rows[latent]), (stop, rows[latent])] for latent, start, stop in bars],
+        **{"colors": colour, "linewidths": 2, **options},
+    )
+    for crossing in bounds[1:-1]:
+        ax.axvline(crossing, color="0.8", linewidth=0.4, zorder=0)
+    ax.add_collection(lines)
+    ax.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5), yticks=list(rows.values()), yticklabels=[str(latent) for latent in rows])
+    return lines

@@ -5,8 +5,17 @@ from __future__ import annotations
 import numpy as np
 import pytest
 
-from splinterp.geometry import Plane, PowerDiagram, slice_cells
-from splinterp.plotting import PALETTE, cell_errors, colour_groups, plot_cells, plot_slice
+from splinterp.geometry import Plane, PowerDiagram, Space, segment_regions, slice_cells, slice_solids, visited_graph
+from splinterp.plotting import (
+    PALETTE,
+    cell_errors,
+    colour_groups,
+    plot_cells,
+    plot_region_graph,
+    plot_segment,
+    plot_slice,
+    plot_solids,
+)
 from tests.properties.geometry_cases import normal_points, random_sae
 
 pyplot = pytest.importorskip("matplotlib.pyplot")
@@ -102,3 +111,53 @@ def test_cell_errors_are_the_means_over_the_cells(kind):
     assert compared >= 2
     areas = np.array([cell.area for cell in cells])
     assert areas @ errors / areas.sum() == pytest.approx(square.mean(), rel=0.02)
+
+
+def test_solids_are_drawn_face_by_face():
+    figure = pyplot.figure()
+    ax = figure.add_subplot(projection="3d")
+    sae = random_sae("TopK", 4, 8, 2, 1)
+    solids = slice_solids(sae, Space(np.zeros(4), np.eye(4)[:3]), (-1, 1, -1, 1, -1, 1))
+    drawn = plot_solids(solids, ax, shrink=0.1, alpha=0.4)
+    figure.canvas.draw()
+    assert len(drawn.get_facecolors()) == sum(len(solid.faces) for solid in solids)
+    colours = colour_groups(solids)
+    for m, solid in enumerate(solids):
+        assert all(colours[m] != colours[other] for other in solid.neighbours if other >= 0)
+    assert ax.get_zlim() == pytest.approx((-1, 1), abs=0.1)
+    some = plot_solids(solids, ax, only=[0, 1], values=np.arange(len(solids), dtype=float), cmap="cividis")
+    np.testing.assert_array_equal(some.get_array(), [0.0] * len(solids[0].faces) + [1.0] * len(solids[1].faces))
+    for wrong, message in (
+        ({"only": [999]}, "names cells"),
+        ({"values": [1.0]}, "entries for"),
+        ({"shrink": 1.0}, "shrink=1.0"),
+    ):
+        with pytest.raises(ValueError, match=message):
+            plot_solids(solids, ax, **wrong)
+    pyplot.close(figure)
+
+
+def test_a_region_graph_is_drawn(ax):
+    sae = random_sae("TopK", 2, 8, 2, 1)
+    graph = visited_graph(sae, normal_points(0, 60, 2))
+    assert len(graph.edges) > 3
+    lines = plot_region_graph(graph, ax)
+    assert len(lines.get_segments()) == len(graph.edges)
+    at = np.random.default_rng(0).normal(size=(len(graph.supports), 2))
+    placed = plot_region_graph(graph, ax, positions=at, color="red")
+    np.testing.assert_allclose(placed.get_segments()[0], at[graph.edges[0]])
+    np.testing.assert_allclose(ax.collections[-1].get_offsets(), at)
+    with pytest.raises(ValueError, match="positions has 1 rows"):
+        plot_region_graph(graph, ax, positions=at[:1])
+
+
+def test_a_segment_is_drawn_latent_by_latent(ax):
+    sae = random_sae("TopK", 4, 12, 3, 2)
+    segment = segment_regions(sae, *(3 * normal_points(1, 2, 4)))
+    lines = plot_segment(segment, ax)
+    bars = lines.get_segments()
+    for start, stop, support in zip(segment.bounds[:-1], segment.bounds[1:], segment.supports(), strict=True):
+        middle = (start + stop) / 2
+        rows = [round(bar[0, 1]) for bar in bars if bar[0, 0] < middle < bar[1, 0]]
+        assert sorted(int(ax.get_yticklabels()[row].get_text()) for row in rows) == support.tolist()
+    assert len(ax.lines) == len(segment) - 1

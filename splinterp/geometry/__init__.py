@@ -1,8 +1,18 @@
-"""The regions of an SAE, exactly: power diagrams, cells, slices, affine pieces, statistics."""
+"""The regions of an SAE, exactly: power diagrams, cells in the plane and in space, slices, affine pieces, polytopes, statistics."""
 
 from splinterp.geometry.cells import Cell, Cells
 from splinterp.geometry.linear_programs import Ball, chebyshev_centre, is_empty
-from splinterp.geometry.polytopes import Facet, HalfSpaces, bounding_box, facets, half_spaces, region_graph
+from splinterp.geometry.masses import Entropy, RegionMasses, gaussian_samples, region_masses
+from splinterp.geometry.polytopes import (
+    Facet,
+    HalfSpaces,
+    RegionGraph,
+    bounding_box,
+    facets,
+    half_spaces,
+    region_graph,
+    visited_graph,
+)
 from splinterp.geometry.power_diagram import PowerDiagram
 from splinterp.geometry.regions import Region, Regions, region_of, regions_of
 from splinterp.geometry.segments import Piece, SegmentRegions, boundary_along, segment_regions, segments_regions
@@ -14,12 +24,15 @@ __all__ = [
     "Ball",
     "Cell",
     "Cells",
+    "Entropy",
     "Facet",
     "HalfSpaces",
     "Piece",
     "Plane",
     "PowerDiagram",
     "Region",
+    "RegionGraph",
+    "RegionMasses",
     "RegionStatistics",
     "Regions",
     "SegmentRegions",
@@ -31,6 +44,7 @@ __all__ = [
     "chebyshev_centre",
     "count_cells",
     "facets",
+    "gaussian_samples",
     "growth",
     "half_spaces",
     "is_empty",
@@ -38,6 +52,7 @@ __all__ = [
     "principal_plane",
     "principal_space",
     "region_graph",
+    "region_masses",
     "region_of",
     "region_statistics",
     "regions_of",
@@ -46,4 +61,5 @@ __all__ = [
     "slice_cells",
     "slice_solids",
     "space_through",
+    "visited_graph",
 ]

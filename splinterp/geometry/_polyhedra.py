@@ -86,9 +86,10 @@ class Polyhedron:
         """Points of a plane in order around their middle, counter-clockwise as seen against the normal."""
         flat = np.array([self.points[v] for v in on])
         flat = flat - flat.mean(axis=0)
-        first = np.eye(3)[np.abs(normal).argmin()]
-        first = first - (first @ normal) * normal
-        second = np.cross(first, normal)
+        axis = int(np.abs(normal).argmin())
+        first = -normal[axis] * normal
+        first[axis] += 1.0
+        second = _cross(first, normal)
         return [on[i] for i in np.argsort(np.arctan2(flat @ second, flat @ first))]
 
     def solid(self) -> tuple[Array, list[Array], list[Any]]:
@@ -117,17 +118,24 @@ class Polyhedron:
         return np.array(vertices).reshape(-1, 3), faces, labels
 
 
+def _cross(a: Array, b: Array) -> Array:
+    """The vector product of the last axes, which numpy's takes ten times as long for."""
+    x, y, z = a[..., 0], a[..., 1], a[..., 2]
+    u, v, w = b[..., 0], b[..., 1], b[..., 2]
+    return np.stack([y * w - z * v, z * u - x * w, x * v - y * u], axis=-1)
+
+
 def area_vector(vertices: Array, face: Array) -> Array:
     """Of a face: its outward normal, as long as its area."""
     corners = vertices[face] - vertices[face[0]]
-    return 0.5 * np.cross(corners[1:-1], corners[2:]).sum(axis=0)
+    return 0.5 * _cross(corners[1:-1], corners[2:]).sum(axis=0)
 
 
 def middle_of(vertices: Array, face: Array) -> Array:
     """The centroid of a face, or the mean of its vertices where it has no area."""
     corners = vertices[face]
     relative = corners - corners[0]
-    areas = np.linalg.norm(np.cross(relative[1:-1], relative[2:]), axis=1)
+    areas = np.linalg.norm(_cross(relative[1:-1], relative[2:]), axis=1)
     if not areas.sum() > 0:
         return corners.mean(axis=0)
     return areas @ (corners[0] + corners[1:-1] + corners[2:]) / (3 * areas.sum())

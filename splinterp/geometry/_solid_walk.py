@@ -16,6 +16,10 @@ SEEDS = 64
 PLASTIC = np.array([0.8191725133961645, 0.6710436067037893, 0.5497004779019703])
 """An additive recurrence of low discrepancy in three dimensions."""
 
+RING = np.array(
+    [[x, y, z] for x in (-1, 0, 1) for y in (-1, 0, 1) for z in (-1, 0, 1) if (x, y, z) != (0, 0, 0)], dtype=np.float64
+)
+
 Key = bytes
 """Names a cell: its sites, or the sides of all planes that it is on."""
 
@@ -131,48 +135,54 @@ def walk_solids(rule: Rule, half: Array, max_cells: int | None = None) -> Walked
     """
     points = half * (2 * ((0.5 + np.arange(1, SEEDS + 1)[:, None] * PLASTIC) % 1.0) - 1)
     number: dict[Key, int] = {}
-    waiting: list[Key] = []
+    waiting: list[tuple[Key, Array]] = []
 
-    def identify(key: Key) -> int:
+    def identify(key: Key, near: Array) -> int:
         if key not in number:
             if max_cells is not None and len(number) > 1.2 * max_cells + 100:  # some may turn out to have no volume
                 raise TooManyCellsError
             number[key] = len(number)
-            waiting.append(key)
+            waiting.append((key, near))
         return number[key]
 
-    for key in rule.at(points):
-        identify(key)
+    for key, point in zip(rule.at(points), points, strict=True):
+        identify(key, point + RING / SEEDS ** (1 / 3))
     solids: list[tuple[Array, list[Array]]] = []
     reached: list[Array] = []
-    for key in waiting:  # which grows
-        vertices, faces, labels = _carved(rule, key, half)
+    for key, near in waiting:  # which grows
+        vertices, faces, labels = _carved(rule, key, half, near)
         solids.append((vertices, faces))
-        beyond = [
-            -1 if label is SIDE else identify(rule.across(key, label, middle_of(vertices, face)))
-            for face, label in zip(faces, labels, strict=True)
-        ]
-        reached.append(np.array(beyond, dtype=np.int64))
+        beyond = np.full(len(faces), -1)
+        for m, (face, label) in enumerate(zip(faces, labels, strict=True)):
+            if label is not SIDE:
+                middle = middle_of(vertices, face)
+                reach = float(np.abs(vertices - middle).max())
+                beyond[m] = identify(rule.across(key, label, middle), middle + reach * RING)
+        reached.append(beyond)
     kept = [m for m, solid in enumerate(solids) if volume(*solid) > (SHORT * rule.blur) ** 3]
     position = np.full(len(solids) + 1, -2)
     position[kept], position[-1] = np.arange(len(kept)), -1
     return WalkedSolids(
-        [waiting[m] for m in kept], [solids[m][0] for m in kept], [solids[m][1] for m in kept],
+        [waiting[m][0] for m in kept], [solids[m][0] for m in kept], [solids[m][1] for m in kept],
         [position[reached[m]] for m in kept],
     )  # fmt: skip
 
 
-def _carved(rule: Rule, key: Key, half: Array) -> tuple[Array, list[Array], list[Any]]:
+def _carved(rule: Rule, key: Key, half: Array, near: Array) -> tuple[Array, list[Array], list[Any]]:
+    """The polyhedron of a cell. Points near it go first: what they violate spares most of the cuts far out."""
     solid = Polyhedron(half, rule.blur)
-    while fresh := solid.unchecked():
-        points = np.array([solid.points[v] for v in fresh])
-        cuts = rule.cuts(key, points)
+    points = near[(np.abs(near) <= half).all(axis=1)]
+    while True:
+        cuts = rule.cuts(key, points) if len(points) else []
         if cuts is None:
             solid.clear()
         for cut in cuts or ():
             if not solid.empty and (points @ cut.normal + cut.offset < -ON_LINE * rule.blur).any():
                 solid.cut(*cut)
-    return solid.solid()
+        fresh = solid.unchecked()
+        if not fresh:
+            return solid.solid()
+        points = np.array([solid.points[v] for v in fresh])
 
 
 def areas(vertices: Array, faces: list[Array]) -> Array:

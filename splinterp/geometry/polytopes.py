@@ -10,11 +10,14 @@ from scipy.optimize import linprog
 
 from splinterp._documented import documented
 from splinterp._typing import Array, ArrayLike, Float, Int
+from splinterp.geometry._arrays import as_float64
 from splinterp.geometry._encoder import encoder_of
 from splinterp.geometry.linear_programs import _half_spaces, _impossible, _region, chebyshev_centre
 from splinterp.geometry.power_diagram import PowerDiagram
 from splinterp.sae import SAE
 
+INFEASIBLE = 2
+"""What HiGHS says of a program without a solution."""
 CLOSE = 1e-9
 """Of a region's distances: by how much a half-space has to cut to count."""
 
@@ -89,7 +92,7 @@ def facets(of: PowerDiagram | SAE, support: ArrayLike, signs: ArrayLike | None =
     inner = _inside(of, support, signs)
     found = half_spaces(of, support, signs, irredundant=True)
     return [
-        Facet(_point_in(found, i, inner), found.normals[i], int(found.entering[i]), int(found.leaving[i]))
+        Facet(_point_in(found, i, inner)[0], found.normals[i], int(found.entering[i]), int(found.leaving[i]))
         for i in range(len(found.offsets))
     ]
 
@@ -153,8 +156,8 @@ def _first_hit(normals: Array, room: Array, direction: Array, order: Array) -> i
     return int(next(i for i in order if i in set(hits.tolist())))
 
 
-def _point_in(found: HalfSpaces, i: int, inner: Array) -> Float[Array, " d"]:
-    """A point of a facet, as far from the other facets as may be."""
+def _point_in(found: HalfSpaces, i: int, inner: Array) -> tuple[Float[Array, " d"], float]:
+    """(a point of a facet as far from the other facets as may be, how far); what is no facet has none that is away from them."""
     d = found.normals.shape[1]
     normal, room = found.normals[i], found.offsets - found.normals @ inner
     others = np.delete(np.arange(len(room)), i)
@@ -166,9 +169,11 @@ def _point_in(found: HalfSpaces, i: int, inner: Array) -> Float[Array, " d"]:
         cost, rows, room[others] / unit, A_eq=np.append(normal, 0.0)[None], b_eq=[room[i] / unit],
         bounds=[(None, None)] * d + [(None, 1e3)], method="highs",
     )  # fmt: skip
+    if result.status == INFEASIBLE:
+        return inner, -np.inf
     if result.status != 0:
         raise RuntimeError(f"HiGHS gave up: {result.message}")
-    return inner + unit * result.x[:d]
+    return inner + unit * result.x[:d], float(result.x[-1])
 
 
 def region_graph(of: SAE, starts: ArrayLike, most: int = 1_000) -> Iterator[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
@@ -183,10 +188,7 @@ def region_graph(of: SAE, starts: ArrayLike, most: int = 1_000) -> Iterator[tupl
     """
     from splinterp.geometry.regions import regions_of
 
-    if encoder_of(of).kind == "abstopk":
-        raise TypeError(
-            "a support of an AbsTopK SAE owns a region for each choice of signs: walk over its PowerDiagram.from_sae"
-        )
+    _one_region_each(of)
     regions = regions_of(of, starts, margins=False)
     waiting = list(dict.fromkeys(tuple(regions.support(i).tolist()) for i in range(len(regions))))
     known = set(waiting)
@@ -201,3 +203,80 @@ def region_graph(of: SAE, starts: ArrayLike, most: int = 1_000) -> Iterator[tupl
                 known.add(other)
                 waiting.append(other)  # the loop comes to it
         yield support, neighbours
+
+
+@documented
+class RegionGraph(NamedTuple):
+    """The regions that samples visit, and which of them touch along a facet."""
+
+    supports: tuple[Array, ...]
+    """Active latents of each region, sorted; regions in order of their first sample."""
+    counts: Int[Array, " n_regions"]
+    """Samples in each."""
+    edges: Int[Array, "n_edges 2"]
+    """Neighbours (i, j), i < j, sorted."""
+    swaps: Int[Array, "n_edges 2"]
+    """(entering, leaving) latents on the way from i to j; -1 for none."""
+    points: Float[Array, "n_edges d"]
+    """A point of each common facet."""
+
+
+def visited_graph(of: SAE, x: ArrayLike) -> RegionGraph:
+    """The graph of the regions that the samples x (n, d) visit: an edge where two of them share a facet.
+
+    Two regions can only touch along a facet if their supports differ by one latent, or by one for another; each such pair among those
+    visited is tried by a linear program. TopK, ReLU, JumpReLU and BatchTopK, as `region_graph`, which walks on to regions without samples.
+
+    Raises:
+        TypeError: an AbsTopK, whose supports own several regions.
+        ValueError, RuntimeError: as `regions_of` and `half_spaces`.
+    """
+    from splinterp.geometry.regions import regions_of
+
+    _one_region_each(of)
+    regions = regions_of(of, x, margins=False)
+    firsts = np.unique(regions.labels, return_index=True)[1]
+    supports = [regions.support(int(first)) for first in firsts]
+    rows = as_float64(x)
+    edges, swaps, points = [], [], []
+    for i, pairs in enumerate(_one_step_apart(supports)):
+        if not pairs:
+            continue
+        own, inner = half_spaces(of, supports[i]), _inside(of, supports[i], None)
+        for j in pairs:
+            entering = int(next(iter(set(supports[j]) - set(supports[i])), -1))
+            leaving = int(next(iter(set(supports[i]) - set(supports[j])), -1))
+            for m in np.nonzero((own.entering == entering) & (own.leaving == leaving))[0]:
+                point, away = _point_in(own, int(m), inner)
+                if away > CLOSE:
+                    edges.append((i, j))
+                    swaps.append((entering, leaving))
+                    points.append(point)
+                    break
+    return RegionGraph(
+        tuple(supports), np.bincount(regions.labels, minlength=len(supports)), np.array(edges, dtype=np.int64).reshape(-1, 2),
+        np.array(swaps, dtype=np.int64).reshape(-1, 2), np.array(points).reshape(-1, rows.shape[1]),
+    )  # fmt: skip
+
+
+def _one_step_apart(supports: list[Array]) -> list[list[int]]:
+    """For each support the later ones that have one latent more or less, or one for another."""
+    sets = [tuple(support.tolist()) for support in supports]
+    number = {key: i for i, key in enumerate(sets)}
+    short: dict[tuple[int, ...], list[int]] = {}  # supports less one latent
+    for i, key in enumerate(sets):
+        for m in range(len(key)):
+            short.setdefault(key[:m] + key[m + 1 :], []).append(i)
+    found: list[set[int]] = [set() for _ in sets]
+    for key, several in short.items():
+        group = [*several, number[key]] if key in number else several
+        for i in group:
+            found[i].update(group)
+    return [sorted(j for j in others if j > i) for i, others in enumerate(found)]
+
+
+def _one_region_each(of: SAE) -> None:
+    if encoder_of(of).kind == "abstopk":
+        raise TypeError(
+            "a support of an AbsTopK SAE owns a region for each choice of signs: walk over its PowerDiagram.from_sae"
+        )

@@ -10,6 +10,7 @@ import torch
 from splinterp._documented import documented
 from splinterp._typing import Array, ArrayLike, Float, Int
 from splinterp.geometry._arrays import blocks
+from splinterp.geometry.masses import entropy_of
 from splinterp.geometry.power_diagram import PowerDiagram
 from splinterp.geometry.regions import regions_of
 from splinterp.sae import SAE
@@ -34,6 +35,10 @@ class RegionStatistics:
     """n_singletons / n_samples: the Good-Turing estimate of the chance that the next sample falls in a new region."""
     entropy: float
     """Of the samples' distribution over regions, in nats; log(n_samples) if every sample is alone."""
+    entropy_corrected: float
+    """The same, weighed up for regions that no sample was in; see `Entropy.corrected`."""
+    entropy_reliable: bool
+    """False where more than 5 % of the samples are alone: `entropy` is then a lower bound at best."""
     largest: float
     """Share of the samples in the most visited region."""
     mean_l0: float
@@ -60,13 +65,14 @@ def region_statistics(sae: SAE, x: ArrayLike, generator: torch.Generator | None 
         raise ValueError("x has no rows: region statistics need at least one sample")
     assert regions.margins is not None
     counts = np.bincount(regions.labels)
-    share = counts / n
+    entropy = entropy_of(counts)
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
     order = torch.randperm(n, generator=generator).numpy()
     singles, signed_regions = int((counts == 1).sum()), int(regions.signed_labels().max()) + 1
     return RegionStatistics(
         n_samples=n, n_regions=len(counts), n_signed_regions=signed_regions, n_singletons=singles, unseen=singles / n,
-        entropy=float(-(share * np.log(share)).sum()), largest=float(share.max()), mean_l0=float(np.diff(regions.starts).mean()),
+        entropy=entropy.plug_in, entropy_corrected=entropy.corrected, entropy_reliable=entropy.reliable,
+        largest=float(counts.max() / n), mean_l0=float(np.diff(regions.starts).mean()),
         margins=np.quantile(regions.margins, QUANTILES, method="inverted_cdf"), growth=growth(regions.labels[order]),
     )  # fmt: skip
 
@@ -79,25 +85,45 @@ def growth(labels: Int[Array, " n"]) -> Int[Array, "n_sizes 2"]:
 
 
 def count_cells(diagram: PowerDiagram) -> int:
-    """The exact number of cells of a 2-D diagram in the whole plane, without drawing them (claim 10).
+    """The exact number of cells of a diagram on the whole line or in the whole plane, without drawing them.
 
-    1 + V/2 + U/2: V counts the triples of sites whose common point has order - 1 or order - 2 sites scoring higher, U the
-    (pair, direction) for which exactly order - 1 sites score higher far out on the pair's line. Needs general position
-    (no four sites with equal scores at a point, no two lines parallel); takes O(n^3 log n).
+    Line: 1 + the crossings of two scores at which order - 1 others are higher. Plane (claim 10): 1 + V/2 + U/2: V counts the triples of
+    sites whose common point has order - 1 or order - 2 sites scoring higher, U the (pair, direction) for which exactly order - 1 sites
+    score higher far out on the pair's line. Needs general position (on a line no three scores equal at a point; in the plane no four, and
+    no two lines parallel); takes O(n^3), in the plane O(n^3 log n).
 
-    Raises ValueError for a diagram that is not 2-D.
+    Raises ValueError for a diagram of more dimensions, where numbers of sites do not fix the number of cells: count those of a box by
+    `len(diagram.solids(bounds))`, or `restrict` the diagram.
     """
-    if diagram.d != 2:
-        raise ValueError(f"count_cells counts in the plane, but d={diagram.d}: restrict the diagram to a plane first")
+    if diagram.d > 2:
+        raise ValueError(
+            f"count_cells counts on a line or in the plane, but d={diagram.d}: restrict the diagram to a plane first, or count the cells "
+            "of a box, len(diagram.solids(bounds))"
+        )
     k, n = diagram.order, diagram.n_sites
     if k == n:
         return 1
     i, j = np.triu_indices(n, 1)
+    if diagram.d == 1:
+        return 1 + sum(_crossings(diagram, i[part], j[part]) for part in blocks(len(i), 2 * n))
     triples = ends = 0
     for part in blocks(len(i), 8 * n):
         t, e = _along_bisectors(diagram, i[part], j[part])
         triples, ends = triples + t, ends + e
     return 1 + (triples // 3 + ends) // 2
+
+
+def _crossings(diagram: PowerDiagram, i: Array, j: Array) -> int:
+    """Points of a line where scores i and j are equal and order - 1 others are higher."""
+    sites, biases = diagram._local.sites[:, 0], diagram._local.biases
+    slope = sites[i] - sites[j]
+    i, j, slope = i[slope != 0], j[slope != 0], slope[slope != 0]
+    at = (biases[j] - biases[i]) / slope
+    scores = at[:, None] * sites + biases
+    rows = np.arange(len(at))
+    level = scores[rows, i]
+    scores[rows, i] = scores[rows, j] = -np.inf
+    return int(((scores > level[:, None]).sum(axis=1) == diagram.order - 1).sum())
 
 
 def _along_bisectors(diagram: PowerDiagram, i: Array, j: Array) -> tuple[int, int]:

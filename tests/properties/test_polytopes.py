@@ -21,9 +21,11 @@ from splinterp.geometry import (
     region_of,
     regions_of,
     slice_cells,
+    visited_graph,
 )
 from splinterp.geometry.slices import Plane
 from tests.helpers import rng
+from tests.properties.geometry_cases import random_sae
 from tests.properties.test_segments import sae_of
 
 
@@ -129,3 +131,39 @@ def test_what_has_no_interior_is_refused():
             call(sae, np.array(missing))
     with pytest.raises(TypeError, match="AbsTopK"):
         next(region_graph(sae_of("AbsTopK", 2, 6, 2, 4), torch.zeros(1, 2)))
+
+
+@pytest.mark.parametrize("activation", ["TopK", "ReLU", "JumpReLU"])
+@pytest.mark.parametrize("seed", range(6))
+def test_visited_regions_that_touch_are_the_neighbours_in_the_plane(activation, seed):
+    """In two dimensions the exact slice has every cell and edge; samples visit its middles."""
+    sae = random_sae(activation, 2, 7, 2, seed)
+    cells = slice_cells(sae, Plane(np.zeros(2), np.eye(2)), (-40.0, 40.0, -40.0, 40.0))
+    large = [m for m, cell in enumerate(cells) if cell.area > 1e-4]
+    x = np.array([cells[m].centre for m in large])
+    graph = visited_graph(sae, x)
+    assert [tuple(s.tolist()) for s in graph.supports] == [tuple(cells[m].sites.tolist()) for m in large]
+    assert (graph.counts == 1).all()
+    pairs, lengths = cells.adjacency()
+    place = {m: i for i, m in enumerate(large)}
+    inside = [
+        tuple(sorted((place[i], place[j]))) for (i, j), length in zip(pairs.tolist(), lengths, strict=True)
+        if i in place and j in place and length > 1e-6
+    ]  # fmt: skip
+    found = {tuple(edge) for edge in graph.edges.tolist()}
+    assert set(inside) <= found
+    for edge, (entering, leaving), point in zip(graph.edges.tolist(), graph.swaps.tolist(), graph.points, strict=True):
+        one, other = (set(graph.supports[m].tolist()) for m in edge)
+        assert other - one == {entering} - {-1}
+        assert one - other == {leaving} - {-1}
+        assert tuple(edge) in inside or np.abs(point).max() > 39  # they meet outside the window
+        near = [
+            regions_of(sae, point[None] + 1e-6 * np.array([[np.cos(t), np.sin(t)]])).support(0)
+            for t in np.arange(8) * np.pi / 4
+        ]
+        assert {tuple(s.tolist()) for s in near} == {tuple(sorted(one)), tuple(sorted(other))}
+
+
+def test_the_graph_of_an_abstopk_is_refused():
+    with pytest.raises(TypeError, match="a region for each choice of signs"):
+        visited_graph(random_sae("AbsTopK", 3, 5, 2, 0), np.zeros((2, 3)))
