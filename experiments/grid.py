@@ -9,7 +9,7 @@ from typing import Any
 
 import splinterp
 from experiments.compare import log_ratio, t_interval, verdict
-from experiments.runs import DEFAULT, HOLDS, Run, pool_size
+from experiments.runs import DEFAULT, HOLDS, LATE, Run, pool_size
 from experiments.store import RecordStore
 from experiments.tuning import Cell, choose_step_sizes
 from splinterp.training.when import NEVER
@@ -178,7 +178,7 @@ class Comparison:
             (activation, share, budget) for activation in config.activations if not getattr(splinterp, activation).signed
             for share in config.shares if share < config.full_from for budget in BUDGETS
         ]  # fmt: skip
-        methods = (*CONTROLS, config.ours)
+        methods = (*CONTROLS, config.ours, LATE)
         offered = [
             [Cell(config.run(*place, options=options), METRICS[place[2]], methods, config.grid) for options in ((), FEW)]
             for place in places
@@ -325,7 +325,7 @@ def at_better_start(rows: list[dict[str, Any]], ours: str) -> list[dict[str, Any
     """A method against the control of lowest mean validation FVU, each at the start that validation chose."""
     found = []
     for here in _of_part(rows, "starts").values():
-        other = min((row for method, row in here.items() if method != ours), key=lambda row: row["val"])
+        other = min((here[method] for method in CONTROLS), key=lambda row: row["val"])
         said = {who: row["method"] + (", few latents" if "init_bias" in row["options"] else "") for who, row in
                 (("ours", here[ours]), ("theirs", other))}  # fmt: skip
         found.append({**_contest(here[ours], other), **said})

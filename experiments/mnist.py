@@ -20,7 +20,7 @@ from experiments.grid import APART, CONTROLS, SECOND, Comparison, Config, agains
 from experiments.options import MNIST_HELP, add_common_options, add_data_dir
 from experiments.paper import PaperConfig, paper_parts, run_paper
 from experiments.report import render
-from experiments.runs import DEFAULT, HOLDS, Run
+from experiments.runs import DEFAULT, HOLDS, LATE, Run
 from experiments.sources import source_of
 from experiments.store import MissingRunsError, RecordStore
 
@@ -91,12 +91,12 @@ def run_preset(config: Config | PaperConfig, store: RecordStore, parts: Iterable
                 "the best of its fixed rules against the best control": contests(rows, tuple(HOLDS), CONTROLS),
                 "the default against the best of its fixed rules": contests(rows, (config.ours,), tuple(HOLDS)),
                 "the default against the best control, which has a quarter more steps": against_longer(rows, config.ours),
-                **(
-                    {"the default against the best control, each at its better start": at_better_start(rows, config.ours)}
-                    if "starts" in config.parts
-                    else {}
-                ),
             }
+            if "starts" in config.parts:
+                for said, method in (("the default", config.ours), ("hold 0.5", LATE)):
+                    results["contests"][f"{said} against the best control, each at its better start"] = at_better_start(
+                        rows, method
+                    )
     return results
 
 

@@ -19,6 +19,7 @@ from experiments import (
     dead,
     geometry,
     learning,
+    lines,
     opening,
     recovery,
     solves,
@@ -67,6 +68,8 @@ def _renderer(results: dict[str, Any], short: bool) -> Callable[[dict[str, Any],
         return centring.render
     if "biases" in results:
         return biases.render
+    if "lines" in results:
+        return lines.render
     if "curves" in results:
         return learning.render
     if "ways" in results:

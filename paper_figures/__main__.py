@@ -33,6 +33,7 @@ LEARNING = ("learning-mnist.json", "python -m experiments learning --data-dir FO
 BASELINES = ("baselines-mnist.json", "python -m experiments baselines --data mnist --data-dir FOLDER --jobs 2")
 BRIDGE = ("bridge.json", "python -m experiments bridge")
 GEOMETRY = ("geometry-mnist.json", "python -m experiments geometry --data-dir FOLDER --jobs 2")
+LINES = ("lines-mnist.json", "python -m experiments lines --data-dir FOLDER --jobs 2")
 LLM = ("llm-minilm-3.json", "python -m experiments llm --preset controlled --data-dir FOLDER --jobs 2")
 SIGNS = ("abstopk.json", "python -m experiments abstopk --layers 1 3 5 --data-dir FOLDER --jobs 2")
 SIGNS_GPT2 = ("abstopk-small-gpt2.json", "python -m experiments abstopk --model small-gpt2 --layers 1 3 --jobs 2")
@@ -55,6 +56,7 @@ def _figures() -> dict[str, tuple[Callable[..., Any], Source | tuple[Source, ...
         families,
         key_ideas,
         learning,
+        lines,
         prices,
         recovery,
         signs,
@@ -106,6 +108,7 @@ def _figures() -> dict[str, tuple[Callable[..., Any], Source | tuple[Source, ...
         "slices": (slices.slices, GEOMETRY),
         "slice_errors": (slices.slice_errors, GEOMETRY),
         "region_growth": (slices.region_growth, GEOMETRY),
+        "lines": (lines.lines, LINES),
     }  # fmt: skip
 
 

@@ -8,7 +8,7 @@ from experiments import digits, mnist
 from experiments.files import read_results
 from experiments.grid import SECOND, STARTS
 from experiments.report import summary
-from experiments.runs import DEFAULT
+from experiments.runs import DEFAULT, LATE
 
 
 def test_every_method_takes_its_better_start(tmp_path):
@@ -21,7 +21,7 @@ def test_every_method_takes_its_better_start(tmp_path):
     results = read_results(mnist.main(config, args, "starts"))
     records = {record["key"]: record for record in read_results(tmp_path / "starts-runs.json")["records"]}
     rows = [row for row in results["rows"] if row["part"] == "starts"]
-    assert len(rows) == 5 * 2 * 2  # methods, sizes, budgets; AbsTopK keeps negative scores and has no such start
+    assert len(rows) == 6 * 2 * 2  # methods, sizes, budgets; AbsTopK keeps negative scores and has no such start
     chosen = set()
     for row in rows:
         tried = {}
@@ -36,6 +36,8 @@ def test_every_method_takes_its_better_start(tmp_path):
         assert tried[mine] == min(tried.values())
         chosen.add(mine[0])
     assert chosen == {0.0, -1.0}
-    contests = results["contests"]["the default against the best control, each at its better start"]
-    assert len(contests) == 2 * 2
+    for said, method in (("the default", DEFAULT), ("hold 0.5", LATE)):
+        contests = results["contests"][f"{said} against the best control, each at its better start"]
+        assert len(contests) == 2 * 2
+        assert all(c["ours"].startswith(method) and c["theirs"].startswith("SGD") for c in contests)
     assert "each at its better start" in summary(results)
