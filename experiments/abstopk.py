@@ -20,7 +20,7 @@ import torch
 
 from experiments.activations import Tokens, tokens
 from experiments.files import read_results
-from experiments.options import add_common_options
+from experiments.options import add_common_options, changed
 from experiments.recipe import digest
 from experiments.report import table, with_interval
 from experiments.sources import source_of
@@ -251,7 +251,7 @@ def command(argv: list[str]) -> Path:
     parser.add_argument("--layers", type=int, nargs="+", metavar="LAYER", default=list(Config.layers), help="default: 3")
     args = parser.parse_args(argv)
     causal = args.causal or args.model == SMALL_GPT2
-    config = Config(model=args.model, causal=causal, layers=tuple(dict.fromkeys(args.layers)))
+    config = changed(Config(model=args.model, causal=causal, layers=tuple(dict.fromkeys(args.layers))), args)
     where = PYTHON if args.model == SMALL_GPT2 else location(args.text, args.data_dir)
     name = "abstopk" if args.model == Config.model else f"abstopk-{args.model.replace('/', '--')}"
     return main(config, args.out, args.jobs, args.device, where, name)

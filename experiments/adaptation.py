@@ -17,7 +17,7 @@ from typing import Any
 
 import torch
 
-from experiments.options import add_common_options
+from experiments.options import add_common_options, changed
 from experiments.recipe import digest, options_of
 from experiments.report import table, with_interval
 from experiments.runs import AS_THEN
@@ -232,4 +232,4 @@ def command(argv: list[str]) -> Path:
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs; writes adaptation-smoke.json")
     args = parser.parse_args(argv)
     config, name = (SMOKE, "adaptation-smoke") if args.smoke else (Config(), "adaptation")
-    return main(config, args.out, args.jobs, args.device, name)
+    return main(changed(config, args), args.out, args.jobs, args.device, name)

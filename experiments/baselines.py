@@ -17,7 +17,7 @@ from typing import Any
 import numpy as np
 
 from experiments.baseline_fits import Fit, measure_fit
-from experiments.options import MNIST_HELP, add_common_options, add_data_dir
+from experiments.options import MNIST_HELP, add_common_options, add_data_dir, changed
 from experiments.report import table, with_interval
 from experiments.runs import Run, build, execute, run_from_record, split, train
 from experiments.sources import source_of
@@ -271,4 +271,4 @@ def command(argv: list[str]) -> Path:
     add_data_dir(parser, MNIST_HELP)
     add_common_options(parser)
     args = parser.parse_args(argv)
-    return main(MNIST if args.data == "mnist" else DIGITS, args)
+    return main(changed(MNIST if args.data == "mnist" else DIGITS, args), args)

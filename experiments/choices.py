@@ -9,7 +9,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.activations import raw_tokens
-from experiments.options import MNIST_HELP, add_common_options, add_data_dir
+from experiments.options import MNIST_HELP, add_common_options, add_data_dir, changed
 from experiments.runs import Run, pool_size, run_from_record
 from experiments.sources import IMAGES, Source, source_of, split_name
 from experiments.store import RecordStore
@@ -72,4 +72,5 @@ def data_parser(experiment: str, description: str | None, names: Mapping[str, An
 def run_on(main: Callable[..., Path], configs: Mapping[str, Any], args: argparse.Namespace, text: str | None = None) -> Path:
     """main(config, out, data_dir, jobs, device) for what `data_parser` has read."""
     data_dir = location(text, args.data_dir) if args.data == "minilm" else args.data_dir
-    return main(configs[args.data], args.out, data_dir, args.jobs, args.device)
+    config = changed(configs[args.data], args)
+    return main(config, args.out, data_dir, args.jobs, args.device)

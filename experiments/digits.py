@@ -10,7 +10,7 @@ from pathlib import Path
 
 from experiments.grid import Config
 from experiments.mnist import main
-from experiments.options import add_common_options
+from experiments.options import add_common_options, changed
 
 CONFIG = Config(
     data="digits", k=5, n_latents=64, activations=("AbsTopK", "TopK"), shares=(0.1, 0.3, 1.0), full_from=2.0,
@@ -24,4 +24,4 @@ def command(argv: list[str]) -> Path:
     add_common_options(parser)
     args = parser.parse_args(argv)
     args.parts = ["sizes"]
-    return main(CONFIG, args, "digits")
+    return main(changed(CONFIG, args), args, "digits")

@@ -18,7 +18,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.options import MNIST_HELP, add_common_options, add_data_dir
+from experiments.options import MNIST_HELP, add_common_options, add_data_dir, changed
 from experiments.report import table, with_interval
 from experiments.runs import Run, build, digit_labels, split, train
 from experiments.sources import source_of
@@ -201,7 +201,7 @@ def command(argv: list[str]) -> Path:
     add_data_dir(parser, MNIST_HELP)
     add_common_options(parser)
     args = parser.parse_args(argv)
-    return main(Config(), args)
+    return main(changed(Config(), args), args)
 
 
 def main(config: Config, args: argparse.Namespace) -> Path:

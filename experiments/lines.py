@@ -15,7 +15,7 @@ from typing import Any
 import numpy as np
 import torch
 
-from experiments.options import MNIST_HELP, add_common_options, add_data_dir
+from experiments.options import MNIST_HELP, add_common_options, add_data_dir, changed
 from experiments.report import table, with_interval
 from experiments.runs import DEFAULT, Run, build, digit_labels, split, train
 from experiments.sources import source_of
@@ -152,7 +152,8 @@ def command(argv: list[str]) -> Path:
     )
     add_data_dir(parser, MNIST_HELP)
     add_common_options(parser)
-    return main(Config(), parser.parse_args(argv))
+    args = parser.parse_args(argv)
+    return main(changed(Config(), args), args)
 
 
 def main(config: Config, args: argparse.Namespace) -> Path:

@@ -23,7 +23,7 @@ from experiments.activations import last_tokens, raw_tokens
 from experiments.errors import UsageError
 from experiments.grid import CAUSES, FIRST, OURS, SECOND, STARTS, Config
 from experiments.mnist import add_parts, check_parts, main, parts_of
-from experiments.options import add_common_options
+from experiments.options import add_common_options, changed
 from experiments.paper import LANGUAGE_MODEL, SMALL_LANGUAGE_MODEL, PaperConfig
 from experiments.runs import DEFAULT, TOKEN_POOL, pool_size
 from experiments.sources import LAST, source_of, split_name
@@ -98,6 +98,7 @@ def command(argv: list[str]) -> Path:
         if not isinstance(config, Config):
             parser.error(f"--pool: the preset {args.preset} has the published sizes; take another --preset")
         config = with_pool(config, args.pool)
+    config = changed(config, args)
     args.data_dir = location(args.text, args.data_dir, last=bool(last))
     source = source_of(config.data, args.data_dir)
     pool = (isinstance(config, Config) and config.pool) or pool_size(config.data)

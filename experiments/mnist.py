@@ -17,7 +17,7 @@ from pathlib import Path
 from typing import Any
 
 from experiments.grid import APART, CONTROLS, SECOND, Comparison, Config, against_longer, at_better_start, contests, verdicts
-from experiments.options import MNIST_HELP, add_common_options, add_data_dir
+from experiments.options import MNIST_HELP, add_common_options, add_data_dir, changed
 from experiments.paper import PaperConfig, paper_parts, run_paper
 from experiments.report import render
 from experiments.runs import DEFAULT, HOLDS, LATE, Run
@@ -131,4 +131,4 @@ def main(
 def command(argv: list[str]) -> Path:
     """`python -m experiments mnist ...`"""
     args = arguments(argv)
-    return main(CONFIGS[args.preset], args, f"mnist-{args.preset}")
+    return main(changed(CONFIGS[args.preset], args), args, f"mnist-{args.preset}")

@@ -3,12 +3,18 @@
 from __future__ import annotations
 
 import argparse
+import dataclasses
+import re
 import tempfile
 from pathlib import Path
+from typing import Any, TypeVar
 
 import torch
 
+from experiments.errors import UsageError
 from experiments.files import ROOT
+
+C = TypeVar("C")
 
 OUT = ROOT / "results"
 """Where results go by default; git ignores it. To renew committed ones: --out experiments/results."""
@@ -75,7 +81,61 @@ def add_data_dir(parser: argparse.ArgumentParser, what: str) -> None:
 
 
 def add_common_options(parser: argparse.ArgumentParser) -> None:
-    """Add --out, --jobs and --device."""
+    """Add --out, --set, --jobs and --device."""
     add_out(parser)
+    parser.add_argument(
+        "--set", nargs="+", default=[], metavar="NAME=VALUE",
+        help="other settings than the experiment's own, k=64 grid=0.004,0.008 say; results go into a folder of that name in --out",
+    )  # fmt: skip
     parser.add_argument("--jobs", type=count, default=1, help="runs at a time; more than one: each on one thread (default: 1)")
     add_device(parser)
+
+
+GIVEN_ELSEWHERE = ("data", "source", "parts", "model", "layers", "causal")
+"""Settings that have options of their own, or follow from them."""
+
+
+def changed(config: C, args: argparse.Namespace) -> C:
+    """`config` with what --set says, and `args.out` the folder in --out that is named by it.
+
+    Raises UsageError: a setting that there is not, or a value that is not of its kind.
+    """
+    if not args.set:
+        return config
+    known = {
+        field.name: getattr(config, field.name) for field in dataclasses.fields(config)  # type: ignore[arg-type]
+        if field.name not in GIVEN_ELSEWHERE and _kind(getattr(config, field.name)) is not None
+    }  # fmt: skip
+    values: dict[str, Any] = {}
+    for given in args.set:
+        name, equals, text = given.partition("=")
+        if name not in known:
+            raise UsageError(
+                f"--set {given}: {name!r} is no setting of this experiment that can be given here: {', '.join(known)}"
+            )
+        if not equals or name in values:
+            raise UsageError(f"--set {given}: give each setting once, as {name}=VALUE")
+        values[name] = _read(given, text, known[name])
+    args.out = writable_folder(str(Path(args.out) / re.sub(r"[^\w .,=+-]", "_", " ".join(args.set))))
+    return dataclasses.replace(config, **values)  # type: ignore[type-var]
+
+
+def _kind(value: Any) -> type | None:
+    """What a value is read as, or its elements; None for what has no form on a command line."""
+    if isinstance(value, tuple) and value and len({type(item) for item in value}) == 1:
+        value = value[0]
+    return type(value) if isinstance(value, bool | int | float | str) else None
+
+
+def _read(given: str, text: str, before: Any) -> Any:
+    several, kind = isinstance(before, tuple), _kind(before)
+    assert kind is not None
+    items = text.split(",") if several else [text]
+    try:
+        read = [{"true": True, "false": False}[item.lower()] if kind is bool else kind(item) for item in items]
+    except (ValueError, KeyError):
+        kinds = {bool: "true or false", int: "whole numbers", float: "numbers", str: "names"}
+        raise UsageError(
+            f"--set {given}: {text!r} is not {'a list, with commas, of ' if several else ''}{kinds[kind]}"
+        ) from None
+    return tuple(read) if several else read[0]

@@ -20,7 +20,7 @@ from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.options import add_common_options
+from experiments.options import add_common_options, changed
 from experiments.recovery_runs import ROWS, THRESHOLDS, Recovery, measure, task_from_record
 from experiments.report import table, with_interval
 from experiments.store import RecordStore
@@ -255,4 +255,4 @@ def command(argv: list[str]) -> Path:
     parser.add_argument("--smoke", action="store_true", help="tiny sizes, to see that it runs; writes recovery-smoke.json")
     args = parser.parse_args(argv)
     config, name = (SMOKE, "recovery-smoke") if args.smoke else (Config(), "recovery")
-    return main(config, args.out, args.jobs, args.device, name)
+    return main(changed(config, args), args.out, args.jobs, args.device, name)

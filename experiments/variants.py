@@ -25,6 +25,7 @@ import numpy as np
 from experiments.choices import data_parser, store_of
 from experiments.compare import t_interval, verdict
 from experiments.compositions import VARIANTS
+from experiments.options import changed
 from experiments.report import table, with_interval
 from experiments.store import RecordStore
 from experiments.texts import TEXTS, location
@@ -320,7 +321,7 @@ def command(argv: list[str]) -> Path:
     args = parser.parse_args(argv)
     if args.text and args.data != "minilm":
         parser.error(f"--text {args.text} is for --data minilm, not {args.data}")
-    config = CONFIGS[args.data]
+    config = changed(CONFIGS[args.data], args)
     if args.only:
         wanted = {*args.only, *(VARIANTS[name].limit for name in args.only)}
         config = replace(config, variants=tuple(name for name in VARIANTS if name in wanted), mod=False)

@@ -50,8 +50,8 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     solves' ridge, and the result, `keep_best` and some of the rows have a readout, a combination of solutions that they weigh, if it is
     better; without them the ridge is by GCV, which takes near-copies among the samples (a language model's tokens) for evidence.
     Something else: `hold=0.1` or `hold=1` (tied SGD, then one readout) where few samples are seen hundreds of times, by 2 % at best and not
-    always; `hold=0.5` on `SAE(init_bias=-1)` where an SAE of d_in latents beats a larger one; `PAMSGD.published()` for the paper's algorithm;
-    SGD where nothing may be held back and no solve is wanted. See experiments/RESULTS.md.
+    always; `hold=0.5` on `SAE(init_bias=-1)` where an SAE of d_in latents beats a larger one; `PAMSGD.published()` for the paper's
+    algorithm; SGD where nothing may be held back and no solve is wanted. See experiments/RESULTS.md.
 
     To drive it by hand: `encoder_step` (which `fit` calls as `step`) on batches, `end_epoch` after each pass, or `decoder_step` when you
     want the solve; `read_out` tells what a readout would be.
