@@ -9,6 +9,7 @@ from splinterp._documented import documented
 from splinterp.data.standardizer import Standardizer
 from splinterp.interop.dictionary_learning import load_dictionary_learning
 from splinterp.interop.gemma_scope import load_gemma_scope
+from splinterp.interop.llama_scope import load_llama_scope
 from splinterp.interop.saelens import load_saelens
 from splinterp.interop.sparsify import load_sparsify
 from splinterp.sae import SAE
@@ -16,7 +17,7 @@ from splinterp.sae import SAE
 FILES = {
     "splinterp": ("sae.json", "sae.safetensors"), "saelens": ("cfg.json", "sae_weights.safetensors"),
     "sparsify": ("cfg.json", "sae.safetensors"), "dictionary_learning": ("config.json", "ae.pt"), "gemma_scope": ("params.npz",),
-    "gemma_scope 2": ("params.safetensors",),
+    "gemma_scope 2": ("params.safetensors",), "llama_scope": ("hyperparams.json", "checkpoints/final.safetensors"),
 }  # fmt: skip
 """By which files a folder is known to be of a format, in the order in which they are tried."""
 
@@ -34,7 +35,7 @@ class Loaded(NamedTuple):
 
 
 def load_any(folder: str | Path) -> Loaded:
-    """Read an SAE of splinterp's own format, SAELens, sparsify, dictionary_learning or Gemma Scope, told by its files.
+    """Read an SAE of splinterp's own format, SAELens, sparsify, dictionary_learning, Gemma Scope or Llama Scope, told by its files.
 
     Raises:
         FileNotFoundError: no such folder, or none of the formats' files in it.
@@ -53,7 +54,10 @@ def load_any(folder: str | Path) -> Loaded:
         return Loaded(sae, found, sae.about, standardizer)
     if found.startswith("gemma_scope"):
         return Loaded(load_gemma_scope(folder), found, {}, None)
-    load = {"saelens": load_saelens, "sparsify": load_sparsify, "dictionary_learning": load_dictionary_learning}[found]
+    load = {
+        "saelens": load_saelens, "sparsify": load_sparsify, "dictionary_learning": load_dictionary_learning,
+        "llama_scope": load_llama_scope,
+    }[found]  # fmt: skip
     sae, config = load(folder)
     return Loaded(sae, found, config, None)
 
