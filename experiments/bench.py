@@ -8,6 +8,7 @@ readout   what a readout is worth, by the family of decoders and the number of h
 ridge     the ridge chosen by factors against the full search, on problems of real codes
 scale     dictionaries whose Gram matrix is never formed, in one process
 segments  the regions along straight lines
+solids    exact cells of power diagrams in space
 solve     the exact decoder solve against the published stacked least squares
 train     a training step of a TopK SAE against plain PyTorch and the floor
 """
@@ -26,7 +27,7 @@ from experiments.files import command_line, provenance, write_json
 from experiments.options import add_device, add_out
 from experiments.report import table
 
-NAMES = ("extract", "fit", "geometry", "memory", "processes", "readout", "ridge", "scale", "segments", "solve", "train")
+NAMES = ("extract", "fit", "geometry", "memory", "processes", "readout", "ridge", "scale", "segments", "solids", "solve", "train")
 IN_PARTS = ("fit",)
 """Those that take half an hour or more."""
 

@@ -167,3 +167,18 @@ def test_visited_regions_that_touch_are_the_neighbours_in_the_plane(activation, 
 def test_the_graph_of_an_abstopk_is_refused():
     with pytest.raises(TypeError, match="a region for each choice of signs"):
         visited_graph(random_sae("AbsTopK", 3, 5, 2, 0), np.zeros((2, 3)))
+
+
+@pytest.mark.parametrize(("activation", "d"), [("TopK", 3), ("TopK", 4), ("ReLU", 3), ("JumpReLU", 3)])
+def test_the_walk_finds_every_region_in_several_dimensions(activation, d):
+    """Against a linear program for each set of latents that there is."""
+    m, k = 6, 2
+    sae = random_sae(activation, d, m, k, 7)
+    sizes = range(k + 1) if activation == "TopK" else range(m + 1)
+    every = {
+        subset for size in sizes for subset in itertools.combinations(range(m), size)
+        if chebyshev_centre(sae, np.array(subset, dtype=np.int64)).radius > 1e-6
+    }  # fmt: skip
+    found = {support for support, _ in region_graph(sae, np.zeros((1, d)))}
+    assert len(every) > 10
+    assert found == every
