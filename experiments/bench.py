@@ -27,7 +27,20 @@ from experiments.files import command_line, provenance, write_json
 from experiments.options import add_device, add_out
 from experiments.report import table
 
-NAMES = ("extract", "fit", "geometry", "memory", "processes", "readout", "ridge", "scale", "segments", "solids", "solve", "train")
+NAMES = (
+    "extract",
+    "fit",
+    "geometry",
+    "memory",
+    "processes",
+    "readout",
+    "ridge",
+    "scale",
+    "segments",
+    "solids",
+    "solve",
+    "train",
+)
 IN_PARTS = ("fit",)
 """Those that take half an hour or more."""
 
