@@ -10,6 +10,7 @@ from experiments.errors import guarded
 EXPERIMENTS = {
     "adaptation": "where bias adaptation at its defaults recovers features: ten synthetic models",
     "atoms": "dictionary atoms and reconstructions of SAEs trained on MNIST",
+    "looks": "reconstructions over training, codes, encoder beside decoder of SAEs trained on MNIST",
     "abstopk": "one latent for two poles: signs of the codes on a language model's activations",
     "baselines": "SAEs beside k-means, local PCA, PCA, ICA, NMF; the price of interpretability: --data digits | mnist",
     "bench": "speed and memory, as ratios within one run: bench train, solve, scale, ...",

@@ -20,6 +20,7 @@ from experiments import (
     geometry,
     learning,
     lines,
+    looks,
     opening,
     recovery,
     solves,
@@ -70,6 +71,8 @@ def _renderer(results: dict[str, Any], short: bool) -> Callable[[dict[str, Any],
         return biases.render
     if "lines" in results:
         return lines.render
+    if "looks" in results:
+        return looks.render
     if "curves" in results:
         return learning.render
     if "ways" in results:

@@ -33,6 +33,7 @@ LEARNING = ("learning-mnist.json", "python -m experiments learning --data-dir FO
 BASELINES = ("baselines-mnist.json", "python -m experiments baselines --data mnist --data-dir FOLDER --jobs 2")
 BRIDGE = ("bridge.json", "python -m experiments bridge")
 GEOMETRY = ("geometry-mnist.json", "python -m experiments geometry --data-dir FOLDER --jobs 2")
+LOOKS = ("looks-mnist.json", "python -m experiments looks --data-dir FOLDER")
 LINES = ("lines-mnist.json", "python -m experiments lines --data-dir FOLDER --jobs 2")
 LLM = ("llm-minilm-3.json", "python -m experiments llm --preset controlled --data-dir FOLDER --jobs 2")
 SIGNS = ("abstopk.json", "python -m experiments abstopk --layers 1 3 5 --data-dir FOLDER --jobs 2")
@@ -57,6 +58,7 @@ def _figures() -> dict[str, tuple[Callable[..., Any], Source | tuple[Source, ...
         key_ideas,
         learning,
         lines,
+        looks,
         prices,
         recovery,
         signs,
@@ -109,6 +111,9 @@ def _figures() -> dict[str, tuple[Callable[..., Any], Source | tuple[Source, ...
         "slice_errors": (slices.slice_errors, GEOMETRY),
         "region_growth": (slices.region_growth, GEOMETRY),
         "lines": (lines.lines, LINES),
+        "reconstructions": (looks.reconstructions, LOOKS),
+        "codes": (looks.codes, LOOKS),
+        "filters": (looks.filters, LOOKS),
     }  # fmt: skip
 
 

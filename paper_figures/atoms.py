@@ -21,15 +21,15 @@ def atoms(results: dict[str, Any]) -> tuple[Figure, str]:
     models = results["atoms_of"]
     lines = 1 + len(models)
     figure, axes = plt.subplots(lines, 2, figsize=(PAGE, 0.6 * lines), width_ratios=(10, COLUMNS), gridspec_kw={"wspace": 0.02})
-    axes[0][0].imshow(_strip(unpack(results["images"], width), side, 10), cmap="gray_r", vmin=0, vmax=255)
+    axes[0][0].imshow(strip(unpack(results["images"], width), side, 10), cmap="gray_r", vmin=0, vmax=255)
     lettered(figure, axes[0])
     axes[0][0].set_title("test images and their reconstructions")
     axes[0][1].set_title(f"the {N_ATOMS} atoms that are active most often")
     axes[0][0].set_ylabel("images", rotation=0, ha="right", va="center", fontsize=6.5)
     axes[0][1].set_visible(True)
     for row, model in zip(axes[1:], models, strict=True):
-        row[0].imshow(_strip(unpack(model["reconstructions"], width), side, 10), cmap="gray_r", vmin=0, vmax=255)
-        row[1].imshow(_strip(unpack(model["atoms"], width), side, COLUMNS), cmap="RdBu_r", vmin=0, vmax=255)
+        row[0].imshow(strip(unpack(model["reconstructions"], width), side, 10), cmap="gray_r", vmin=0, vmax=255)
+        row[1].imshow(strip(unpack(model["atoms"], width), side, COLUMNS), cmap="RdBu_r", vmin=0, vmax=255)
         name = f"{model['activation']},\n{label(model['method'])}\nFVU {model['test_fvu']:.3f}"
         row[0].set_ylabel(name, rotation=0, ha="right", va="center", fontsize=6.5)
     for ax in axes.flat:
@@ -44,7 +44,7 @@ def atoms(results: dict[str, Any]) -> tuple[Figure, str]:
     )
 
 
-def _strip(images: np.ndarray, side: int, columns: int) -> np.ndarray:
+def strip(images: np.ndarray, side: int, columns: int) -> np.ndarray:
     """Images side by side, `columns` in a line; an unfinished line is filled with the middle of the scale."""
     missing = -len(images) % columns
     filled = np.vstack([images, np.full((missing, side * side), 128, dtype=images.dtype)])
