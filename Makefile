@@ -3,7 +3,7 @@ VENV ?= .venv
 BIN := $(VENV)/bin
 INSTALLED := $(VENV)/.installed
 
-.PHONY: demo test test-all test-other-machine interop lint types figures docs clean
+.PHONY: demo test test-all test-other-machine interop golden lint types figures docs clean
 
 $(INSTALLED): pyproject.toml constraints.txt
 	@$(PYTHON) -c 'import sys; sys.exit(sys.version_info < (3, 11))' || \
@@ -49,6 +49,9 @@ $(INTEROP)/.installed: pyproject.toml constraints.txt
 
 interop: $(INTEROP)/.installed  ## what other libraries make of what is exported, and the other way round
 	$(INTEROP)/bin/python -m pytest -W ignore tests/interop
+
+golden: $(INTEROP)/.installed  ## small files of those libraries, by which reading is tested without them
+	$(INTEROP)/bin/python -m tests.interop.make_golden
 
 lint: $(INSTALLED)
 	$(BIN)/ruff check .

@@ -1,4 +1,4 @@
-"""The encoder's bias, its step size and its start, and how many latents do the coding: validation data alone.
+"""The encoder's bias, its step size and its start, and how many latents do the coding: on validation data only.
 
 TopK, centred, 2,000 steps (the long budget of `mnist --preset centred` and `llm --preset centred`, the best checkpoint), every setting
 at three step sizes of the weights. What it shows is why PAM-SGD lost on the small GPT-2's layer 1: there an SAE of d_in latents has a
@@ -6,7 +6,7 @@ lower error than one of twelve times as many, unless the bias makes most of thos
 
   --data gpt2      9,000 tokens of the small GPT-2's layer 1, k = 32 of 1,536 latents
   --data minilm    9,000 tokens of MiniLM's layer 3, likewise
-  --data mnist     2,750 images, k = 15 of 256 latents, fewer than d_in: no start to choose
+  --data mnist     2,750 images, k = 15 of 256 latents, fewer than d_in, so there is no start to choose
 """
 
 from __future__ import annotations

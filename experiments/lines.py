@@ -132,7 +132,7 @@ def summary(config: Config, store: RecordStore) -> list[dict[str, Any]]:
 
 
 def render(results: dict[str, Any], markdown: bool = False) -> str:
-    """Crossings on the way between two test images, and how long the way of the reconstruction is, in units of the images' distance."""
+    """Crossings on the way between two test images, and how long the path of the reconstruction is, in units of the images' distance."""
     header = ["activation", "SAE", "test FVU", "l0", "crossings, one digit", "two digits", "a unit of distance", "path inside regions",
               "jumps between"]  # fmt: skip
     rows = []

@@ -98,7 +98,7 @@ GIVEN_ELSEWHERE = ("data", "source", "parts", "model", "layers", "causal")
 def changed(config: C, args: argparse.Namespace) -> C:
     """`config` with what --set says, and `args.out` the folder in --out that is named by it.
 
-    Raises UsageError: a setting that there is not, or a value that is not of its kind.
+    Raises UsageError: an unknown setting, or a value of the wrong kind.
     """
     if not args.set:
         return config

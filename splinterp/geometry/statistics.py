@@ -36,7 +36,7 @@ class RegionStatistics:
     entropy: float
     """Of the samples' distribution over regions, in nats; log(n_samples) if every sample is alone."""
     entropy_corrected: float
-    """The same, weighed up for regions that no sample was in; see `Entropy.corrected`."""
+    """The same, corrected for regions that no sample was in; see `Entropy.corrected`."""
     entropy_reliable: bool
     """False where more than 5 % of the samples are alone: `entropy` is then a lower bound at best."""
     largest: float

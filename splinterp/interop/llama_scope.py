@@ -26,7 +26,7 @@ def load_llama_scope(folder: str | Path) -> tuple[SAE, dict[str, Any]]:
 
     The SAE takes activations as the model gives them: the factor sqrt(d_in) / dataset_average_activation_norm, by which inputs are scaled
     there and outputs scaled back, is folded into the weights, and rows of the decoder are scaled to norm 1 where selection goes by codes
-    times these norms, so that codes are in those units. An SAE of top_k latents with a threshold is the JumpReLU that it is used as.
+    times these norms, so that codes are in those units. A TopK SAE with a threshold is read as JumpReLU, which is how it is used.
 
     Raises:
         FileNotFoundError: a file is missing.
