@@ -98,6 +98,3 @@ def sparsify() -> None:
 if __name__ == "__main__":
     for write in (saelens, dictionary_learning, sparsify):
         write()
-    print(
-        f"{len(list(FOLDER.iterdir()))} folders, {sum(p.stat().st_size for p in FOLDER.rglob('*') if p.is_file()):,} bytes in {FOLDER.name}"
-    )
