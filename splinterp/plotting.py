@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import colorsys
 from collections.abc import Sequence
 from typing import TYPE_CHECKING, Any
 
@@ -51,6 +52,13 @@ def colour_groups(cells: Sequence[Cell | Solid], groups: Sequence[Any] | None = 
     return [colour[key] for key in keys]
 
 
+def _colour(number: int) -> Any:
+    """A fill for each number, all different: the palette, then pale hues between its own."""
+    if number < len(PALETTE):
+        return PALETTE[number]
+    return colorsys.hsv_to_rgb(number * 0.6180339887 % 1.0, 0.25 + 0.2 * (number % 3), 0.95)
+
+
 def plot_cells(
     cells: Cells, ax: Axes, *, sites: ArrayLike | None = None, data: ArrayLike | None = None,
     values: Sequence[float] | Array | None = None, by_support: bool = True, edge: str = "black", linewidth: float = 0.4, **options: Any,
@@ -73,12 +81,12 @@ def plot_cells(
 
     if values is None:
         groups = [tuple(cell.sites.tolist()) for cell in cells] if by_support else None
-        options = {"facecolors": [PALETTE[c % len(PALETTE)] for c in colour_groups(cells, groups)], **options}
+        options = {"facecolors": [_colour(c) for c in colour_groups(cells, groups)], **options}
     elif len(values) != len(cells):
         raise ValueError(f"values has {len(values)} entries for {len(cells)} cells")
     else:
         options = {"array": np.asarray(values, dtype=np.float64), **options}
-    drawn = PolyCollection([cell.polygon for cell in cells], edgecolors=edge, linewidths=linewidth, **options)
+    drawn = PolyCollection([cell.polygon for cell in cells], **{"edgecolors": edge, "linewidths": linewidth, **options})
     ax.add_collection(drawn)
     if data is not None:
         points = as_float64(data, 2, "data")
@@ -163,12 +171,14 @@ def plot_solids(
 
     if not 0 <= shrink < 1:
         raise ValueError(f"shrink={shrink} is a share, from 0 to below 1")
-    chosen = list(range(len(solids))) if only is None else [int(m) for m in only]
+    chosen = list(range(len(solids))) if only is None else np.asarray(only).tolist()
+    if any(isinstance(m, bool) for m in chosen):
+        raise ValueError("only is a mask: pass positions, np.nonzero(mask)[0]")
     if any(not 0 <= m < len(solids) for m in chosen):
         raise ValueError(f"only={chosen} names cells in [0, {len(solids)})")
     if values is None:
         colours = colour_groups(solids, [tuple(solid.sites.tolist()) for solid in solids])
-        faces = [PALETTE[colours[m] % len(PALETTE)] for m in chosen for _ in solids[m].faces]
+        faces = [_colour(colours[m]) for m in chosen for _ in solids[m].faces]
         options = {"facecolors": faces, **options}
     elif len(values) != len(solids):
         raise ValueError(f"values has {len(values)} entries for {len(solids)} cells")
@@ -179,7 +189,7 @@ def plot_solids(
         for m in chosen
         for face in solids[m].faces
     ]
-    drawn = Poly3DCollection(polygons, edgecolors=edge, linewidths=linewidth, **options)
+    drawn = Poly3DCollection(polygons, **{"edgecolors": edge, "linewidths": linewidth, **options})
     ax.add_collection3d(drawn)
     xmin, xmax, ymin, ymax, zmin, zmax = solids.bounds
     ax.set(xlim=(xmin, xmax), ylim=(ymin, ymax), zlim=(zmin, zmax))
@@ -199,25 +209,26 @@ def plot_region_graph(
         edge: colour of the lines.
         options: passed to `scatter`, which draws the dots.
 
-    Returns the lines. Raises ImportError without networkx where positions are wanted.
+    Returns the lines. Raises ImportError without networkx where no positions are given, ValueError for another number of them.
     """
     from matplotlib.collections import LineCollection
 
     if positions is None:
-        import networkx  # deferred: of the extra `plot` alone
+        import networkx  # deferred: of the extra `plot`
 
         net = networkx.Graph()
         net.add_nodes_from(range(len(graph.supports)))
         net.add_edges_from(graph.edges.tolist())
         laid = networkx.spring_layout(net, seed=0)
-        at = np.array([laid[m] for m in range(len(graph.supports))])
+        at = np.array([laid[m] for m in range(len(graph.supports))]).reshape(-1, 2)
     else:
         at = as_float64(positions, 2, "positions")
         if len(at) != len(graph.supports):
             raise ValueError(f"positions has {len(at)} rows for {len(graph.supports)} regions")
     lines = LineCollection(list(at[graph.edges]), colors=edge, linewidths=0.6, zorder=1)
     ax.add_collection(lines)
-    ax.scatter(*at.T, **{"s": 12 * np.sqrt(graph.counts), "color": "#0072B2", "zorder": 2, **options})
+    colour = {} if "c" in options else {"color": "#0072B2"}
+    ax.scatter(*at.T, **{"s": 12 * np.sqrt(graph.counts), "zorder": 2, **colour, **options})
     ax.autoscale_view()
     return lines
 
@@ -233,7 +244,7 @@ def plot_segment(segment: SegmentRegions, ax: Axes, *, colour: str = "#0072B2", 
         colour: of the lines.
         options: passed to `LineCollection`.
 
-    Returns the lines, whose tick labels are the latents.
+    Returns the lines. The axes' tick labels are the latents.
     """
     from matplotlib.collections import LineCollection
 
@@ -256,5 +267,10 @@ def plot_segment(segment: SegmentRegions, ax: Axes, *, colour: str = "#0072B2", 
     for crossing in bounds[1:-1]:
         ax.axvline(crossing, color="0.8", linewidth=0.4, zorder=0)
     ax.add_collection(lines)
-    ax.set(xlim=(0, 1), ylim=(len(rows) - 0.5, -0.5), yticks=list(rows.values()), yticklabels=[str(latent) for latent in rows])
+    ax.set(
+        xlim=(0, 1),
+        ylim=(max(1, len(rows)) - 0.5, -0.5),
+        yticks=list(rows.values()),
+        yticklabels=[str(latent) for latent in rows],
+    )
     return lines

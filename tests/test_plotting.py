@@ -4,6 +4,7 @@ from __future__ import annotations
 
 import numpy as np
 import pytest
+import torch
 
 from splinterp.geometry import Plane, PowerDiagram, Space, segment_regions, slice_cells, slice_solids, visited_graph
 from splinterp.plotting import (
@@ -147,6 +148,8 @@ def test_a_region_graph_is_drawn(ax):
     placed = plot_region_graph(graph, ax, positions=at, color="red")
     np.testing.assert_allclose(placed.get_segments()[0], at[graph.edges[0]])
     np.testing.assert_allclose(ax.collections[-1].get_offsets(), at)
+    plot_region_graph(graph, ax, positions=at, c=graph.counts, cmap="cividis")
+    assert len(plot_region_graph(visited_graph(sae, normal_points(0, 60, 2)[:0]), ax).get_segments()) == 0
     with pytest.raises(ValueError, match="positions has 1 rows"):
         plot_region_graph(graph, ax, positions=at[:1])
 
@@ -161,3 +164,22 @@ def test_a_segment_is_drawn_latent_by_latent(ax):
         rows = [round(bar[0, 1]) for bar in bars if bar[0, 0] < middle < bar[1, 0]]
         assert sorted(int(ax.get_yticklabels()[row].get_text()) for row in rows) == support.tolist()
     assert len(ax.lines) == len(segment) - 1
+
+
+def test_every_colour_is_another_however_many_cells_touch():
+    figure = pyplot.figure()
+    ax = figure.add_subplot(projection="3d")
+    t = np.linspace(-1, 1, 13)
+    sites = np.stack([t, t**2, t**3], axis=1)
+    solids = PowerDiagram(sites, -2 * t**4 + (sites**2).sum(axis=1)).solids((-6, 6, -6, 6, -6, 6))
+    assert len(solids.adjacency()[0]) == 13 * 12 // 2  # each touches every other
+    faces = plot_solids(solids, ax).get_facecolors()
+    assert len(np.unique(np.round(faces, 6), axis=0)) == 13
+    pyplot.close(figure)
+
+
+def test_a_segment_without_active_latents_is_drawn(ax):
+    sae = random_sae("ReLU", 3, 4, 1, 0)
+    with torch.no_grad():
+        sae.b_enc.fill_(-100.0)
+    assert len(plot_segment(segment_regions(sae, np.zeros(3), np.ones(3)), ax).get_segments()) == 0

@@ -12,6 +12,8 @@ from splinterp.geometry._polygons import ON_LINE, SHORT
 
 BOX = ((0, 4, 6, 2), (1, 3, 7, 5), (0, 1, 5, 4), (2, 6, 7, 3), (0, 2, 3, 1), (4, 5, 7, 6))
 """Corners of each side of a box, counter-clockwise from outside; corner c is at the upper end of axis a where bit a of c is set."""
+SLIVER = 1e-18
+"""Faces up to this share of the largest one's area are left out."""
 SIDE = None
 """Label of the sides of the box."""
 
@@ -93,7 +95,7 @@ class Polyhedron:
         return [on[i] for i in np.argsort(np.arctan2(flat @ second, flat @ first))]
 
     def solid(self) -> tuple[Array, list[Array], list[Any]]:
-        """(vertices, faces as their indices, labels of the faces), points closer than `SHORT` taken for one."""
+        """(vertices, faces as their indices, labels of the faces), points closer than `SHORT` taken for one, slivers left out."""
         used = sorted({v for _, loop in self.faces for v in loop})
         vertices: list[Array] = []
         number: dict[int, int] = {}
@@ -115,7 +117,10 @@ class Polyhedron:
             if len(merged) >= 3:
                 faces.append(np.array(merged))
                 labels.append(label)
-        return np.array(vertices).reshape(-1, 3), faces, labels
+        corners = np.array(vertices).reshape(-1, 3)
+        sizes = [float(np.linalg.norm(area_vector(corners, face))) for face in faces]
+        large = [m for m, size in enumerate(sizes) if size > SLIVER * max(sizes)]  # the normal of others is rounding
+        return corners, [faces[m] for m in large], [labels[m] for m in large]
 
 
 def _cross(a: Array, b: Array) -> Array:

@@ -22,6 +22,8 @@ AREA_TOLERANCE = 1e-9
 
 LEAST_WINDOW = 1e-13
 """Size of the smallest window, as a share of its distance from the origin: some hundred roundings."""
+FLATTEST = 1e-10
+"""Shortest side of a box, as a share of its longest."""
 BLURS = (1.0, 1e2, 1e3, 1e4)
 """Tolerances of the walk, as multiples of about 1e-13 of the window. Lines that nearly meet in a point, at just the distance
 that a tolerance cannot call a tie or none, are told apart or merged by another one."""
@@ -117,6 +119,10 @@ def window(bounds: Bounds, d: int = 2) -> tuple[float, ...]:
         raise ValueError(
             f"bounds={tuple(bounds)}: a window of size {size:.3g} as far as {away:.3g} from the origin has no room for vertices "
             "in float64: move the diagram or the plane's origin there, or choose a larger window"
+        )
+    if d == 3 and float(np.ptp(ends, axis=1).min()) < FLATTEST * size:
+        raise ValueError(
+            f"bounds={tuple(bounds)}: a box as flat as that has no room for vertices in float64: slice by a plane, slice_cells"
         )
     return tuple(ends.ravel().tolist())
 

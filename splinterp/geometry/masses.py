@@ -34,8 +34,8 @@ class Entropy(NamedTuple):
     error: float
     """Standard error of `plug_in`, of sampling alone: it does not tell of the bias."""
     reliable: bool
-    """Whether a new sample falls into a region that was seen with a probability of at least 95 % (Good-Turing). Where not, `plug_in` is a
-    lower bound at best and `corrected` a guess."""
+    """Whether a new sample falls into a region that was seen with a probability of at least 95 %: by Good-Turing, with 3 / n to spare, so
+    that fewer than 60 samples are never enough. Where not, `plug_in` is a lower bound at best and `corrected` a guess."""
 
 
 @documented
@@ -93,7 +93,7 @@ def region_masses(of: PowerDiagram | SAE, x: ArrayLike) -> RegionMasses:
 def gaussian_samples(
     x: ArrayLike, n: int, generator: torch.Generator | int | None = None, *, of_moments: bool = False
 ) -> Float[Array, "n d"]:
-    """n samples of the Gaussian with the mean and covariance of x (m, d), in float64; directions without variance stay without.
+    """n samples of the Gaussian with the mean and covariance of x (m, d), in float64; directions without variance get none.
 
     Args:
         of_moments: x holds the moments themselves, (1 + d, d): the mean, then the covariance's rows.
@@ -119,6 +119,7 @@ def gaussian_samples(
     variances, directions = np.linalg.eigh(covariance)
     if variances[0] < -1e-9 * max(abs(variances[-1]), np.finfo(float).tiny):
         raise ValueError(f"the covariance has the eigenvalue {variances[0]:.3g}: none may be below 0")
+    variances[variances < 10 * d * np.finfo(float).eps * variances[-1]] = 0.0
     z = torch.randn(int(n), d, generator=as_generator(generator), dtype=torch.float64).numpy()
     return mean + (z * np.sqrt(variances.clip(0))) @ directions.T
 
@@ -142,4 +143,4 @@ def entropy_of(counts: Int[Array, " n_regions"]) -> Entropy:
     shrunk = coverage * share
     seen = -np.expm1(n * np.log1p(-np.minimum(shrunk, 1 - 1e-16)))
     corrected = float(-(shrunk * np.log(shrunk) / seen).sum()) + 0.0
-    return Entropy(plug_in + 0.0, corrected, float(np.sqrt(max(variance, 0.0) / n)), alone <= ENOUGH_SEEN * n)
+    return Entropy(plug_in + 0.0, corrected, float(np.sqrt(max(variance, 0.0) / n)), alone + 3 <= ENOUGH_SEEN * n)

@@ -10,14 +10,15 @@ from scipy.optimize import linprog
 
 from splinterp._documented import documented
 from splinterp._typing import Array, ArrayLike, Float, Int
-from splinterp.geometry._arrays import as_float64
-from splinterp.geometry._encoder import encoder_of
+from splinterp.geometry._encoder import Encoder, encoder_of
 from splinterp.geometry.linear_programs import _half_spaces, _impossible, _region, chebyshev_centre
 from splinterp.geometry.power_diagram import PowerDiagram
 from splinterp.sae import SAE
 
 INFEASIBLE = 2
 """What HiGHS says of a program without a solution."""
+MOST_TRIED = 20_000_000
+"""Regions times half-spaces up to which all pairs of regions are looked at."""
 CLOSE = 1e-9
 """Of a region's distances: by how much a half-space has to cut to count."""
 
@@ -173,7 +174,8 @@ def _point_in(found: HalfSpaces, i: int, inner: Array) -> tuple[Float[Array, " d
         return inner, -np.inf
     if result.status != 0:
         raise RuntimeError(f"HiGHS gave up: {result.message}")
-    return inner + unit * result.x[:d], float(result.x[-1])
+    point = inner + unit * result.x[:d]
+    return point + (found.offsets[i] - normal @ point) * normal, float(result.x[-1])
 
 
 def region_graph(of: SAE, starts: ArrayLike, most: int = 1_000) -> Iterator[tuple[tuple[int, ...], list[tuple[int, ...]]]]:
@@ -188,7 +190,7 @@ def region_graph(of: SAE, starts: ArrayLike, most: int = 1_000) -> Iterator[tupl
     """
     from splinterp.geometry.regions import regions_of
 
-    _one_region_each(of)
+    encoder = _one_region_each(of)
     regions = regions_of(of, starts, margins=False)
     waiting = list(dict.fromkeys(tuple(regions.support(i).tolist()) for i in range(len(regions))))
     known = set(waiting)
@@ -197,7 +199,7 @@ def region_graph(of: SAE, starts: ArrayLike, most: int = 1_000) -> Iterator[tupl
             return
         neighbours = []
         for facet in facets(of, np.array(support, dtype=np.int64)):
-            other = tuple(sorted((set(support) - {facet.leaving}) | ({facet.entering} - {-1})))
+            other = _across(encoder, facet.point, facet.normal)
             neighbours.append(other)
             if other not in known:
                 known.add(other)
@@ -216,7 +218,7 @@ class RegionGraph(NamedTuple):
     edges: Int[Array, "n_edges 2"]
     """Neighbours (i, j), i < j, sorted."""
     swaps: Int[Array, "n_edges 2"]
-    """(entering, leaving) latents on the way from i to j; -1 for none."""
+    """(entering, leaving) latents on the way from i to j, -1 for none; where several change at once, those of one of the planes."""
     points: Float[Array, "n_edges d"]
     """A point of each common facet."""
 
@@ -224,8 +226,10 @@ class RegionGraph(NamedTuple):
 def visited_graph(of: SAE, x: ArrayLike) -> RegionGraph:
     """The graph of the regions that the samples x (n, d) visit: an edge where two of them share a facet.
 
-    Two regions can only touch along a facet if their supports differ by one latent, or by one for another; each such pair among those
-    visited is tried by a linear program. TopK, ReLU, JumpReLU and BatchTopK, as `region_graph`, which walks on to regions without samples.
+    Regions touch where all planes between them are one, which is a facet: that is looked for among all pairs, or, where regions times
+    half-spaces are more than 2e7, among those whose supports differ by one latent, or by one for another (in general position no others
+    touch), and confirmed by a linear program. TopK, ReLU, JumpReLU and BatchTopK, as `region_graph`, which walks on to regions without
+    samples.
 
     Raises:
         TypeError: an AbsTopK, whose supports own several regions.
@@ -233,30 +237,75 @@ def visited_graph(of: SAE, x: ArrayLike) -> RegionGraph:
     """
     from splinterp.geometry.regions import regions_of
 
-    _one_region_each(of)
+    encoder = _one_region_each(of)
     regions = regions_of(of, x, margins=False)
     firsts = np.unique(regions.labels, return_index=True)[1]
     supports = [regions.support(int(first)) for first in firsts]
-    rows = as_float64(x)
+    d = encoder.weights.shape[1]
+    balls = [chebyshev_centre(of, support) for support in supports]
+    solid = [i for i, ball in enumerate(balls) if ball.radius > 0]  # samples on a facet may have a support without an interior
+    sets = [set(support.tolist()) for support in supports]
+    n_spaces = encoder.k * len(encoder.weights) or len(encoder.weights)
+    near = None if len(solid) * n_spaces <= MOST_TRIED else _one_step_apart(supports)
     edges, swaps, points = [], [], []
-    for i, pairs in enumerate(_one_step_apart(supports)):
-        if not pairs:
+    for i in solid:
+        later = [j for j in solid if j > i] if near is None else [j for j in near[i] if balls[j].radius > 0]
+        if not later:
             continue
-        own, inner = half_spaces(of, supports[i]), _inside(of, supports[i], None)
-        for j in pairs:
-            entering = int(next(iter(set(supports[j]) - set(supports[i])), -1))
-            leaving = int(next(iter(set(supports[i]) - set(supports[j])), -1))
-            for m in np.nonzero((own.entering == entering) & (own.leaving == leaving))[0]:
-                point, away = _point_in(own, int(m), inner)
-                if away > CLOSE:
-                    edges.append((i, j))
-                    swaps.append((entering, leaving))
-                    points.append(point)
-                    break
+        own, inner = half_spaces(of, supports[i]), balls[i].centre
+        unit = float(np.median(own.offsets - own.normals @ inner))
+        for j in later:
+            m = _one_plane(own, sets[i], sets[j], encoder.kind == "threshold", unit)
+            point, away = (inner, -np.inf) if m is None else _point_in(own, m, inner)
+            if m is not None and away > CLOSE:
+                edges.append((i, j))
+                swaps.append((int(own.entering[m]), int(own.leaving[m])))
+                points.append(point)
     return RegionGraph(
         tuple(supports), np.bincount(regions.labels, minlength=len(supports)), np.array(edges, dtype=np.int64).reshape(-1, 2),
-        np.array(swaps, dtype=np.int64).reshape(-1, 2), np.array(points).reshape(-1, rows.shape[1]),
+        np.array(swaps, dtype=np.int64).reshape(-1, 2), np.array(points).reshape(-1, d),
     )  # fmt: skip
+
+
+def _one_plane(own: HalfSpaces, here: set[int], there: set[int], fixed: bool, unit: float) -> int | None:
+    """The half-space of a region by which another one begins, where all planes that part the two coincide; else None.
+
+    `fixed`: every latent has a plane of its own; else each that leaves is exchanged for each that enters, or for none (-1) where the
+    numbers of active ones differ.
+    """
+    leave, enter = list(here - there), list(there - here)
+    if fixed:
+        parting = (np.isin(own.leaving, leave) & (own.entering < 0)) | (np.isin(own.entering, enter) & (own.leaving < 0))
+    else:
+        leave, enter = leave + [-1] * (len(there) > len(here)), enter + [-1] * (len(here) > len(there))
+        parting = np.isin(own.leaving, leave) & np.isin(own.entering, enter)
+    planes = np.nonzero(parting)[0]
+    if not len(planes):
+        return None
+    normals, offsets = own.normals[planes], own.offsets[planes]
+    one = np.abs(normals - normals[0]).max() <= CLOSE and np.abs(offsets - offsets[0]).max() <= CLOSE * unit
+    return int(planes[0]) if one else None
+
+
+def _across(encoder: Encoder, point: Array, normal: Array) -> tuple[int, ...]:
+    """The support just beyond a point of a facet, in the direction of its normal: of what ties there, what grows fastest."""
+    scores, growth = encoder.scored().scores(point[None])[0], encoder.weights @ normal
+    if encoder.kind == "threshold":
+        length = np.linalg.norm(encoder.weights, axis=1)
+        height = (scores - encoder.threshold) / np.where(length > 0, length, 1.0)
+        tied = (np.abs(height) <= CLOSE * float(np.abs(height).max())) & (length > 0)
+        return tuple(np.nonzero(np.where(tied, growth > 0, height > 0))[0].tolist())
+    values, slopes = (
+        np.append(scores, np.zeros(encoder.k)),
+        np.append(growth, np.zeros(encoder.k)),
+    )  # as in slices: places left free
+    level = np.partition(values, -encoder.k)[-encoder.k]
+    tie = CLOSE * float(np.abs(values - level).max())
+    above, tied = np.nonzero(values > level + tie)[0], np.nonzero(np.abs(values - level) <= tie)[0]
+    chosen = np.concatenate([above, tied[np.lexsort((tied, -slopes[tied]))][: encoder.k - len(above)]])
+    chosen = chosen[chosen < len(scores)]
+    positive = np.where(np.abs(scores[chosen]) <= tie, growth[chosen] > 0, scores[chosen] > 0)
+    return tuple(np.sort(chosen[positive]).tolist())
 
 
 def _one_step_apart(supports: list[Array]) -> list[list[int]]:
@@ -275,8 +324,10 @@ def _one_step_apart(supports: list[Array]) -> list[list[int]]:
     return [sorted(j for j in others if j > i) for i, others in enumerate(found)]
 
 
-def _one_region_each(of: SAE) -> None:
-    if encoder_of(of).kind == "abstopk":
+def _one_region_each(of: SAE) -> Encoder:
+    encoder = encoder_of(of)
+    if encoder.kind == "abstopk":
         raise TypeError(
             "a support of an AbsTopK SAE owns a region for each choice of signs: walk over its PowerDiagram.from_sae"
         )
+    return encoder

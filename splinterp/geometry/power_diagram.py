@@ -250,8 +250,9 @@ class PowerDiagram:
     def solids(self, bounds: Bounds, max_cells: int | None = None) -> Solids:
         """The exact cells of a 3-D diagram inside a box, as polyhedra, sorted by their site sets.
 
-        A walk from cell to cell over their faces; all else is as in `cells`: volumes sum to the box's within 1e-9 of it, cells without
-        volume are left out, sites that own none are `solids.hidden`, ties and repeated sites are handled.
+        A walk from cell to cell over their faces; all else is as in `cells`: volumes sum to the box's within 1e-9 of it (and what vertices
+        far from the origin are rounded by), cells without volume are left out, sites that own none are `solids.hidden`, ties and repeated
+        sites are handled.
 
         Args:
             bounds: (xmin, xmax, ymin, ymax, zmin, zmax).

@@ -61,22 +61,23 @@ class Space(NamedTuple):
         """Bounds around the samples' projections: a cube, wider than they are by `margin` of their extent on each side."""
         return window(_around(self.coordinates(x), margin), 3)
 
-    def checked(self, d: int) -> Space:
-        """The same, in float64. Raises ValueError unless it is a three-dimensional subspace of R^d."""
-        return Space(*_subspace(self, d, 3))
-
 
 def _around(y: Array, margin: float) -> list[float]:
+    if not len(y) or not np.ptp(y, axis=0).any():
+        raise ValueError(
+            f"x has {len(y)} rows and no extent here to make bounds of: pass samples that differ, or give bounds yourself"
+        )
     centre, half = (y.max(axis=0) + y.min(axis=0)) / 2, np.ptp(y, axis=0).max() * (0.5 + margin)
     return np.stack([centre - half, centre + half], axis=1).ravel().tolist()
 
 
-def _subspace(given: Plane | Space, d: int, rows: int) -> tuple[Array, Array]:
-    name = type(given).__name__.lower()
+def subspace(given: Plane | Space, d: int, rows: int) -> tuple[Array, Array]:
+    """(origin, basis) in float64. Raises ValueError unless it is a subspace of R^d of `rows` dimensions."""
+    name, other = ("plane", "slice_solids") if rows == 2 else ("space", "slice_cells")
     origin = as_vector(given.origin, d, f"{name}.origin")
     basis = orthonormal(given.basis, d)
     if len(basis) != rows:
-        raise ValueError(f"{name}.basis has {len(basis)} rows: a {name} has {rows}")
+        raise ValueError(f"{name}.basis has {len(basis)} rows: a {name} has {rows} ({other} takes the other)")
     return origin, basis
 
 
@@ -133,6 +134,8 @@ def principal_space(x: ArrayLike, components: tuple[int, int, int] = (0, 1, 2)) 
 
 def _principal(x: ArrayLike, components: tuple[int, ...], rows: int) -> tuple[Array, Array]:
     x = as_float64(x)
+    if not len(x):
+        raise ValueError("x has no rows: principal directions need samples")
     mean = x.mean(axis=0)
     variances, directions = np.linalg.eigh((x - mean).T @ (x - mean))
     if len(components) != rows or len(set(components)) != rows or not all(0 <= c < x.shape[1] for c in components):
@@ -173,7 +176,7 @@ def slice_cells(sae: SAE, plane: Plane, bounds: Bounds, max_cells: int = 100_000
         RuntimeError: a BatchTopK SAE that has no inference threshold or is in training mode.
     """
     encoder = encoder_of(sae)
-    plane = Plane(*_subspace(plane, encoder.weights.shape[1], 2))
+    plane = Plane(*subspace(plane, encoder.weights.shape[1], 2))
     whole("max_cells", max_cells, 1)
     if encoder.kind == "threshold":
         return Cells(_threshold_cells(encoder, plane, bounds, max_cells), bounds, len(encoder.weights))

@@ -92,13 +92,13 @@ def count_cells(diagram: PowerDiagram) -> int:
     score higher far out on the pair's line. Needs general position (on a line no three scores equal at a point; in the plane no four, and
     no two lines parallel); takes O(n^3), in the plane O(n^3 log n).
 
-    Raises ValueError for a diagram of more dimensions, where numbers of sites do not fix the number of cells: count those of a box by
-    `len(diagram.solids(bounds))`, or `restrict` the diagram.
+    Raises ValueError for a diagram of more dimensions: `restrict` it to a plane, or count the cells of a box in three dimensions by
+    `len(diagram.solids(bounds))`.
     """
     if diagram.d > 2:
+        box = ", or count the cells of a box, len(diagram.solids(bounds))" if diagram.d == 3 else ""
         raise ValueError(
-            f"count_cells counts on a line or in the plane, but d={diagram.d}: restrict the diagram to a plane first, or count the cells "
-            "of a box, len(diagram.solids(bounds))"
+            f"count_cells counts on a line or in the plane, but d={diagram.d}: restrict the diagram to a plane first{box}"
         )
     k, n = diagram.order, diagram.n_sites
     if k == n:

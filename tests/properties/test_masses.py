@@ -87,8 +87,9 @@ def test_the_extremes():
     assert alone.plug_in == pytest.approx(math.log(50))
     assert alone.corrected > alone.plug_in
     assert not alone.reliable
-    one = entropy_of(np.array([50]))
+    one = entropy_of(np.array([500]))
     assert one == (0.0, pytest.approx(0.0, abs=1e-12), 0.0, True)
+    assert not entropy_of(np.array([2, 2, 2])).reliable  # none is alone, but six samples say nothing
     single = entropy_of(np.array([1]))
     assert single.plug_in == single.corrected == 0.0
     assert not single.reliable
@@ -127,7 +128,10 @@ def test_gaussian_samples_have_the_moments_asked_for():
     np.testing.assert_allclose(np.cov(drawn.T), np.cov(x.T), atol=0.1)
     np.testing.assert_array_equal(drawn[:10], gaussian_samples(x, 100_000, torch.Generator().manual_seed(0))[:10])
     flat = gaussian_samples(x[:, :1] * np.ones(3), 50, 1)  # without variance across the line
-    np.testing.assert_allclose(flat[:, 0], flat[:, 2], atol=1e-6)
+    np.testing.assert_allclose(flat[:, 0], flat[:, 2], rtol=1e-12)
+    low = r.normal(size=(5, 8))
+    spread = np.linalg.svd(gaussian_samples(low, 500, 0) - low.mean(axis=0), compute_uv=False)
+    assert (spread > 1e-12 * spread[0]).sum() == 4
     given_moments = gaussian_samples(np.vstack([x.mean(axis=0), np.cov(x.T)]), 50, 2, of_moments=True)
     np.testing.assert_allclose(given_moments, gaussian_samples(x, 50, 2))
 

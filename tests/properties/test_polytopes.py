@@ -182,3 +182,36 @@ def test_the_walk_finds_every_region_in_several_dimensions(activation, d):
     found = {support for support, _ in region_graph(sae, np.zeros((1, d)))}
     assert len(every) > 10
     assert found == every
+
+
+def tied_sae(activation, seed):
+    """Two-dimensional, of small whole numbers, with repeated, opposite and proportional columns and lines that coincide."""
+    r = np.random.default_rng(seed)
+    m = 6
+    sae = random_sae(activation, 2, m, 2, seed)
+    columns = r.integers(-2, 3, size=(2, m)).astype(float)
+    biases = r.integers(-1, 2, size=m).astype(float)
+    copies, factors = r.integers(0, m, size=m), r.choice([1.0, -1.0, 2.0], size=m)
+    with torch.no_grad():
+        sae.W_enc.copy_(torch.from_numpy(columns[:, copies] * factors))
+        sae.b_enc.copy_(torch.from_numpy(biases[copies] * factors))
+    return sae
+
+
+@pytest.mark.parametrize("activation", ["TopK", "ReLU", "JumpReLU"])
+@pytest.mark.parametrize("seed", range(12))
+def test_graphs_have_the_neighbours_across_planes_that_coincide(activation, seed):
+    sae = tied_sae(activation, seed)
+    cells = slice_cells(sae, Plane(np.zeros(2), np.eye(2)), (-40.0, 40.0, -40.0, 40.0))
+    names = [tuple(cell.sites.tolist()) for cell in cells]
+    pairs, lengths = cells.adjacency()
+    expected = {
+        tuple(sorted((names[i], names[j]))) for (i, j), length in zip(pairs.tolist(), lengths, strict=True) if length > 1e-6
+    }  # fmt: skip
+    graph = visited_graph(sae, np.array([cell.centre for cell in cells]))
+    supports = [tuple(support.tolist()) for support in graph.supports]
+    assert sorted(supports) == sorted(set(names))
+    assert {tuple(sorted((supports[i], supports[j]))) for i, j in graph.edges.tolist()} == expected
+    walked = dict(region_graph(sae, cells[0].centre[None]))
+    assert set(walked) == set(names)
+    assert {tuple(sorted((one, other))) for one, others in walked.items() for other in others} == expected

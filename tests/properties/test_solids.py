@@ -257,6 +257,15 @@ def test_what_does_not_fit_is_refused():
     sae = random_sae("TopK", 4, 6, 2, 0)
     with pytest.raises(ValueError, match="space.basis has 2 rows: a space has 3"):
         slice_solids(sae, Space(np.zeros(4), np.eye(4)[:2]), BOX)
+    with pytest.raises(ValueError, match="plane.basis has 3 rows: a plane has 2"):
+        slice_cells(sae, Plane(np.zeros(4), np.eye(4)[:3]), BOX[:4])
+    with pytest.raises(ValueError, match="a box as flat as that"):
+        solid.solids((-1, 1, -1, 1, 0, 1e-12))
+    for few in (np.ones((1, 4)), np.ones((0, 4))):
+        with pytest.raises(ValueError, match=f"x has {len(few)} rows and no extent"):
+            Space(np.zeros(4), np.eye(4)[:3]).box(few)
+    with pytest.raises(ValueError, match="x has no rows"):
+        principal_space(np.ones((0, 4)))
     with pytest.raises(ValueError, match="more than max_cells=2"):
         slice_solids(random_sae("ReLU", 4, 9, 1, 0), Space(np.zeros(4), np.eye(4)[:3]), BOX, max_cells=2)
 
@@ -278,3 +287,20 @@ def test_the_middle_of_a_cell_is_in_its_region_of_space():
 def test_torch_sites_are_taken():
     sites = torch.randn(7, 3, generator=torch.Generator().manual_seed(0))
     assert len(PowerDiagram(sites).solids(BOX)) > 1
+
+
+@pytest.mark.parametrize("seed", [148, 211, 427])
+def test_slivers_among_the_faces_shut_nothing_out(seed):
+    """Nearly co-spherical sites have faces of no width, whose normals would be rounding."""
+    r = np.random.default_rng(seed + 10**6)
+    sites = r.normal(size=(int(r.integers(2, 14)), 3))
+    sites /= np.linalg.norm(sites, axis=1, keepdims=True)
+    sites = sites + 1e-13 * r.normal(size=sites.shape)
+    diagram = PowerDiagram(sites, np.zeros(len(sites)), int(r.integers(1, len(sites) + 1)))
+    x = np.random.default_rng(0).uniform(-1, 1, (2_000, 3))
+    chosen = diagram.assign(x)
+    for i, cell in enumerate(diagram.solids((-1, 1, -1, 1, -1, 1))):
+        own = (chosen == cell.sites).all(axis=1)
+        assert cell.contains(x[own], 1e-9).all()
+        assert cell.contains(cell.centre[None])[0]
+        assert i not in cell.neighbours
