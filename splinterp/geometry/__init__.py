@@ -17,7 +17,8 @@ from splinterp.geometry.power_diagram import PowerDiagram
 from splinterp.geometry.regions import Region, Regions, region_of, regions_of
 from splinterp.geometry.segments import Piece, SegmentRegions, boundary_along, segment_regions, segments_regions
 from splinterp.geometry.slices import Plane, Space, plane_through, principal_plane, principal_space, slice_cells, space_through
-from splinterp.geometry.solids import Solid, Solids, slice_solids
+from splinterp.geometry.solid_slices import slice_solids
+from splinterp.geometry.solids import Solid, Solids
 from splinterp.geometry.statistics import RegionStatistics, count_cells, growth, region_statistics
 
 __all__ = [

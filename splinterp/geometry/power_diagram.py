@@ -4,7 +4,6 @@ from __future__ import annotations
 
 from itertools import combinations
 from math import comb
-from typing import TYPE_CHECKING
 
 import numpy as np
 
@@ -15,10 +14,8 @@ from splinterp.geometry._encoder import encoder_of, signed
 from splinterp.geometry._local import Columns, Local, middle
 from splinterp.geometry._topk import top_indices
 from splinterp.geometry.cells import Bounds, Cells, listed, walk_cells
+from splinterp.geometry.solids import Solids, listed_solids, solids_of
 from splinterp.sae import SAE
-
-if TYPE_CHECKING:
-    from splinterp.geometry.solids import Solids
 
 ORTHONORMAL = 1e-6
 MAX_SUBSETS = 200_000
@@ -262,8 +259,6 @@ class PowerDiagram:
             ValueError: not 3-D (see `restrict`), a box without volume, more than `max_cells` cells.
             ArithmeticError: sites too nearly equal for float64 to tell their cells apart.
         """
-        from splinterp.geometry.solids import Solids, listed_solids, solids_of
-
         if self.d != 3:
             raise ValueError(f"solids are cells in space, but d={self.d}: cut a space out with restrict(origin, basis) first")
         return Solids(listed_solids(*solids_of(self._local, self.order, bounds, max_cells)), bounds, self.n_sites)

@@ -1,4 +1,4 @@
-"""Exact cells in three dimensions, as convex polyhedra clipped to a box: of power diagrams and of slices of an SAE."""
+"""Exact cells in three dimensions, as convex polyhedra clipped to a box."""
 
 from __future__ import annotations
 
@@ -7,18 +7,13 @@ from dataclasses import dataclass
 
 import numpy as np
 
-from splinterp._checks import whole
 from splinterp._documented import documented
 from splinterp._typing import Array, Float, Int
-from splinterp.geometry._encoder import Encoder, encoder_of
 from splinterp.geometry._local import Local
-from splinterp.geometry._polygons import ON_LINE
 from splinterp.geometry._polyhedra import area_vector, volume
-from splinterp.geometry._solid_walk import Rule, Selections, Sides, WalkedSolids, areas, walk_solids
+from splinterp.geometry._solid_walk import Rule, Selections, WalkedSolids, areas, walk_solids
 from splinterp.geometry._walk import TooCloseError, TooManyCellsError
 from splinterp.geometry.cells import AREA_TOLERANCE, BLURS, Bounds, Frame, relevant, shared, too_many, unseen, window
-from splinterp.geometry.slices import Space, selection, subspace
-from splinterp.sae import SAE
 
 
 @documented
@@ -84,13 +79,13 @@ def solids_of(scores: Local, order: int, bounds: Bounds, max_cells: int | None) 
     """(site sets, cells) of the order-k cells of scores in space, sorted by their sets. Raises as `slice_solids`."""
     frame = Frame.of(window(bounds, 3))
     names, sites, biases = relevant(*frame.scores(scores), order, frame.half)
-    found = _walked(lambda blur: Selections(sites, biases, order, blur), frame, max_cells)
+    found = walked(lambda blur: Selections(sites, biases, order, blur), frame, max_cells)
     chosen = [names[np.frombuffer(key, dtype=np.int64)] for key in found.keys]
     rank = np.lexsort(np.array(chosen).T[::-1])
-    return [chosen[m] for m in rank], _taken(found, rank, frame)
+    return [chosen[m] for m in rank], taken(found, rank, frame)
 
 
-def _walked(rule: Callable[[float], Rule], frame: Frame, max_cells: int | None) -> WalkedSolids:
+def walked(rule: Callable[[float], Rule], frame: Frame, max_cells: int | None) -> WalkedSolids:
     for blur in BLURS:
         try:
             found = walk_solids(rule(blur), frame.half, max_cells)
@@ -110,7 +105,7 @@ def _walked(rule: Callable[[float], Rule], frame: Frame, max_cells: int | None) 
     )
 
 
-def _taken(found: WalkedSolids, rank: Array, frame: Frame) -> WalkedSolids:
+def taken(found: WalkedSolids, rank: Array, frame: Frame) -> WalkedSolids:
     """The cells in that order, in the coordinates of the box."""
     position = np.empty(len(rank) + 1, dtype=np.int64)
     position[rank], position[-1] = np.arange(len(rank)), -1
@@ -129,45 +124,3 @@ def listed_solids(sets: Iterable[Array], found: WalkedSolids, signs: Iterable[Ar
             sets, found.vertices, found.faces, found.neighbours, every, strict=True
         )
     ]
-
-
-def slice_solids(sae: SAE, space: Space, bounds: Bounds, max_cells: int = 20_000) -> Solids:
-    """The exact linear regions of an SAE in a box of a three-dimensional affine subspace, as convex polyhedra in its coordinates.
-
-    What a cell is, for each activation, is as in `slice_cells`; volumes sum to that of the box within 1e-9 of it (and what vertices
-    far from the origin are rounded by). A cell takes 3 to 6 ms where up to a thousand sites matter.
-
-    Args:
-        sae: on the CPU.
-        space: from `space_through` or `principal_space`.
-        bounds: (xmin, xmax, ymin, ymax, zmin, zmax) in the space's coordinates; `space.box(points)` makes one.
-        max_cells: refuse to list more; reached early, as the number of cells is not known before.
-
-    Raises:
-        ValueError: a space of another width, a box without volume, or more than `max_cells` cells.
-        ArithmeticError: cells that float64 cannot tell apart.
-        RuntimeError: a BatchTopK SAE that has no inference threshold or is in training mode.
-    """
-    encoder = encoder_of(sae)
-    space = Space(*subspace(space, encoder.weights.shape[1], 3))
-    whole("max_cells", max_cells, 1)
-    if encoder.kind == "threshold":
-        return Solids(_threshold_solids(encoder, space, bounds, max_cells), bounds, len(encoder.weights))
-    chosen = selection(encoder, space)
-    sets, found = solids_of(chosen.scores, encoder.k, bounds, max_cells)
-    supports, signs = chosen.named(sets)
-    return Solids(listed_solids(supports, found, signs), bounds, len(encoder.weights))
-
-
-def _threshold_solids(encoder: Encoder, space: Space, bounds: Bounds, max_cells: int) -> list[Solid]:
-    frame = Frame.of(window(bounds, 3))
-    above = Local.of(encoder.centre, encoder.weights, encoder.biases - encoder.threshold)
-    sites, biases = frame.scores(above.restrict(space.origin, space.basis))
-    length = np.linalg.norm(sites, axis=1)
-    cuts = (length > 0) & (np.abs(biases) < np.abs(sites) @ frame.half - ON_LINE * length)
-    crossing, always = np.nonzero(cuts)[0], np.nonzero(~cuts & (biases > 0))[0]
-    found = _walked(lambda blur: Sides(sites[crossing], biases[crossing], blur), frame, max_cells)
-    supports = [np.sort(np.append(always, crossing[np.frombuffer(key, dtype=bool)])) for key in found.keys]
-    rank = np.array(sorted(range(len(supports)), key=lambda m: tuple(supports[m])), dtype=np.int64)
-    supports = [supports[m] for m in rank]
-    return listed_solids(supports, _taken(found, rank, frame), [np.ones(len(support), dtype=np.int64) for support in supports])
