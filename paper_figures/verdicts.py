@@ -128,12 +128,12 @@ def headline(*found: dict[str, Any]) -> tuple[Figure, str]:
             style = ACTIVATION_STYLES[v["activation"]]
             y = own.index((v["budget"], v["n_train"])) + (-0.22 if v["activation"] == "TopK" else 0.22)
             draw_ratio(axes, y, v["log_ratio"], LIMIT, style, v["activation"])
-        ratio_axes(axes, [f"{n:,} {unit(results)}, {budget}" for budget, n in own], high, (-12, -6, 0, 6, 12), low)
+        ratio_axes(axes, [f"{n:,} {unit(results)}, {budget}" for budget, n in own], high, (-12, 0, 12), low)
         axes.set_title(re.sub(r"^(layer \d+) of (?:a )?(.*?) \(.*\)$", r"\2, \1", data_name(results)))
     for axes in grid.flat[: len(found)]:
         axes.tick_params(labelbottom=True)
     for axes in grid[-1]:
-        axes.set_xlabel("test FVU against the best SGD control")
+        axes.set_xlabel("FVU against the best control")
     legend_below(figure, 2)
     worse = sum(v["verdict"] == "worse" for results in found for v in results["verdicts"])
     better = sum(v["verdict"] == "better" for results in found for v in results["verdicts"])
