@@ -8,6 +8,7 @@ from __future__ import annotations
 
 import argparse
 import base64
+from collections.abc import Callable
 from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
@@ -22,7 +23,7 @@ from experiments.geometry import Config
 from experiments.options import MNIST_HELP, add_data_dir, add_device, add_out
 from experiments.report import table
 from experiments.runs import build, digit_labels, split, train
-from experiments.sources import source_of
+from experiments.sources import Source, source_of
 from splinterp.metrics import evaluate
 
 N_ATOMS = 24
@@ -81,8 +82,12 @@ def command(argv: list[str]) -> Path:
     config = Config()
     source = source_of(config.data, args.data_dir)
     results = measure(replace(config, source=source.key), args.data_dir, args.device)
-    path = Path(args.out) / "atoms-mnist.json"
-    about = {"provenance": made_by(args.device), "command": command_line(), "data": source.describe()}
+    return shown(results, Path(args.out) / "atoms-mnist.json", source, args.device, render)
+
+
+def shown(results: dict[str, Any], path: Path, source: Source, device: str, render: Callable[..., str]) -> Path:
+    """Write results that hold no runs, with what they are of, and print their table. Returns the path."""
+    about = {"provenance": made_by(device), "command": command_line(), "data": source.describe()}
     write_json(path, {**about, **results}, ignoring=("provenance", "command"))
     print(f"{render(results)}\n\nwritten: {path}")
     return path

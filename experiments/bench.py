@@ -28,19 +28,8 @@ from experiments.options import add_device, add_out
 from experiments.report import table
 
 NAMES = (
-    "extract",
-    "fit",
-    "geometry",
-    "memory",
-    "processes",
-    "readout",
-    "ridge",
-    "scale",
-    "segments",
-    "solids",
-    "solve",
-    "train",
-)
+    "extract", "fit", "geometry", "memory", "processes", "readout", "ridge", "scale", "segments", "solids", "solve", "train",
+)  # fmt: skip
 IN_PARTS = ("fit",)
 """Those that take half an hour or more."""
 

@@ -18,10 +18,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from experiments.choices import Choice, concluded, store_of
 from experiments.options import MNIST_HELP, add_common_options, add_data_dir, changed
 from experiments.report import table, with_interval
 from experiments.runs import Run, build, digit_labels, split, train
-from experiments.sources import source_of
 from experiments.store import RecordStore
 from splinterp import SAE
 from splinterp.activations import activation_from_config
@@ -44,16 +44,11 @@ DRAWN_ERRORS = 4_000
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Choice):
     """What is trained and how finely it is looked at."""
 
-    data: str = "mnist"
-    source: str = ""
-    """The key of the data's `experiments.sources.Source`."""
     n_train: int = 13_750
     epochs: int = 19
-    k: int = 15
-    n_latents: int = 256
     trained: tuple[tuple[str, str, float, float], ...] = (
         ("TopK", "SGD tied", 4e-3, 0.0),
         ("TopK", "SGD untied", 2e-3, 0.0),
@@ -207,13 +202,8 @@ def command(argv: list[str]) -> Path:
 def main(config: Config, args: argparse.Namespace) -> Path:
     """Train what is missing, write `geometry-DATA.json` and `geometry-DATA-runs.json` into `args.out`, print the table."""
     data_dir = getattr(args, "data_dir", None)
-    source = source_of(config.data, data_dir)
+    store, source = store_of("geometry", config.data, Path(args.out), data_dir)
     config = replace(config, source=source.key)
-    store = RecordStore(Path(args.out), f"geometry-{config.data}-runs", source=source)
     how = {"jobs": args.jobs, "device": args.device, "data_dir": data_dir}
     store.complete(config.runs(), train=partial(measure, config), label="geometry", **how)
-    results = summary(config, store)
-    store.merge(asdict(config))
-    path = store.write_results(f"geometry-{config.data}", {"config": asdict(config), **results})
-    print(f"{render(results)}\n\n{store.report()}\nwritten: {path}")
-    return path
+    return concluded(store, "geometry", config, summary(config, store), render)

@@ -11,7 +11,7 @@ import splinterp
 from experiments.compare import log_ratio, t_interval, verdict
 from experiments.runs import DEFAULT, HOLDS, LATE, Run, pool_size
 from experiments.store import RecordStore
-from experiments.tuning import Cell, choose_step_sizes
+from experiments.tuning import Cell, choose_step_sizes, tuning_error
 from splinterp.training.when import NEVER
 
 CONTROLS = ("SGD tied", "SGD untied", "SGD untied from W_enc^T", "SGD tied-residual")
@@ -128,6 +128,9 @@ class Comparison:
     def tune(self, cells: Sequence[Cell], label: str) -> dict[Cell, dict[str, float]]:
         return choose_step_sizes(cells, self.config.tuning_seeds, lambda runs: self.complete(runs, label), self.store.get)
 
+    def _tuned_error(self, cell: Cell, method: str, lr: float) -> float:
+        return tuning_error(cell, method, lr, self.config.tuning_seeds, self.store.get)
+
     def sizes(self) -> None:
         """The main table: controls and PAM at every size, in both budgets."""
         self._at_every_size("sizes", (*CONTROLS, self.config.ours))
@@ -187,14 +190,9 @@ class Comparison:
         choices: dict[Cell, dict[str, float]] = {}
         for pair in offered:
             for method in methods:
-                best = min(pair, key=lambda cell: self.tuning_error(cell, method, tuned[cell][method]))
+                best = min(pair, key=lambda cell: self._tuned_error(cell, method, tuned[cell][method]))
                 choices.setdefault(best, {})[method] = tuned[best][method]
         self.report("starts", choices, config.seeds)
-
-    def tuning_error(self, cell: Cell, method: str, lr: float) -> float:
-        """What step sizes are chosen by, at one of them."""
-        records = [self.store.get(cell.run(method, lr, seed, "tuning")) for seed in self.config.tuning_seeds]
-        return sum(record[cell.metric] for record in records) / len(records)
 
     def relu(self) -> None:
         """l0 against FVU along an L1 sweep: steps of the long budget, the model at the end, step sizes by the penalised loss."""

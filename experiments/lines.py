@@ -15,10 +15,10 @@ from typing import Any
 import numpy as np
 import torch
 
+from experiments.choices import Choice, concluded, store_of
 from experiments.options import MNIST_HELP, add_common_options, add_data_dir, changed
 from experiments.report import table, with_interval
 from experiments.runs import DEFAULT, Run, build, digit_labels, split, train
-from experiments.sources import source_of
 from experiments.store import RecordStore
 from splinterp.geometry import SegmentRegions, segments_regions
 from splinterp.metrics import evaluate
@@ -30,16 +30,11 @@ POINTS = 201
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Choice):
     """What is trained, and along how many segments it is looked at."""
 
-    data: str = "mnist"
-    source: str = ""
-    """The key of the data's `experiments.sources.Source`."""
     n_train: int = 13_750
     epochs: int = 19
-    k: int = 15
-    n_latents: int = 256
     trained: tuple[tuple[str, str, float], ...] = (
         ("TopK", METHODS[0], 1.6e-2), ("TopK", METHODS[1], 8e-3), ("TopK", METHODS[2], 8e-3),
         ("AbsTopK", METHODS[0], 8e-3), ("AbsTopK", METHODS[1], 4e-3), ("AbsTopK", METHODS[2], 4e-3),
@@ -159,13 +154,8 @@ def command(argv: list[str]) -> Path:
 def main(config: Config, args: argparse.Namespace) -> Path:
     """Train what is missing, write `lines-DATA.json` and `lines-DATA-runs.json` into `args.out`, print the table."""
     data_dir = getattr(args, "data_dir", None)
-    source = source_of(config.data, data_dir)
+    store, source = store_of("lines", config.data, Path(args.out), data_dir)
     config = replace(config, source=source.key)
-    store = RecordStore(Path(args.out), f"lines-{config.data}-runs", source=source)
     how = {"jobs": args.jobs, "device": args.device, "data_dir": data_dir}
     store.complete(config.runs(), train=partial(measure, config), label="lines", **how)
-    results = {"config": asdict(config), "lines": summary(config, store)}
-    store.merge(asdict(config))
-    path = store.write_results(f"lines-{config.data}", results)
-    print(f"{render(results)}\n\n{store.report()}\nwritten: {path}")
-    return path
+    return concluded(store, "lines", config, {"lines": summary(config, store)}, render)

@@ -14,9 +14,8 @@ from typing import Any
 import torch
 from tqdm.auto import tqdm
 
-from experiments.atoms import pack
-from experiments.files import command_line, write_json
-from experiments.files import provenance as made_by
+from experiments.atoms import pack, shown
+from experiments.choices import Choice
 from experiments.options import MNIST_HELP, add_data_dir, add_device, add_out
 from experiments.report import table
 from experiments.runs import DEFAULT, Run, build, digit_labels, split
@@ -32,15 +31,10 @@ DIGITS = (2, 5, 8)
 
 
 @dataclass(frozen=True)
-class Config:
+class Config(Choice):
     """What is trained."""
 
-    data: str = "mnist"
-    source: str = ""
-    """The key of the data's `experiments.sources.Source`."""
     n_train: int = 13_750
-    k: int = 15
-    n_latents: int = 256
     steps: tuple[int, ...] = STEPS
     trained: tuple[tuple[str, float], ...] = (
         ("SGD tied", 1.6e-2), ("SGD untied", 8e-3), ("SGD tied-residual", 8e-3), (DEFAULT, 8e-3),
@@ -63,11 +57,11 @@ def measure(config: Config, data_dir: str | None = None, device: str = "cpu") ->
         run = config.run(method, lr)
         data = split(run, data_dir, device)
         labels = digit_labels(run.data, data_dir)
-        shown = data.x_test[[int((labels == digit).nonzero()[0]) for digit in DIGITS]]
+        images = data.x_test[[int((labels == digit).nonzero()[0]) for digit in DIGITS]]
         low, high = float(data.x_test.min()), float(data.x_test.max())
-        originals = pack(shown.cpu(), low, high)
+        originals = pack(images.cpu(), low, high)
         sae, how = build(run, data.x.shape[1], device)
-        looked = _Looked(sae, shown, config.steps, low, high)
+        looked = _Looked(sae, images, config.steps, low, high)
         looked({"step": 0})
         fit(
             sae, data.x, how, steps=config.steps[-1], batch_size=run.batch_size, x_val=data.x_val, log_every_steps=_every(config.steps),
@@ -78,7 +72,7 @@ def measure(config: Config, data_dir: str | None = None, device: str = "cpu") ->
         busiest = found.frequencies.argsort(descending=True)[:FILTERS]
         W_enc, W_dec = sae.W_enc.detach().T[busiest], sae.W_dec.detach()[busiest]
         with torch.no_grad():
-            codes = sae.encode(shown.cpu())
+            codes = sae.encode(images.cpu())
         models.append({
             "method": method, "test_fvu": found.fvu, "progress": looked.progress, "errors": looked.errors, "codes": codes.tolist(),
             "encoder": pack(W_enc / W_enc.abs().amax(dim=1, keepdim=True), -1.0, 1.0),
@@ -137,8 +131,4 @@ def main(config: Config, out: Path, data_dir: str | None = None, device: str = "
     """Train, write `looks-DATA.json`, print the table. Returns its path."""
     source = source_of(config.data, data_dir)
     results = measure(replace(config, source=source.key), data_dir, device)
-    path = out / f"looks-{config.data}.json"
-    about = {"provenance": made_by(device), "command": command_line(), "data": source.describe()}
-    write_json(path, {**about, **results}, ignoring=("provenance", "command"))
-    print(f"{render(results)}\n\nwritten: {path}")
-    return path
+    return shown(results, out / f"looks-{config.data}.json", source, device, render)

@@ -49,11 +49,13 @@ def choose_step_sizes(
         grids = extended
 
 
-def _best(cell: Cell, method: str, grid: tuple[float, ...], seeds: tuple[int, ...], get: Get) -> float:
-    def mean(lr: float) -> float:
-        return sum(get(cell.run(method, lr, seed, "tuning"))[cell.metric] for seed in seeds) / len(seeds)
+def tuning_error(cell: Cell, method: str, lr: float, seeds: tuple[int, ...], get: Get) -> float:
+    """What step sizes are chosen by, at one of them."""
+    return sum(get(cell.run(method, lr, seed, "tuning"))[cell.metric] for seed in seeds) / len(seeds)
 
-    return min(grid, key=mean)
+
+def _best(cell: Cell, method: str, grid: tuple[float, ...], seeds: tuple[int, ...], get: Get) -> float:
+    return min(grid, key=lambda lr: tuning_error(cell, method, lr, seeds, get))
 
 
 def _extend(cell: Cell, grid: tuple[float, ...], chosen: set[float], limits: tuple[float, float]) -> tuple[float, ...]:

@@ -114,7 +114,7 @@ def verdicts(results: dict[str, Any]) -> tuple[Figure, str]:
 
 
 def headline(*found: dict[str, Any]) -> tuple[Figure, str]:
-    """Every cell of the second comparison in one row of panels: a panel for each data set, both activations in it."""
+    """Every cell of the second comparison: a panel for each data set, both activations in it."""
     cells = [sorted({(v["budget"], v["n_train"]) for v in results["verdicts"]}) for results in found]
     low, high = _spread([v["log_ratio"] for results in found for v in results["verdicts"]])
     columns = 3 if len(found) > 4 else 2

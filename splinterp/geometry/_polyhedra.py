@@ -118,8 +118,8 @@ class Polyhedron:
                 faces.append(np.array(merged))
                 labels.append(label)
         corners = np.array(vertices).reshape(-1, 3)
-        sizes = [float(np.linalg.norm(area_vector(corners, face))) for face in faces]
-        large = [m for m, size in enumerate(sizes) if size > SLIVER * max(sizes)]  # the normal of others is rounding
+        sizes = areas(corners, faces)
+        large = np.nonzero(sizes > SLIVER * sizes.max(initial=0.0))[0]  # the normal of others is rounding
         return corners, [faces[m] for m in large], [labels[m] for m in large]
 
 
@@ -134,6 +134,11 @@ def area_vector(vertices: Array, face: Array) -> Array:
     """Of a face: its outward normal, as long as its area."""
     corners = vertices[face] - vertices[face[0]]
     return 0.5 * _cross(corners[1:-1], corners[2:]).sum(axis=0)
+
+
+def areas(vertices: Array, faces: list[Array]) -> Array:
+    """Of the faces."""
+    return np.array([np.linalg.norm(area_vector(vertices, face)) for face in faces])
 
 
 def middle_of(vertices: Array, face: Array) -> Array:

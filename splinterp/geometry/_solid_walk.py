@@ -8,7 +8,7 @@ import numpy as np
 
 from splinterp._typing import Array
 from splinterp.geometry._polygons import ON_LINE, SHORT
-from splinterp.geometry._polyhedra import SIDE, Polyhedron, area_vector, middle_of, volume
+from splinterp.geometry._polyhedra import SIDE, Polyhedron, middle_of, volume
 from splinterp.geometry._topk import top_indices
 from splinterp.geometry._walk import TIED, TooCloseError, TooManyCellsError
 
@@ -183,8 +183,3 @@ def _carved(rule: Rule, key: Key, half: Array, near: Array) -> tuple[Array, list
         if not fresh:
             return solid.solid()
         points = np.array([solid.points[v] for v in fresh])
-
-
-def areas(vertices: Array, faces: list[Array]) -> Array:
-    """Of the faces."""
-    return np.array([np.linalg.norm(area_vector(vertices, face)) for face in faces])

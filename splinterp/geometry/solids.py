@@ -10,8 +10,8 @@ import numpy as np
 from splinterp._documented import documented
 from splinterp._typing import Array, Float, Int
 from splinterp.geometry._local import Local
-from splinterp.geometry._polyhedra import area_vector, volume
-from splinterp.geometry._solid_walk import Rule, Selections, WalkedSolids, areas, walk_solids
+from splinterp.geometry._polyhedra import area_vector, areas, volume
+from splinterp.geometry._solid_walk import Rule, Selections, WalkedSolids, walk_solids
 from splinterp.geometry._walk import TooCloseError, TooManyCellsError
 from splinterp.geometry.cells import AREA_TOLERANCE, BLURS, Bounds, Frame, relevant, shared, too_many, unseen, window
 
