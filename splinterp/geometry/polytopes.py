@@ -295,10 +295,8 @@ def _across(encoder: Encoder, point: Array, normal: Array) -> tuple[int, ...]:
         height = (scores - encoder.threshold) / np.where(length > 0, length, 1.0)
         tied = (np.abs(height) <= CLOSE * float(np.abs(height).max())) & (length > 0)
         return tuple(np.nonzero(np.where(tied, growth > 0, height > 0))[0].tolist())
-    values, slopes = (
-        np.append(scores, np.zeros(encoder.k)),
-        np.append(growth, np.zeros(encoder.k)),
-    )  # as in slices: places left free
+    free = np.zeros(encoder.k)  # places that no latent takes, as in slices
+    values, slopes = np.append(scores, free), np.append(growth, free)
     level = np.partition(values, -encoder.k)[-encoder.k]
     tie = CLOSE * float(np.abs(values - level).max())
     above, tied = np.nonzero(values > level + tie)[0], np.nonzero(np.abs(values - level) <= tie)[0]
