@@ -35,19 +35,25 @@ test-other-machine: $(INSTALLED)  ## the numerical tests with the instructions o
 	ATEN_CPU_CAPABILITY=default MKL_ENABLE_INSTRUCTIONS=SSE4_2 ONEDNN_MAX_CPU_ISA=SSE41 OPENBLAS_CORETYPE=Nehalem \
 		$(BIN)/python -m pytest $(WORKERS) $(NUMERICAL)
 
-# Real SAELens, dictionary_learning and sparsify, in an environment of their own. They ask for torchvision, which has no build for a
-# CPU's torch and whose other builds keep transformers from being imported: it is taken out again.
+# Real SAELens, dictionary_learning, sparsify, Overcomplete, SAEBench and sae-dashboard, in an environment of their own. The first three
+# ask for torchvision, which has no build for a CPU's torch and whose other builds keep transformers from being imported: it is taken out
+# again. The others ask for older versions of what those need, or for libraries of images, and work without: they come without what they
+# ask for but for a few small packages.
 INTEROP := .interop
 PEERS := sae-lens==6.54.12 dictionary-learning==0.1.0 eai-sparsify==1.3.3
+TOOLS := overcomplete==0.3.0 sae-bench==0.6.0 sae-dashboard==0.8.0 collectibles==0.1.5 dataclasses-json==0.6.7 decode-clt==0.0.1 eindex-callum==0.1.2
+FOR_TOOLS := tabulate matplotlib "marshmallow<4" typing-inspect hf-transfer
 
 $(INTEROP)/.installed: pyproject.toml constraints.txt
 	$(PYTHON) -m venv $(INTEROP)
 	$(INTEROP)/bin/pip install --quiet --disable-pip-version-check torch==2.13.0 $(PEERS) pytest hypothesis
+	$(INTEROP)/bin/pip install --quiet --disable-pip-version-check $(FOR_TOOLS)
+	$(INTEROP)/bin/pip install --quiet --disable-pip-version-check --no-deps $(TOOLS)
 	$(INTEROP)/bin/pip uninstall --quiet --yes torchvision
 	$(INTEROP)/bin/pip install --quiet --disable-pip-version-check --no-deps --editable .
 	@touch $@
 
-interop: $(INTEROP)/.installed  ## what other libraries make of what is exported, and the other way round
+interop: $(INTEROP)/.installed  ## what other libraries and tools make of what is exported, and the other way round
 	$(INTEROP)/bin/python -m pytest -W ignore tests/interop
 
 golden: $(INTEROP)/.installed  ## small files of those libraries, by which reading is tested without them

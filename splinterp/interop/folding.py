@@ -7,6 +7,7 @@ import copy
 import torch
 
 from splinterp._typing import Tensor
+from splinterp.activations import AbsTopK, Activation, TopK
 from splinterp.data.standardizer import Standardizer
 from splinterp.sae import SAE
 
@@ -32,6 +33,36 @@ def folded_tensors(sae: SAE, standardizer: Standardizer | None) -> dict[str, Ten
         W_enc = W_enc / scale[:, None]
         W_dec, b_dec = W_dec * scale, b_dec * scale + mean
     return {"W_enc": W_enc, "b_enc": b_enc, "W_dec": W_dec, "b_dec": b_dec}
+
+
+ONE_NORM = 1e-5
+"""By how much, relatively, rows of the decoder of a TopK may differ in norm and be scaled alike: rounding of float32 weights."""
+
+
+def unit_rows(tensors: dict[str, Tensor], activation: Activation) -> tuple[dict[str, Tensor], Tensor]:
+    """The same map with rows of W_dec of norm 1: (the four tensors, what codes and thresholds are multiplied by, (n_latents,)).
+
+    Rows of zeros stay. A TopK or AbsTopK selects by scores, which a factor of its own for each latent would reorder, so its rows have to
+    have one norm already.
+
+    Raises:
+        ValueError: a TopK or AbsTopK whose rows differ in norm, or are 0.
+    """
+    norms = tensors["W_dec"].norm(dim=1)
+    factors = torch.where(norms > 0, norms, 1.0)
+    if isinstance(activation, TopK | AbsTopK):
+        least, most = float(norms.min()), float(norms.max())
+        if not least > 0 or most / least - 1 > ONE_NORM:
+            raise ValueError(
+                f"unit_rows=True: {type(activation).__name__} selects by scores, so that only rows of W_dec of one norm can be scaled "
+                f"to 1, and these have norms of {least:.3g} to {most:.3g}; write it without unit_rows, or train with another activation"
+            )
+        factors = torch.full_like(norms, most)
+    scaled = {
+        "W_enc": tensors["W_enc"] * factors, "b_enc": tensors["b_enc"] * factors, "W_dec": tensors["W_dec"] / factors[:, None],
+        "b_dec": tensors["b_dec"],
+    }  # fmt: skip
+    return scaled, factors
 
 
 def check_standardized(sae: SAE, standardizer: Standardizer | None) -> None:

@@ -21,6 +21,7 @@ from splinterp.activations import AbsTopK, Activation, BatchTopK, FeatureChoice,
 from splinterp.data.standardizer import Standardizer
 from splinterp.encoders import Gated
 from splinterp.interop.folding import check_standardized, folded_tensors
+from splinterp.interop.folding import unit_rows as with_unit_rows
 from splinterp.sae import SAE
 
 VERSION = "6.54.0"
@@ -35,6 +36,7 @@ def save_saelens(
     *,
     standardizer: Standardizer | None = None,
     nonnegative: bool = False,
+    unit_rows: bool = False,
     model_name: str = "",
     hook_name: str = "",
     context_size: int | None = None,
@@ -46,6 +48,8 @@ def save_saelens(
         standardizer: what the SAE's input was normalised by; folded in. Of mode "unit_norm" it becomes SAELens' own normalisation
             ("constant_norm_rescale"), whose output is scaled back to each sample's norm; `load_saelens` does not read such a folder.
         nonnegative: write an AbsTopK as a TopK of twice as many latents (see `to_nonnegative`), for tools that assume z >= 0.
+        unit_rows: scale the rows of W_dec to norm 1, and scores, codes and thresholds with them, as sae-dashboard and SAEBench want them.
+            A TopK or AbsTopK whose rows differ in norm cannot be written so.
         model_name, hook_name, context_size, prepend_bos: metadata that dashboards and benchmarks read.
 
     BatchTopK becomes a JumpReLU at its threshold, as SAELens itself saves it, and FeatureChoice one at its thresholds. A gated encoder
@@ -53,7 +57,7 @@ def save_saelens(
 
     Raises:
         TypeError: a subclass, encoder or activation that the format cannot describe.
-        ValueError: `nonnegative` for another activation than AbsTopK.
+        ValueError: `nonnegative` for another activation than AbsTopK; `unit_rows` for a TopK or AbsTopK whose rows differ in norm.
         RuntimeError: a BatchTopK or FeatureChoice that has no threshold yet.
     """
     folder = Path(folder)
@@ -70,6 +74,11 @@ def save_saelens(
         root = sae.d_in**0.5
         scales = {"W_enc": 1 / root, "W_dec": root, "b_dec": root}
         folded = {name: scales.get(name, 1.0) * value for name, value in folded.items()}
+    if unit_rows:
+        folded, factors = with_unit_rows(folded, sae.activation)
+        extra = {name: value.double().cpu() * factors for name, value in extra.items()}
+        if "k" in options:
+            options["rescale_acts_by_decoder_norm"] = True  # which is 1 for all, and lets their tools scale rows to norm 1
     tensors = {name: value.detach().float().cpu().contiguous().clone() for name, value in {**folded, **extra}.items()}
     config = {
         "architecture": architecture, "d_in": sae.d_in, "d_sae": sae.n_latents, "dtype": "float32", "device": "cpu",

@@ -160,13 +160,15 @@ FORMATS = ("saelens", "dictionary_learning", "sparsify", "gemma_scope")
 
 def _export(args: argparse.Namespace) -> None:
     sae, standardizer, plan = opened(args.folder)
+    if args.unit_rows and args.to != "saelens":
+        raise ValueError(f"--unit-rows is for --to saelens, not {args.to}")
     out, hook = Path(args.out), hook_name(plan.layer, plan.site)
     layer = max(0, plan.layer - 1) if plan.site in SITES else plan.layer  # others count blocks from 0
     if args.to == "saelens":
         sae = to_jumprelu(sae) if isinstance(sae.encoder, Gated) else sae
         save_saelens(
-            sae, out, standardizer=standardizer, nonnegative=args.nonnegative, model_name=plan.model, hook_name=hook,
-            context_size=plan.context, prepend_bos=bool(sae.about.get("begins_with_bos", plan.bos)),
+            sae, out, standardizer=standardizer, nonnegative=args.nonnegative, unit_rows=args.unit_rows, model_name=plan.model,
+            hook_name=hook, context_size=plan.context, prepend_bos=bool(sae.about.get("begins_with_bos", plan.bos)),
         )  # fmt: skip
     elif args.to == "dictionary_learning":
         save_dictionary_learning(sae, out, standardizer=standardizer, model_name=plan.model, layer=layer, submodule_name=hook)
@@ -219,6 +221,9 @@ def main(argv: Sequence[str] | None = None) -> None:
         "--nonnegative",
         action="store_true",
         help="an AbsTopK as a TopK of twice as many latents, which formats but SAELens' always are",
+    )
+    command.add_argument(
+        "--unit-rows", action="store_true", help="decoder rows of norm 1, as sae-dashboard wants them (SAELens)"
     )
     command.set_defaults(run=_export)
     args = parser.parse_args(argv)

@@ -95,6 +95,45 @@ def sparsify() -> None:
     kept("sparsify_topk", sae.save_to_disk, lambda x: sae(x).sae_out, about)
 
 
+def overcomplete() -> None:
+    """Its SAEs alone: the package imports models of images, whose libraries are not needed for them."""
+    import importlib.util
+    import sys
+    import types
+    from importlib.metadata import version
+
+    spec = importlib.util.find_spec("overcomplete")
+    assert spec is not None
+    assert spec.submodule_search_locations is not None
+    package = types.ModuleType("overcomplete")
+    package.__path__ = list(spec.submodule_search_locations)
+    sys.modules["overcomplete"] = package
+    from overcomplete import sae as own
+
+    about = {"library": f"overcomplete {version('overcomplete')}"}
+    points = torch.randn(12, D, generator=torch.Generator().manual_seed(5))
+    kinds = {
+        "SAE": lambda: own.SAE(D, M, dictionary_params={"use_multiplier": True}), "TopKSAE": lambda: own.TopKSAE(D, M, top_k=K),
+        "TopKSAE_batch_norm": lambda: own.TopKSAE(D, M, top_k=K, encoder_module="mlp_bn_1"),
+        "TopKSAE_max_l1": lambda: own.TopKSAE(D, M, top_k=K, dictionary_params={"normalization": "max_l1"}),
+        "TopKSAE_tied": lambda: own.TopKSAE(D, M, top_k=K).tied(bias=True),
+        "TopKSAE_untied": lambda: own.TopKSAE(D, M, top_k=K).untied(bias=True), "JumpSAE": lambda: own.JumpSAE(D, M),
+        "BatchTopKSAE": lambda: own.BatchTopKSAE(D, M, top_k=K * N), "RATopKSAE": lambda: own.RATopKSAE(D, M, points=points, top_k=K),
+    }  # fmt: skip
+    for seed, (name, make) in enumerate(kinds.items()):
+        model = moved(make().train(), 50 + seed).train()
+        with torch.no_grad():
+            model(2 * torch.randn(N, D, generator=torch.Generator().manual_seed(seed)))  # statistics, thresholds
+        model.eval()
+        threshold = getattr(model, "running_threshold", None)
+        said = {**about, "threshold": "" if threshold is None else str(float(threshold))}
+
+        def write(folder: Path, model: Any = model) -> None:
+            torch.save(model.state_dict(), folder / "state.pt")
+
+        kept(f"overcomplete_{name}", write, lambda x, model=model: model(x)[2], said)
+
+
 if __name__ == "__main__":
-    for write in (saelens, dictionary_learning, sparsify):
+    for write in (saelens, dictionary_learning, sparsify, overcomplete):
         write()

@@ -111,6 +111,44 @@ def test_metadata_is_kept(tmp_path):
     assert (metadata["context_size"], metadata["prepend_bos"]) == (128, True)
 
 
+@pytest.mark.parametrize("activation", ACTIVATIONS)
+def test_rows_of_norm_one_are_the_same_map(tmp_path, activation):
+    sae, x = moved(activation, "free", b_pre=True), 2 + 3 * samples(seed=5)
+    standardizer = Standardizer("global").fit(x)
+    by_score = activation in ("TopK", "AbsTopK")
+    with torch.no_grad():
+        if by_score:
+            sae.W_dec.mul_(3 / sae.W_dec.norm(dim=1, keepdim=True))
+        else:
+            sae.W_dec[2] = 0.0  # a dead row stays one
+    norms = load_file(save_saelens(sae, tmp_path / "plain", standardizer=standardizer) / "sae_weights.safetensors")[
+        "W_dec"
+    ].norm(dim=1)
+    folder = save_saelens(sae, tmp_path / "unit", standardizer=standardizer, unit_rows=True)
+    acts, x_hat = by_the_formula(folder, x)
+    unit = load_file(folder / "sae_weights.safetensors")["W_dec"].norm(dim=1)
+    assert (norms - unit).abs().max() > 0.1
+    torch.testing.assert_close(unit, (norms > 0).float())
+    with torch.no_grad():
+        seen = standardizer.transform(x)
+        torch.testing.assert_close(acts, sae.encode(seen) * torch.where(norms > 0, norms, 1.0), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(x_hat, standardizer.inverse(sae(seen).x_hat), rtol=1e-4, atol=1e-4)
+        torch.testing.assert_close(load_saelens(folder)[0](x).x_hat, x_hat, rtol=1e-4, atol=1e-4)
+    assert json.loads((folder / "cfg.json").read_text()).get("rescale_acts_by_decoder_norm", False) == by_score
+
+
+@pytest.mark.parametrize("spoil", [lambda rows: rows[3].mul_(1.01), lambda rows: rows[3].zero_()])
+@pytest.mark.parametrize("activation", ["TopK", "AbsTopK"])
+def test_rows_that_a_topk_cannot_scale_are_named(tmp_path, activation, spoil):
+    sae = moved(activation, "free")
+    with torch.no_grad():
+        sae.W_dec.div_(sae.W_dec.norm(dim=1, keepdim=True))
+        spoil(sae.W_dec)
+    with pytest.raises(ValueError, match=f"unit_rows=True: {activation} selects by scores"):
+        save_saelens(sae, tmp_path, unit_rows=True)
+    assert not list(tmp_path.iterdir())
+
+
 def test_what_cannot_be_written_or_read_is_named(tmp_path):
     with pytest.raises(RuntimeError, match="no threshold"):
         save_saelens(SAE(8, 12, BatchTopK(2)), tmp_path)

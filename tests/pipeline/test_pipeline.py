@@ -302,9 +302,12 @@ def test_commands_evaluate_show_and_export(world, tmp_path, capsys):
         run = tmp_path / ("jump" if kind == "gemma_scope" else "run")
         main(["export", str(run), "--to", kind, "--out", str(tmp_path / kind)])
         assert (tmp_path / kind / name).exists()
+    main(["export", str(tmp_path / "jump"), "--out", str(tmp_path / "rows"), "--unit-rows"])
+    torch.testing.assert_close(load_saelens(tmp_path / "rows")[0].W_dec.norm(dim=1), torch.ones(exported.n_latents // 2))
     capsys.readouterr()
     for words in (
         ["evaluate", str(tmp_path)],
+        ["export", str(tmp_path / "run"), "--to", "sparsify", "--unit-rows", "--out", str(tmp_path / "y")],
         ["train", "--model", "m", "--text", "no.txt", "--layer", "1", "--out", str(tmp_path / "x")],
     ):
         with pytest.raises(SystemExit) as stop:
