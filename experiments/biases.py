@@ -1,7 +1,7 @@
 """The encoder's bias, its step size and its start, and how many latents do the coding: on validation data only.
 
-TopK, centred, 2,000 steps (the long budget of `mnist --preset centred` and `llm --preset centred`, the best checkpoint), every setting
-at three step sizes of the weights. What it shows is why PAM-SGD lost on the small GPT-2's layer 1: there an SAE of d_in latents has a
+TopK (or `--set activation=BatchTopK`), centred, 2,000 steps (the long budget of `mnist --preset centred` and `llm --preset centred`, the
+best checkpoint), every setting at three step sizes of the weights. What it shows is why PAM-SGD lost on the small GPT-2's layer 1: there an SAE of d_in latents has a
 lower error than one of twelve times as many, unless the bias makes most of those rare, by larger steps or from the start.
 
   --data gpt2      9,000 tokens of the small GPT-2's layer 1, k = 32 of 1,536 latents
@@ -15,6 +15,7 @@ from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
 
+import splinterp
 from experiments.choices import Choice, concluded, data_parser, run_on, store_of
 from experiments.report import table, with_interval
 from experiments.runs import DEFAULT, Run
@@ -30,6 +31,8 @@ STARTS: tuple[Options, ...] = ((("init_bias", -1.0),), (("init_bias", -2.0),))
 class Config(Choice):
     """What is run."""
 
+    activation: str = "TopK"
+    """TopK or BatchTopK; AbsTopK, for which there is no start to choose."""
     n_train: int = 2_750
     epochs: int = 91
     batch_size: int = 128
@@ -45,15 +48,18 @@ class Config(Choice):
     def run(self, method: str, lr: float, seed: int, options: Options = (), n_latents: int | None = None) -> Run:
         """One run, whose record has no test error."""
         run = self.validation_run(
-            method=method, activation="TopK", n_train=self.n_train, epochs=self.epochs, lr=lr, seed=seed, batch_size=self.batch_size,
+            method=method, activation=self.activation, n_train=self.n_train, epochs=self.epochs, lr=lr, seed=seed, batch_size=self.batch_size,
             pool=self.pool, options=(("b_pre", "fixed"), *options),
         )  # fmt: skip
         return replace(run, n_latents=n_latents or self.n_latents)
 
     def rows(self) -> list[tuple[str, Options, Options, int]]:
         """Method, its options, setting of the bias, number of latents."""
+        settings = self.settings
+        if getattr(splinterp, self.activation).signed:
+            settings = tuple(setting for setting in settings if "init_bias" not in dict(setting))
         return [
-            *((method, own, setting, self.n_latents) for method, own in self.methods for setting in self.settings),
+            *((method, own, setting, self.n_latents) for method, own in self.methods for setting in settings),
             *((method, own, (), size) for method, own in self.methods for size in self.sizes),
         ]
 
