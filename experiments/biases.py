@@ -1,8 +1,9 @@
 """The encoder's bias, its step size and its start, and how many latents do the coding: on validation data only.
 
 TopK (or `--set activation=BatchTopK`), centred, 2,000 steps (the long budget of `mnist --preset centred` and `llm --preset centred`, the
-best checkpoint), every setting at three step sizes of the weights. What it shows is why PAM-SGD lost on the small GPT-2's layer 1: there an SAE of d_in latents has a
-lower error than one of twelve times as many, unless the bias makes most of those rare, by larger steps or from the start.
+best checkpoint), every setting at three step sizes of the weights. What it shows is why PAM-SGD lost on the small GPT-2's layer 1: there
+an SAE of d_in latents has a lower error than one of twelve times as many, unless the bias makes most of those rare, by larger steps or
+from the start. `--set k=...` makes codes denser or sparser.
 
   --data gpt2      9,000 tokens of the small GPT-2's layer 1, k = 32 of 1,536 latents
   --data minilm    9,000 tokens of MiniLM's layer 3, likewise
@@ -48,8 +49,8 @@ class Config(Choice):
     def run(self, method: str, lr: float, seed: int, options: Options = (), n_latents: int | None = None) -> Run:
         """One run, whose record has no test error."""
         run = self.validation_run(
-            method=method, activation=self.activation, n_train=self.n_train, epochs=self.epochs, lr=lr, seed=seed, batch_size=self.batch_size,
-            pool=self.pool, options=(("b_pre", "fixed"), *options),
+            method=method, activation=self.activation, n_train=self.n_train, epochs=self.epochs, lr=lr, seed=seed,
+            batch_size=self.batch_size, pool=self.pool, options=(("b_pre", "fixed"), *options),
         )  # fmt: skip
         return replace(run, n_latents=n_latents or self.n_latents)
 
