@@ -98,7 +98,9 @@ class Run:
     def start(self, seed: int, d_in: int, device: str) -> SAE:
         """The untrained SAE of a seed."""
         g = torch.Generator().manual_seed(10_000 + seed)
-        return SAE(d_in, self.config.n_latents, self.sae_activation(), "tied_residual", b_pre=True, generator=g, device=device)
+        return SAE(
+            d_in, self.config.n_latents, self.sae_activation(), "tied_residual", b_pre=True, init_bias=0.0, generator=g, device=device
+        )  # fmt: skip
 
 
 def run_from_record(record: dict[str, Any]) -> Run:

@@ -104,7 +104,7 @@ class Fitted:
         about, row = FAMILY[self.model], ROWS[self.row]
         k = (max(1, round(sum(about["sparsity"]) / len(about["sparsity"]))),) if row.activation is TopK else ()
         return SAE(
-            about["d_in"], self.n_latents, row.activation(*k), row.decoder, tie_scale=row.decoder != "free", b_pre=False,
+            about["d_in"], self.n_latents, row.activation(*k), row.decoder, tie_scale=row.decoder != "free", b_pre=False, init_bias=0.0,
             generator=generator,
         )  # fmt: skip
 

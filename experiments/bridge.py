@@ -103,7 +103,9 @@ def published(
 
 def trained_sae(x: torch.Tensor, n_latents: int, k: int, config: Config, seed: int) -> SAE:
     """A TopK SAE with a tied-residual decoder, trained by PAM-SGD."""
-    sae = SAE(2, n_latents, TopK(k), decoder="tied_residual", b_pre=True, generator=torch.Generator().manual_seed(seed))
+    sae = SAE(
+        2, n_latents, TopK(k), decoder="tied_residual", b_pre=True, init_bias=0.0, generator=torch.Generator().manual_seed(seed)
+    )
     method = PAMSGD(lr=config.lr, **AS_THEN)
     fit(
         sae,

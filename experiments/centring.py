@@ -56,7 +56,7 @@ def offset(config: Config, size: float, centre: str, seed: int) -> dict[str, flo
     x = (x - x.mean(0)) / x.std()
     direction = torch.nn.functional.normalize(torch.randn(64, generator=g), dim=0)
     x = x + size * float(x.square().sum(1).mean().sqrt()) * direction
-    sae = SAE(64, 256, TopK(8), "tied_residual", b_pre=CENTRES[centre], generator=seed)
+    sae = SAE(64, 256, TopK(8), "tied_residual", b_pre=CENTRES[centre], init_bias=0.0, generator=seed)
     n = len(x) * 7 // 8
     with warnings.catch_warnings():
         warnings.simplefilter("ignore")  # of what is measured here

@@ -7,9 +7,8 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-import splinterp
 from experiments.compare import log_ratio, t_interval, verdict
-from experiments.runs import DEFAULT, HOLDS, LATE, Run, pool_size
+from experiments.runs import DEFAULT, HOLDS, Run, pool_size, start_of
 from experiments.store import RecordStore
 from experiments.tuning import Cell, choose_step_sizes, tuning_error
 from splinterp.training.when import NEVER
@@ -23,9 +22,6 @@ APART = {"final": FINAL, "held": HELD, **{name.removeprefix(f"{DEFAULT}, ").repl
 residual held at 0 for the first tenth of the steps; and of the second comparison the fixed rules for when it is let in."""
 FIRST = ("sizes", "final", "held")
 SECOND = ("sizes", *(part for part, name in APART.items() if name in HOLDS), "longer")
-STARTS = ("starts",)
-"""Of SAEs of more latents than d_in: each method chooses between the usual start and one with few latents."""
-FEW: tuple[tuple[str, Any], ...] = (("init_bias", -1.0),)
 MORE_TIME = 1.25
 """Of the long budget's steps, for the controls of the part "longer": PAM-SGD's solves and readouts take less time than the quarter that
 is added (`bench fit`)."""
@@ -110,6 +106,8 @@ class Config:
             data=self.data, source=self.source, pool=self.pool or 0, method="", activation=activation, k=self.k,
             n_latents=self.n_latents, n_train=n_train, epochs=self.early_epochs, lr=0.0, seed=0, batch_size=self.batch_size, **fields,
         )  # fmt: skip
+        if self.ours == DEFAULT:
+            run = replace(run, options=(*start_of(run), *run.options))
         if budget != "early":
             run = replace(run, epochs=max(run.epochs, math.ceil(self.long_steps / run.steps_per_epoch)))
         return run
@@ -173,26 +171,6 @@ class Comparison:
             for cell, chosen in self.tune(cells, "longer: step sizes").items()
         }
         self.report("longer", choices, config.seeds)
-
-    def starts(self) -> None:
-        """Every method at its better start, by validation: all latents alike, or most of them rare (not for AbsTopK)."""
-        config = self.config
-        places = [
-            (activation, share, budget) for activation in config.activations if not getattr(splinterp, activation).signed
-            for share in config.shares if share < config.full_from for budget in BUDGETS
-        ]  # fmt: skip
-        methods = (*CONTROLS, config.ours, LATE)
-        offered = [
-            [Cell(config.run(*place, options=options), METRICS[place[2]], methods, config.grid) for options in ((), FEW)]
-            for place in places
-        ]
-        tuned = self.tune([cell for pair in offered for cell in pair], "starts: step sizes")
-        choices: dict[Cell, dict[str, float]] = {}
-        for pair in offered:
-            for method in methods:
-                best = min(pair, key=lambda cell: self._tuned_error(cell, method, tuned[cell][method]))
-                choices.setdefault(best, {})[method] = tuned[best][method]
-        self.report("starts", choices, config.seeds)
 
     def relu(self) -> None:
         """l0 against FVU along an L1 sweep: steps of the long budget, the model at the end, step sizes by the penalised loss."""
@@ -317,17 +295,6 @@ def against_longer(rows: list[dict[str, Any]], ours: str) -> list[dict[str, Any]
         _contest(main[place][ours], min(theirs.values(), key=lambda row: row["val"]))
         for place, theirs in longer.items() if ours in main.get(place, {})
     ]  # fmt: skip
-
-
-def at_better_start(rows: list[dict[str, Any]], ours: str) -> list[dict[str, Any]]:
-    """A method against the control of lowest mean validation FVU, each at the start that validation chose."""
-    found = []
-    for here in _of_part(rows, "starts").values():
-        other = min((here[method] for method in CONTROLS), key=lambda row: row["val"])
-        said = {who: row["method"] + (", few latents" if "init_bias" in row["options"] else "") for who, row in
-                (("ours", here[ours]), ("theirs", other))}  # fmt: skip
-        found.append({**_contest(here[ours], other), **said})
-    return found
 
 
 def verdicts(rows: list[dict[str, Any]], method: str = OURS) -> list[dict[str, Any]]:

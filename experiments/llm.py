@@ -21,7 +21,7 @@ from pathlib import Path
 
 from experiments.activations import last_tokens, raw_tokens
 from experiments.errors import UsageError
-from experiments.grid import CAUSES, FIRST, OURS, SECOND, STARTS, Config
+from experiments.grid import CAUSES, FIRST, OURS, SECOND, Config
 from experiments.mnist import add_parts, check_parts, main, parts_of
 from experiments.options import add_common_options, changed
 from experiments.paper import LANGUAGE_MODEL, SMALL_LANGUAGE_MODEL, PaperConfig
@@ -48,7 +48,7 @@ QUICK = dataclasses.replace(
     cause_cells=(("TopK", 9_000 / QUICK_POOL, "early"),),
 )  # fmt: skip
 CENTRED = dataclasses.replace(
-    CONFIG, ours=DEFAULT, options=(("b_pre", "fixed"),), parts=(*SECOND, *STARTS), full_from=2.0, shares=CONFIG.shares[:3],
+    CONFIG, ours=DEFAULT, options=(("b_pre", "fixed"),), parts=SECOND, full_from=2.0, shares=CONFIG.shares[:3],
     seeds=(10, 11, 12, 13), tuning_seeds=(110,),
 )  # fmt: skip
 PRESETS: dict[str, Config | PaperConfig] = {

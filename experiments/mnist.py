@@ -16,11 +16,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.grid import APART, CONTROLS, SECOND, Comparison, Config, against_longer, at_better_start, contests, verdicts
+from experiments.grid import APART, CONTROLS, SECOND, Comparison, Config, against_longer, contests, verdicts
 from experiments.options import MNIST_HELP, add_common_options, add_data_dir, changed
 from experiments.paper import PaperConfig, paper_parts, run_paper
 from experiments.report import render
-from experiments.runs import DEFAULT, HOLDS, LATE, Run
+from experiments.runs import DEFAULT, HOLDS, Run
 from experiments.sources import source_of
 from experiments.store import MissingRunsError, RecordStore
 
@@ -92,11 +92,6 @@ def run_preset(config: Config | PaperConfig, store: RecordStore, parts: Iterable
                 "the default against the best of its fixed rules": contests(rows, (config.ours,), tuple(HOLDS)),
                 "the default against the best control, which has a quarter more steps": against_longer(rows, config.ours),
             }
-            if "starts" in config.parts:
-                for said, method in (("the default", config.ours), ("hold 0.5", LATE)):
-                    results["contests"][f"{said} against the best control, each at its better start"] = at_better_start(
-                        rows, method
-                    )
     return results
 
 

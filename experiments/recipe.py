@@ -77,6 +77,8 @@ def essence(value: Any) -> Any:
         return options_of(type(value), {k: v for k, v in value.config().items() if k != "name"})
     if isinstance(value, PAMSGD):  # by its shorthands, under which its first records were made
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name not in ("solver", "when")}
+        if value.gradient != "both" and value.hold == "auto":
+            fields["hold"] = 0.0  # which it is there, whatever the codes
         shorthands = ("ridge", "gcv_inflation", *SOLVER_SHORTHANDS, *WHEN_SHORTHANDS)
         timed = {} if isinstance(value.when, EveryEpoch | EverySteps | AtEnd) else {"when": value.when}
         return options_of(type(value), {**fields, **{name: getattr(value, name) for name in shorthands}, **timed})

@@ -132,7 +132,7 @@ def start(task: Recovery, init_seed: int, device: str = "cpu") -> SAE:
     """The SAE of a task: unit decoder rows, the same for every row at a seed, at an output gain of GAIN."""
     row = ROWS[task.row]
     sae = SAE(
-        task.d_in, task.n_latents, row.activation(), row.decoder, tie_scale=row.decoder != "free", b_pre=True,
+        task.d_in, task.n_latents, row.activation(), row.decoder, tie_scale=row.decoder != "free", b_pre=True, init_bias=0.0,
         generator=torch.Generator().manual_seed(10_000 + init_seed), device=device,
     )  # fmt: skip
     with torch.no_grad():

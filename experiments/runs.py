@@ -16,13 +16,19 @@ from experiments.activations import last_tokens, raw_tokens
 from experiments.recipe import digest, essence, options_of
 from experiments.sources import IMAGES, LAST, source_of, split_name
 from splinterp import PAMSGD, SAE, SGD, BiasAdaptation, DivergenceError, FitResult, fit
+from splinterp.activations import Activation
+from splinterp.activations._dense import is_dense
 from splinterp.data import Standardizer, load_digits, load_mnist
 from splinterp.losses import AuxK, SquaredError
 from splinterp.metrics import evaluate
+from splinterp.sae import FEW_LATENTS
 from splinterp.training import Racing, Resampling
+from splinterp.training.pam import DENSE_HOLD
 
 VALIDATION = {"mnist": 5_000, "digits": 237}
 WIDTHS = {"mnist": 784, "digits": 64}
+TOKEN_WIDTHS = {"minilm": 384, "small-gpt2": 128}
+"""Of the language models that are tried without a network."""
 TOKEN_POOL = 110_000
 """Training tokens of a language model that subsets are drawn from."""
 TEXT_POOL = 9_000
@@ -41,8 +47,6 @@ DEFAULT = "PAM-SGD"
 """At the defaults of today, centred: the entry of the second comparison."""
 HOLDS = {f"{DEFAULT}, hold {hold:g}": hold for hold in (0.0, 0.1, 1.0)}
 """Beside it, fixed rules for when the residual is let in."""
-LATE = f"{DEFAULT}, hold 0.5"
-"""A later one, found by `biases` after those were registered."""
 
 METHODS: dict[str, dict[str, Any]] = {
     # the rows of the comparison: one PAM entry, four controls with the same optimizer, schedule, W_enc and data order
@@ -56,7 +60,7 @@ METHODS: dict[str, dict[str, Any]] = {
     "PAM, held": {"method": PAMSGD, "decoder": "tied_residual", **AS_THEN, "hold": 0.1},
     # of the second comparison
     DEFAULT: {"method": PAMSGD, "decoder": "tied_residual"},
-    **{name: {"method": PAMSGD, "decoder": "tied_residual", "hold": hold} for name, hold in {**HOLDS, LATE: 0.5}.items()},
+    **{name: {"method": PAMSGD, "decoder": "tied_residual", "hold": hold} for name, hold in HOLDS.items()},
     "PAM, race from the start": {"method": PAMSGD, "decoder": "tied_residual", "hold": "race", "racing": Racing(begin=0.0)},
     "PAM, race of a tenth": {"method": PAMSGD, "decoder": "tied_residual", "hold": "race", "racing": Racing(length=0.1)},
     "PAM published": {
@@ -196,10 +200,9 @@ def pool_size(data: str) -> int:
 def build(run: Run, d_in: int, device: str = "cpu") -> tuple[SAE, SGD | PAMSGD]:
     """The SAE and the method of a run."""
     make, options, sae_options = _split(run, d_in)
-    activation = getattr(splinterp, run.activation)
-    activation = activation(run.k) if "TopK" in run.activation else activation()
     generator = torch.Generator().manual_seed(10_000 + run.seed)
-    sae = SAE(d_in, run.n_latents, activation, generator=generator, device=device, **{"b_pre": False, **sae_options})
+    options_then = {"b_pre": False, "init_bias": 0.0, **sae_options}
+    sae = SAE(d_in, run.n_latents, activation_of(run), generator=generator, device=device, **options_then)
     return sae, make(lr=run.lr, **options)
 
 
@@ -210,11 +213,36 @@ def _split(run: Run, d_in: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     if options.get("solve_first") or options.get("decoder_every"):
         options.pop("solve_gap", None)
     sae_options = {name: options.pop(name) for name in SAE_OPTIONS if name in options}
+    if make is PAMSGD and "hold" not in options and width_of(run.data):  # as the method decides, so that the record says it
+        opens = sae_options["decoder"] == "tied_residual" and options.get("gradient", "both") == "both"
+        options["hold"] = DENSE_HOLD if opens and is_dense_run(run) else 0.0
     if "share" in options:
         options["share"] = run.k / run.n_latents
     if options.get("mu") or options.get("nu"):
         options.update(n_samples=run.n_train, d_in=d_in)
     return make, options, sae_options
+
+
+def width_of(data: str) -> int:
+    """d_in of a run's samples; 0 where only the model knows it."""
+    return WIDTHS.get(data) or (0 if data in IMAGES else TOKEN_WIDTHS.get(split_name(data)[0], 0))
+
+
+def activation_of(run: Run) -> Activation:
+    """The run's activation."""
+    made = getattr(splinterp, run.activation)
+    return made(run.k) if "TopK" in run.activation else made()
+
+
+def is_dense_run(run: Run) -> bool:
+    """Whether codes keep so large a part of d_in latents that `hold` and `init_bias` are other ones by default."""
+    return "TopK" in run.activation and bool(width_of(run.data)) and is_dense(activation_of(run), width_of(run.data))
+
+
+def start_of(run: Run) -> tuple[tuple[str, Any], ...]:
+    """What an SAE made with no `init_bias` would have, as an option of the run; none where that is 0."""
+    few = is_dense_run(run) and run.n_latents > width_of(run.data)
+    return (("init_bias", FEW_LATENTS),) if few else ()
 
 
 def run_from_record(record: dict[str, Any]) -> Run | None:

@@ -74,7 +74,8 @@ class VariantRun:
     def method(self, d_in: int) -> SGD | PAMSGD:
         """The method."""
         parts = self.parts(d_in)
-        return OPTIMIZERS[self.optimizer](lr=self.lr, terms=parts.terms, **parts.options)
+        options: dict[str, Any] = {**({"hold": 0.0} if self.optimizer == "PAM-SGD" else {}), **parts.options}
+        return OPTIMIZERS[self.optimizer](lr=self.lr, terms=parts.terms, **options)
 
     def recipe(self) -> str:
         """A hash of what the run means today."""
@@ -127,7 +128,7 @@ def data_of(run: VariantRun, data_dir: str | None, device: str) -> tuple[Split, 
 def train_one(run: VariantRun, x: torch.Tensor, x_val: torch.Tensor, device: str, n_latents: int, seed: int) -> Any:
     """One SAE of the run's variant on x."""
     parts = run.parts(x.shape[1])
-    options: dict[str, Any] = {"generator": torch.Generator().manual_seed(10_000 + seed), "device": device}
+    options: dict[str, Any] = {"init_bias": 0.0, "generator": torch.Generator().manual_seed(10_000 + seed), "device": device}
     if parts.decoder == ARCHETYPAL:
         points = centroids(x, min(2 * n_latents, len(x)), random_state=seed)
         sae: SAE = ArchetypalSAE(x.shape[1], n_latents, parts.activation, points=points, **options)
@@ -144,7 +145,7 @@ def train_one(run: VariantRun, x: torch.Tensor, x_val: torch.Tensor, device: str
 def _set_probe(run: VariantRun, sae: SAE, x: torch.Tensor, device: str) -> None:
     """How hard a sample is: what a TopK of a quarter of the latents, trained for a quarter of the steps, leaves of it."""
     k = run.setting(x.shape[1]).k
-    small = SAE(x.shape[1], max(run.n_latents // 4, k), TopK(k), "tied", generator=run.seed, device=device)
+    small = SAE(x.shape[1], max(run.n_latents // 4, k), TopK(k), "tied", init_bias=0.0, generator=run.seed, device=device)
     fit(small, x, SGD(lr=run.lr), steps=max(1, run.steps // 4), batch_size=run.batch_size, log_every=10**9, generator=run.seed)
     with torch.no_grad():
         left = torch.cat([(part - small(part).x_hat).square().sum(1) for part in x.split(4096)])

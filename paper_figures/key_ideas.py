@@ -44,7 +44,7 @@ def key_ideas(results: dict[str, Any]) -> tuple[Figure, str]:
 def _pieces(ax: Axes) -> int:
     """Regions of a random SAE, and where each region's map sends a square."""
     g = torch.Generator().manual_seed(4)
-    sae = SAE(2, 9, TopK(2), "tied", generator=g, dtype=torch.float64)
+    sae = SAE(2, 9, TopK(2), "tied", init_bias=0.0, generator=g, dtype=torch.float64)
     angles = torch.arange(9, dtype=torch.float64) * (2 * torch.pi / 9) + 0.3 * torch.rand(9, generator=g, dtype=torch.float64)
     sae.W_enc.data.copy_(torch.stack([angles.cos(), angles.sin()]) * 0.8)
     sae.b_enc.data.copy_(0.25 * torch.rand(9, generator=g, dtype=torch.float64) - 0.2)

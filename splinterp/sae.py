@@ -22,6 +22,7 @@ from splinterp._read_only import read_only
 from splinterp._registry import register
 from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.activations import Activation, GroupedActs, RowTop, TopActs
+from splinterp.activations._dense import is_dense
 from splinterp.activations._gradients import sparse_gradients
 from splinterp.activations.base import as_activation
 from splinterp.encoders import Encoder, Linear
@@ -33,6 +34,8 @@ if TYPE_CHECKING:
     from splinterp.data.standardizer import Standardizer
 
 DECODERS = ("free", "tied", "tied_residual")
+FEW_LATENTS = -1.0
+"""`init_bias` where it is not given and codes are dense."""
 SPARSE_GAIN = 8
 """On a CPU an entry of a dense product has about an eighth of the cost of a sparse one (measured)."""
 TRITON_GAIN = 32
@@ -74,9 +77,9 @@ class SAE(SparseModel):
         init: "unit": W_enc ~ N(0, 1 / d_in); "mnist-paper": W_enc ~ 0.1 N(0, 1) (arXiv 2505.11836).
         init_dec: start of a free W_dec: "transpose" (W_enc.T) or "random" (0.01 N(0, 1)).
         init_bias: start of b_enc for all latents but the first d_in, in units of scores (their standard deviation is about 1 at the
-            start for samples of variance 1). Below 0, these are rare at first and d_in latents do most of the coding, which suits data
-            of many common directions and a large k: a random overcomplete dictionary may never become as good as a small one. -1 is
-            worth trying where an SAE of d_in latents has a lower error than a larger one.
+            start for samples of variance 1). Below 0, these are rare at first and d_in latents do most of the coding. None: -1 where the
+            activation keeps at least a sixth of d_in latents, has no negative codes, and there are more latents than d_in; else 0. With
+            so many active latents a random overcomplete dictionary may never become as good as one of d_in latents.
         tie_scale: trained output scale of each latent, for the tied kinds.
         b_pre: the encoder's input centre, which starts at 0 and which `fit` sets to the training mean, so that a shift of the data
             changes nothing. "fixed" keeps it there; True trains it from there; False has none: data whose mean is large beside
@@ -117,7 +120,7 @@ class SAE(SparseModel):
         *,
         init: str = "unit",
         init_dec: str = "transpose",
-        init_bias: float = 0.0,
+        init_bias: float | None = None,
         tie_scale: bool = False,
         b_pre: bool | str = "fixed",
         dtype: torch.dtype = torch.float32,
@@ -152,7 +155,9 @@ class SAE(SparseModel):
                 f"all {n_latents}: use decoder='free'"
             )
         W_enc = std * torch.randn(d_in, columns, generator=g)
-        if init_bias:
+        if init_bias is None:
+            init_bias = FEW_LATENTS if self._starts_with_few(activation) else 0.0
+        elif init_bias:
             self._check_init_bias(init_bias, activation)
         b_enc = torch.zeros(columns)
         b_enc[self.d_in :] = float(init_bias)
@@ -182,6 +187,9 @@ class SAE(SparseModel):
             self.register_buffer(name, start.to(device=device, dtype=dtype if start.is_floating_point() else start.dtype))
         self._config = {"d_in": self.d_in, "n_latents": self.n_latents, "decoder": decoder, "init": init, "init_dec": init_dec,
                         "init_bias": float(init_bias), "tie_scale": tie_scale, "b_pre": b_pre}  # fmt: skip
+
+    def _starts_with_few(self, activation: Activation) -> bool:
+        return self.n_latents > self.d_in and self.encoder.by_latents and is_dense(activation, self.d_in)
 
     def _check_init_bias(self, init_bias: float, activation: Activation) -> None:
         if not math.isfinite(init_bias) or init_bias > 0:

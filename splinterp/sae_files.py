@@ -88,6 +88,8 @@ def read_sae(path: Path, weights: Path, device: torch.device | str, kinds: dict[
         options = {name: value for name, value in config.items() if name not in ("activation", "encoder", "dtype")}
         dtype = DTYPES[config["dtype"]]
         sae = kinds[kind](activation=activation, dtype=dtype, device=device, encoder=encoder, generator=0, **options)
+    if "init_bias" not in options:
+        sae._config["init_bias"] = 0.0  # as before there was such an option
     unsealed(path, content)
     if "sha256" in content:
         check_sha256(weights, content["sha256"])

@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from splinterp import PAMSGD, SAE, SGD, TopK, fit
+from splinterp import PAMSGD, SAE, SGD, AbsTopK, BatchTopK, JumpReLU, ReLU, TopK, fit
 from splinterp.data import Standardizer
 from splinterp.encoders import Kronecker
 from tests.helpers import ACTIVATIONS, DECODERS, make_sae, rng, samples
@@ -204,3 +204,32 @@ def test_a_start_with_few_latents_is_saved_and_trained_from(tmp_path):
         assert SAE.load(tmp_path / "sae").config()["init_bias"] == bias
         trained.append(sae.b_enc.detach())
     assert (trained[0][8:].mean() - trained[1][8:].mean()) > 0.9
+
+
+@pytest.mark.parametrize(
+    ("d_in", "n_latents", "activation", "options", "few"),
+    [
+        (64, 128, TopK(11), {}, True), (64, 128, TopK(10), {}, False), (64, 128, BatchTopK(16), {}, True),
+        (64, 64, TopK(11), {}, False), (64, 65, TopK(11), {}, True), (64, 128, AbsTopK(32), {}, False), (64, 128, ReLU(), {}, False),
+        (64, 128, JumpReLU(), {}, False), (64, 128, TopK(11), {"init_bias": 0.0}, False),
+        (8, 12, TopK(3), {"encoder": Kronecker(2, 2, 3)}, False),
+    ],
+)  # fmt: skip
+def test_dense_codes_start_with_few_latents(d_in, n_latents, activation, options, few):
+    """From a sixth of d_in active latents on, where there are more latents than dimensions."""
+    sae = SAE(d_in, n_latents, activation, generator=0, **options)
+    assert sae.config()["init_bias"] == (-1.0 if few else 0.0)
+    assert not sae.b_enc[:d_in].any()
+    assert bool((sae.b_enc[d_in:] == (-1.0 if few else 0.0)).all())
+
+
+def test_a_folder_of_before_the_option_says_that_it_had_none(tmp_path):
+    sae = SAE(8, 24, TopK(3), "tied", init_bias=0.0, generator=0)
+    sae.save(tmp_path)
+    path = next(tmp_path.rglob("sae.json"))
+    config = json.loads(path.read_text())
+    del config["init_bias"], config["checksum"]
+    path.write_text(json.dumps(config))
+    back = SAE.load(tmp_path)
+    assert back.config()["init_bias"] == 0.0
+    assert torch.equal(back.b_enc, sae.b_enc)

@@ -47,8 +47,8 @@ class GradientOptions(metaclass=Named):
     lr: float = 3e-3
     """Step size at the start (after `warmup`)."""
     bias_lr: float = 1.0
-    """What multiplies the step size of b_enc. More than 1 lets some latents become busy and others rare, where the data have common
-    directions beside rare ones; `SAE(init_bias=-1)` does so from the start, and costs less where the data have none."""
+    """What multiplies the step size of b_enc. More than 1 lets some latents become busy and others rare; `SAE(init_bias=-1)` does so from
+    the start, and costs less where that does not help."""
     optimizer: str | Callable[..., torch.optim.Optimizer] = "adam"
     """One of "adam", "adamw", "sgd", "muon" (`splinterp.training.Muon`); a torch optimizer class that takes `lr`; or a function of the
     parameter groups (dicts with "params" and "weight_decay") that returns an optimizer, whose own step sizes then stand in for `lr`."""

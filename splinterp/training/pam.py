@@ -18,6 +18,7 @@ from torch import nn
 from splinterp._checks import at_least, one_of, share_of_steps, whole
 from splinterp._documented import documented
 from splinterp._typing import ArrayLike, Tensor
+from splinterp.activations._dense import is_dense
 from splinterp.data.store import ActivationStore
 from splinterp.decoder import Readout
 from splinterp.protocol import Block, SAELike, SparseModel, as_model
@@ -36,6 +37,8 @@ from splinterp.training.when import AtEnd, EveryEpoch, EverySteps, When
 
 PULLED = "pulled by the ridge"
 """Mark of the group of parameters whose decay is the ridge's."""
+DENSE_HOLD = 0.5
+"""`hold` where it is not given and codes are dense."""
 READ_SAMPLES = 10_000
 """Training samples that a readout at a history row goes by, or four times the latents; the last one goes by all."""
 
@@ -49,9 +52,10 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     gradient steps' time allows, the decoder is solved for exactly. With at least 200 held-out samples (`x_val` of `fit`) those choose the
     solves' ridge, and the result, `keep_best` and some of the rows have a readout, a combination of solutions that they weigh, if it is
     better; without them the ridge is by GCV, which takes near-copies among the samples (a language model's tokens) for evidence.
+    Where codes keep at least a sixth of d_in latents the residual waits for half of the steps (`hold`).
     Something else: `hold=0.1` or `hold=1` (tied SGD, then one readout) where few samples are seen hundreds of times, by 2 % at best and not
-    always; `hold=0.5` on `SAE(init_bias=-1)` where an SAE of d_in latents beats a larger one; `PAMSGD.published()` for the paper's
-    algorithm; SGD where nothing may be held back and no solve is wanted. See experiments/RESULTS.md.
+    always; `PAMSGD.published()` for the paper's algorithm; SGD where nothing may be held back and no solve is wanted. See
+    experiments/RESULTS.md.
 
     To drive it by hand: `encoder_step` (which `fit` calls as `step`) on batches, `end_epoch` after each pass, or `decoder_step` when you
     want the solve; `read_out` tells what a readout would be.
@@ -72,11 +76,12 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     gradient: str = "both"
     """Blocks the gradient phase moves: "both"; "tied": all but the residual of a tied-residual decoder, which moves by solves alone;
     or "encoder" (the decoder, bias and all, moves by solves alone)."""
-    hold: float | str = 0.0
+    hold: float | str = "auto"
     """Share of the steps for which the residual of a tied-residual decoder stays as it starts, at 0, and nothing is solved; the first
-    solve after it decides by its ridge whether the residual comes in. 0: let in from the first step, which is best for centred SAEs in
-    all but the smallest data (before SAEs were centred and solves spaced by their cost, 0.1 was better on activations). Where the number
-    of steps is unknown, any other share means until the first solve. "race": decided in the run, see `racing`."""
+    solve after it decides by its ridge whether the residual comes in. 0: let in from the first step. "auto": 0.5 where codes keep at
+    least a sixth of d_in latents (not AbsTopK), the number of steps is known and gradients move a residual; else 0, which is best for
+    centred SAEs of sparser codes in all but the smallest data. Where the number of steps is unknown, any other share means until the
+    first solve. "race": decided in the run, see `racing`."""
     racing: Racing = field(default=Racing())
     """Of hold="race": after a first part of the steps two arms train on the same batches, one with the residual held and one with it let
     in, and the one of the lower held-out error, both after a readout, goes on. The steps of both count, so that the run makes no more
@@ -129,10 +134,10 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         whole("encoder_updates", self.encoder_updates, 1)
         at_least("prox_enc", self.prox_enc, 0.0)
         if isinstance(self.hold, str):
-            one_of("hold", self.hold, ("race",))
+            one_of("hold", self.hold, ("auto", "race"))
         else:
             share_of_steps("hold", self.hold)
-        if self.hold and self.gradient != "both":
+        if self.hold not in (0, "auto") and self.gradient != "both":
             raise ValueError(f"hold={self.hold!r} acts only with gradient='both', not gradient={self.gradient!r}")
         if self.hold == "race" and not self._raceable:
             raise ValueError(
@@ -257,8 +262,9 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
             raise ValueError(f"ridge={self.ridge}, prox_dec={self.prox_dec} do not act on a tied decoder: leave them out")
         if block.prior is None and self.ridge == math.inf:
             raise ValueError("ridge=inf would hold a free W_dec at 0: choose a finite ridge or decoder='tied_residual'")
-        if (self.gradient == "tied" or self.hold) and block.residual is None:
-            option = "gradient='tied'" if self.gradient == "tied" else f"hold={self.hold!r}"
+        hold = self._hold_of(model, block, total_steps)
+        if (self.gradient == "tied" or hold) and block.residual is None:
+            option = "gradient='tied'" if self.gradient == "tied" else f"hold={hold!r}"
             raise ValueError(f"{option} holds a residual: it needs SAE(decoder='tied_residual')")
         unread = self._unread(model, block)
         if self._reader and unread:
@@ -270,7 +276,9 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         known = self.solver.ridge
         ridge = None if block.tied or isinstance(known, Rule) else float(known)
         n_held_out = 0 if x_val is None or unread else len(x_val)
-        state = PAMState(**self.start(sae, x, total_steps, fixed), ridge=ridge, held=self.hold != 0, held_out=x_val, sae=sae)
+        state = PAMState(
+            **self.start(sae, x, total_steps, fixed), ridge=ridge, held=hold != 0, hold=hold, held_out=x_val, sae=sae
+        )
         state.reads = n_held_out >= ENOUGH if self.readout is None else self.readout and n_held_out > 0
         state.one_process = self._reader
         model.check_linear()
@@ -278,6 +286,13 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         self.when.start(state, self.solver.dtype)
         self._set_anchor(state)
         return state
+
+    def _hold_of(self, model: SparseModel, block: Block, total_steps: int | None) -> float | str:
+        """`hold`, its "auto" decided for a model and a number of steps."""
+        if self.hold != "auto":
+            return self.hold
+        opens = self.gradient == "both" and block.residual is not None and total_steps is not None and not self.when.streams
+        return DENSE_HOLD if opens and is_dense(model.nonlinearity, model.shape[0]) else 0.0
 
     @property
     def wants_x_val(self) -> bool:  # type: ignore[override]
@@ -408,7 +423,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         last step."""
         if not state.held or state.total_steps is None:
             return False
-        share = self.hold
+        share = state.hold
         if isinstance(share, str):
             share = 1.0 if state.race is None or state.race.length else self.racing.otherwise
         return state.step < share * state.total_steps

@@ -50,6 +50,8 @@ class PAMState(TrainState):
     solves: int = 0
     in_epoch: bool = False
     held: bool = False
+    hold: float | str = 0.0
+    """The method's `hold`, its "auto" decided."""
     solve_seconds: float = 0.0
     """Of solves so far, codes and statistics included."""
     sae: Any = None

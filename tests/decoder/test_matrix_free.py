@@ -176,7 +176,7 @@ def test_large_dictionaries_choose_their_ridge_by_held_out_samples(monkeypatch):
     for limit, held_out in ((10**6, x_val), (40, x_val), (40, x_val[:199])):
         monkeypatch.setattr(pam_solves, "MATRIX_FREE_FROM", limit)
         sae = SAE(8, 48, TopK(3), "tied_residual", generator=rng(0))
-        result = fit(sae, x, PAMSGD(lr=1e-3, readout=False), epochs=2, batch_size=50, generator=0, x_val=held_out)
+        result = fit(sae, x, PAMSGD(lr=1e-3, hold=0.0, readout=False), epochs=2, batch_size=50, generator=0, x_val=held_out)
         ridges.append(result.state.ridge)
     assert asked == [250]
     assert ridges[0] / 5 < ridges[1] < 5 * ridges[0]

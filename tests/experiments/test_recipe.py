@@ -102,7 +102,7 @@ def test_a_new_field_of_a_run_renames_no_record():
 def test_a_changed_default_renames_the_runs_of_the_new_one():
     changed = with_option(PAMSGD, "hold", 0.1)
     assert digest(changed()) != digest(PAMSGD())
-    assert digest(changed(hold=0.0)) == digest(PAMSGD())
+    assert digest(changed(hold="auto")) == digest(PAMSGD())
     assert digest(changed()) == digest(PAMSGD(hold=0.1))
 
 

@@ -1,43 +1,54 @@
-"""The part of the comparison that offers every method two starts."""
+"""Runs with dense codes have the start and the hold of today's defaults, and say so; the first comparison's have what was default then."""
 
 from __future__ import annotations
 
 import dataclasses
 
-from experiments import digits, mnist
-from experiments.files import read_results
-from experiments.grid import SECOND, STARTS
-from experiments.report import summary
-from experiments.runs import DEFAULT, LATE
+import pytest
+import torch
+
+from experiments import digits, llm
+from experiments.grid import Config
+from experiments.runs import DEFAULT, METHODS, build, width_of
+from splinterp import PAMSGD, SAE, TopK
+from tests.helpers import rng
+
+CENTRED = dataclasses.replace(digits.CONFIG, ours=DEFAULT, options=(("b_pre", "fixed"),), n_latents=96)
 
 
-def test_every_method_takes_its_better_start(tmp_path):
-    config = dataclasses.replace(
-        digits.CONFIG, ours=DEFAULT, options=(("b_pre", "fixed"),), k=3, n_latents=96, activations=("TopK", "AbsTopK"),
-        shares=(0.05, 0.1), full_from=2.0, early_epochs=2, long_steps=30, seeds=(0, 1), grid=(4e-3, 8e-3), parts=(*SECOND, *STARTS),
-    )  # fmt: skip
-    args = mnist.arguments(["--out", str(tmp_path)])
-    args.parts = STARTS
-    results = read_results(mnist.main(config, args, "starts"))
-    records = {record["key"]: record for record in read_results(tmp_path / "starts-runs.json")["records"]}
-    rows = [row for row in results["rows"] if row["part"] == "starts"]
-    assert len(rows) == 6 * 2 * 2  # methods, sizes, budgets; AbsTopK keeps negative scores and has no such start
-    chosen = set()
-    for row in rows:
-        tried = {}
-        for record in records.values():
-            run = record["run"]
-            same = all(run[name] == row[name] for name in ("activation", "n_train", "epochs", "method"))
-            if run["role"] == "tuning" and same:
-                few = dict(run["options"]).get("init_bias", 0.0)
-                tried[few, run["lr"]] = record["val_last" if row["budget"] == "early" else "val_best"]
-        assert {few for few, _ in tried} == {0.0, -1.0}
-        mine = row["options"].get("init_bias", 0.0), row["lr"]
-        assert tried[mine] == min(tried.values())
-        chosen.add(mine[0])
-    assert chosen == {0.0, -1.0}
-    for said, method in (("the default", DEFAULT), ("hold 0.5", LATE)):
-        contests = results["contests"][f"{said} against the best control, each at its better start"]
-        assert len(contests) == 2 * 2
-        assert all(c["ours"].startswith(method) and c["theirs"].startswith("SGD") for c in contests)
-    assert "each at its better start" in summary(results)
+@pytest.mark.parametrize(("k", "activation", "n_latents", "start", "hold"), [
+    (16, "TopK", 96, -1.0, 0.5), (8, "TopK", 96, 0.0, 0.0), (16, "AbsTopK", 96, 0.0, 0.0), (16, "TopK", 64, 0.0, 0.5),
+    (16, "BatchTopK", 96, -1.0, 0.5), (16, "ReLU", 96, 0.0, 0.0),
+])  # fmt: skip
+def test_the_second_comparison_is_at_the_defaults(k, activation, n_latents, start, hold):
+    run = dataclasses.replace(CENTRED, k=k, n_latents=n_latents).run(activation, 0.1, "early")
+    for name in METHODS:
+        sae, method = build(dataclasses.replace(run, method=name, lr=1e-3), 64)
+        assert sae.config()["init_bias"] == start
+        if name == DEFAULT:
+            assert method == PAMSGD(lr=1e-3, hold=hold)
+    assert dict(run.options).get("init_bias", 0.0) == start
+    if activation == "TopK":
+        own = SAE(64, n_latents, TopK(k), "tied_residual", generator=rng(10_000))
+        ours, method = build(dataclasses.replace(run, method=DEFAULT, lr=1e-3), 64)
+        assert torch.equal(own.b_enc, ours.b_enc)
+        assert PAMSGD().init(own, torch.zeros(300, 64), total_steps=9).hold == method.hold == hold
+
+
+def test_the_first_one_has_what_was_default_then():
+    run = dataclasses.replace(digits.CONFIG, k=16, n_latents=96).run("TopK", 0.1, "early")
+    for name in METHODS:
+        sae, _ = build(dataclasses.replace(run, method=name, lr=1e-3), 64)
+        assert sae.config()["init_bias"] == 0.0
+    assert build(dataclasses.replace(run, method="PAM", lr=1e-3), 64)[1].hold == 0.0
+
+
+def test_widths_are_those_of_the_data():
+    assert {name: width_of(f"{name}-3") for name in ("minilm", "small-gpt2", "google/gemma-2-2b")} == {
+        "minilm": 384, "small-gpt2": 128, "google/gemma-2-2b": 0
+    }  # fmt: skip
+    assert isinstance(llm.CENTRED, Config)
+    sparse = llm.CENTRED.run("TopK", 0.1, "early")
+    dense = dataclasses.replace(llm.CENTRED, data="small-gpt2-1").run("TopK", 0.1, "early")
+    assert "init_bias" not in dict(sparse.options)
+    assert dict(dense.options)["init_bias"] == -1.0

@@ -99,7 +99,7 @@ def test_dead_latents_come_to_fire():
     x = samples(300, dtype=torch.float64)
     fired = {}
     for name, extra in (("without", ()), ("with", (AuxK(weight=1.0, dead_after=200),))):
-        sae = make()
+        sae = make(init_bias=0.0)
         with torch.no_grad():
             sae.W_enc[:, :16] *= 0.01
             sae.b_enc[:16] = 0.01

@@ -81,7 +81,7 @@ def test_encoder_is_a_proximal_gradient_step_from_zero(u):
     (0.5 * (x - z @ W).square().sum()).backward()
     step = z.detach() - z.grad
     for activation in penalties(4, 2):
-        sae = SAE(x.shape[1], 4, activation, decoder="tied", dtype=torch.float64)
+        sae = SAE(x.shape[1], 4, activation, decoder="tied", init_bias=0.0, dtype=torch.float64)
         with torch.no_grad():
             sae.W_enc.copy_(W.T)
         best = min(

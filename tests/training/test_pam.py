@@ -202,7 +202,7 @@ def test_only_the_decoders_own_weights_are_decayed_by_the_ridge():
 def test_infinite_ridge_freezes_the_residual():
     x = samples(100)
     sae = make_sae("TopK", "tied_residual")
-    fit(sae, x, PAMSGD(ridge=math.inf), epochs=3)
+    fit(sae, x, PAMSGD(ridge=math.inf, hold=0.0), epochs=3)
     assert float(sae.residual.detach().abs().max()) == 0
     tied = make_sae("TopK", "tied")
     fit(tied, x, PAMSGD(), epochs=3)
@@ -392,7 +392,7 @@ def test_foreign_module_equals_ours():
 def test_hand_driven_loop_equals_fit():
     x = samples(96)
     driven, fitted = make_sae(decoder="tied_residual"), make_sae(decoder="tied_residual")
-    method = PAMSGD(lr=1e-2, solve_gap=1)
+    method = PAMSGD(lr=1e-2, solve_gap=1, hold=0.0)
     fit(fitted, x, method, epochs=3, batch_size=32, generator=rng(7))
     start_at_mean(driven, x)
     g = rng(7)
@@ -528,3 +528,34 @@ def test_gradient_tied_moves_the_residual_by_solves_alone():
     method.encoder_step(sae, state, x[:100])
     assert torch.equal(sae.residual, solved)
     assert not torch.equal(sae.b_dec, bias)
+
+
+@pytest.mark.parametrize(
+    ("k", "options", "fixed"),
+    [
+        (3, {}, 0.5), (2, {}, 0.0), (3, {"gradient": "encoder"}, 0.0), (3, {"gradient": "tied"}, 0.0),
+        (3, {"hold": 0.25}, 0.25), (3, {"hold": 0.0}, 0.0),
+    ],
+)  # fmt: skip
+def test_without_a_choice_dense_codes_hold_the_residual(k, options, fixed):
+    """A sixth of 16 dimensions is less than three latents."""
+    x = samples(300, d=16)
+    left, chosen = (SAE(16, 40, TopK(k), "tied_residual", generator=rng(1)) for _ in range(2))
+    fit(left, x, PAMSGD(lr=1e-2, **options), epochs=6, batch_size=64, generator=rng(2))
+    fit(chosen, x, PAMSGD(lr=1e-2, **{**options, "hold": fixed}), epochs=6, batch_size=64, generator=rng(2))
+    assert all(torch.equal(p, q) for p, q in zip(left.parameters(), chosen.parameters(), strict=True))
+
+
+def test_what_has_no_choice_of_a_hold_has_none():
+    x = samples(100)
+    for decoder in ("free", "tied"):
+        assert PAMSGD().init(make_sae(decoder=decoder), x, total_steps=9).hold == 0
+    sae = make_sae("TopK", "tied_residual")
+    assert PAMSGD().init(sae, x, total_steps=9).hold == 0.5
+    assert PAMSGD().init(sae, x).hold == 0  # no one knows when a half of it is over
+    assert PAMSGD(when=Refresh()).init(sae, x, total_steps=9).hold == 0
+    assert PAMSGD(hold="race").init(sae, x, total_steps=9, x_val=x).hold == "race"
+    assert PAMSGD().init(make_sae("ReLU", "tied_residual"), x, total_steps=9).hold == 0
+    assert PAMSGD().init(make_sae("AbsTopK", "tied_residual"), x, total_steps=9).hold == 0
+    with pytest.raises(ValueError, match="hold='half'.*auto.*race"):
+        PAMSGD(hold="half")

@@ -33,7 +33,7 @@ def solves(monkeypatch):
 def run(n, steps, m=12, batch_size=16, **options):
     x = samples(n)
     sae = SAE(8, m, TopK(3), "tied_residual", generator=rng())
-    result = fit(sae, x, PAMSGD(lr=0.01, **options), steps=steps, batch_size=batch_size, generator=0)
+    result = fit(sae, x, PAMSGD(**{"lr": 0.01, "hold": 0.0, **options}), steps=steps, batch_size=batch_size, generator=0)
     return x, sae, result
 
 
@@ -115,7 +115,7 @@ def test_a_store_is_read_in_the_same_parts(solves, tmp_path):
         writer.append(shard, torch.zeros(len(shard), 3, dtype=torch.int64))
     writer.finish()
     sae = SAE(8, 12, TopK(3), "tied_residual", generator=rng())
-    fit(sae, ActivationStore(tmp_path), PAMSGD(lr=0.01), steps=240, batch_size=16, generator=0)
+    fit(sae, ActivationStore(tmp_path), PAMSGD(lr=0.01, hold=0.0), steps=240, batch_size=16, generator=0)
     from_store = list(solves)
     solves.clear()
     run(160, 240)
@@ -146,7 +146,7 @@ def test_held_residuals_and_bias_adaptation_solve_by_the_same_schedule(solves):
     solves.clear()
     x = samples(160)
     sae = SAE(8, 12, TopK(3), "tied_residual", tie_scale=True, generator=rng())
-    fit(sae, x, BiasAdaptation(base=PAMSGD(lr=0.01)), steps=400, batch_size=16, generator=0)
+    fit(sae, x, BiasAdaptation(base=PAMSGD(lr=0.01, hold=0.0)), steps=400, batch_size=16, generator=0)
     assert [len(rows) for _, rows in solves] == [*[80] * (len(solves) - 1), 160]
     assert len(solves) > 2
 
@@ -180,9 +180,9 @@ def test_a_resumed_run_takes_the_same_parts(tmp_path):
             raise StoppedError
 
     with pytest.raises(StoppedError):
-        fit(sae, x, PAMSGD(lr=0.01), steps=240, batch_size=16, generator=0, checkpoint=path, callback=stop)
+        fit(sae, x, PAMSGD(lr=0.01, hold=0.0), steps=240, batch_size=16, generator=0, checkpoint=path, callback=stop)
     again = SAE(8, 12, TopK(3), "tied_residual", generator=rng())
-    resumed = fit(again, x, PAMSGD(lr=0.01), steps=240, batch_size=16, generator=0, checkpoint=path, resume=True)
+    resumed = fit(again, x, PAMSGD(lr=0.01, hold=0.0), steps=240, batch_size=16, generator=0, checkpoint=path, resume=True)
     assert resumed.state.solves == result.state.solves > 2
     for ours, theirs in zip(again.parameters(), straight.parameters(), strict=True):
         assert torch.equal(ours, theirs)
