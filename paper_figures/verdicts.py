@@ -132,8 +132,7 @@ def headline(*found: dict[str, Any]) -> tuple[Figure, str]:
         axes.set_title(re.sub(r"^(layer \d+) of (?:a )?(.*?) \(.*\)$", r"\2, \1", data_name(results)))
     for axes in grid.flat[: len(found)]:
         axes.tick_params(labelbottom=True)
-    for axes in grid[-1]:
-        axes.set_xlabel("FVU against the best control")
+    grid[-1][(columns - 1) // 2].set_xlabel("FVU against the best control")
     legend_below(figure, 2)
     worse = sum(v["verdict"] == "worse" for results in found for v in results["verdicts"])
     better = sum(v["verdict"] == "better" for results in found for v in results["verdicts"])
