@@ -3,6 +3,7 @@
 from splinterp.metrics.absorption import absorption, detectors
 from splinterp.metrics.bipolarity import Bipolarity, anti_parallel_share, bipolarity
 from splinterp.metrics.complexity import DescriptionLength, ErrorPredictability, description_length, error_predictability
+from splinterp.metrics.contrast import ContrastScores, contrast_scores
 from splinterp.metrics.features import FeatureMatch, match_features, mean_max_cosine
 from splinterp.metrics.jacobian import MLP, ActiveJacobian, active_jacobian
 from splinterp.metrics.quality import Evaluation, evaluate, explained_variance, firing_frequencies, frac_dead, fvu, l0
@@ -11,6 +12,7 @@ __all__ = [
     "MLP",
     "ActiveJacobian",
     "Bipolarity",
+    "ContrastScores",
     "DescriptionLength",
     "ErrorPredictability",
     "Evaluation",
@@ -19,6 +21,7 @@ __all__ = [
     "active_jacobian",
     "anti_parallel_share",
     "bipolarity",
+    "contrast_scores",
     "description_length",
     "detectors",
     "error_predictability",
