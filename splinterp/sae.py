@@ -189,7 +189,8 @@ class SAE(SparseModel):
                         "init_bias": float(init_bias), "tie_scale": tie_scale, "b_pre": b_pre}  # fmt: skip
 
     def _starts_with_few(self, activation: Activation) -> bool:
-        return self.n_latents > self.d_in and self.encoder.by_latents and is_dense(activation, self.d_in)
+        possible = self.n_latents > self.d_in and not activation.signed and self.encoder.by_latents
+        return possible and is_dense(activation, self.d_in)
 
     def _check_init_bias(self, init_bias: float, activation: Activation) -> None:
         if not math.isfinite(init_bias) or init_bias > 0:

@@ -10,7 +10,6 @@ d_in latents ends at a higher error than d_in latents do, at a twelfth far below
 
 
 def is_dense(activation: Activation | None, d_in: int) -> bool:
-    """Whether an activation makes such codes: it keeps so many latents, and none of negative scores, which a bias does not make rare."""
-    if activation is None or activation.signed:
-        return False
-    return activation.kept is not None and activation.kept >= DENSE_SHARE * d_in
+    """Whether an activation keeps so many latents; None, or one of no fixed number, does not."""
+    k = None if activation is None else activation.kept
+    return k is not None and k >= DENSE_SHARE * d_in

@@ -79,7 +79,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     hold: float | str = "auto"
     """Share of the steps for which the residual of a tied-residual decoder stays as it starts, at 0, and nothing is solved; the first
     solve after it decides by its ridge whether the residual comes in. 0: let in from the first step. "auto": 0.5 where codes keep at
-    least a sixth of d_in latents (not AbsTopK), the number of steps is known and gradients move a residual; else 0, which is best for
+    least a sixth of d_in latents, the number of steps is known and gradients move a residual; else 0, which is best for
     centred SAEs of sparser codes in all but the smallest data. Where the number of steps is unknown, any other share means until the
     first solve. "race": decided in the run, see `racing`."""
     racing: Racing = field(default=Racing())

@@ -17,7 +17,7 @@ CENTRED = dataclasses.replace(digits.CONFIG, ours=DEFAULT, options=(("b_pre", "f
 
 
 @pytest.mark.parametrize(("k", "activation", "n_latents", "start", "hold"), [
-    (16, "TopK", 96, -1.0, 0.5), (8, "TopK", 96, 0.0, 0.0), (16, "AbsTopK", 96, 0.0, 0.0), (16, "TopK", 64, 0.0, 0.5),
+    (16, "TopK", 96, -1.0, 0.5), (8, "TopK", 96, 0.0, 0.0), (16, "AbsTopK", 96, 0.0, 0.5), (16, "TopK", 64, 0.0, 0.5),
     (16, "BatchTopK", 96, -1.0, 0.5), (16, "ReLU", 96, 0.0, 0.0),
 ])  # fmt: skip
 def test_the_second_comparison_is_at_the_defaults(k, activation, n_latents, start, hold):

@@ -556,6 +556,6 @@ def test_what_has_no_choice_of_a_hold_has_none():
     assert PAMSGD(when=Refresh()).init(sae, x, total_steps=9).hold == 0
     assert PAMSGD(hold="race").init(sae, x, total_steps=9, x_val=x).hold == "race"
     assert PAMSGD().init(make_sae("ReLU", "tied_residual"), x, total_steps=9).hold == 0
-    assert PAMSGD().init(make_sae("AbsTopK", "tied_residual"), x, total_steps=9).hold == 0
+    assert PAMSGD().init(make_sae("AbsTopK", "tied_residual"), x, total_steps=9).hold == 0.5
     with pytest.raises(ValueError, match="hold='half'.*auto.*race"):
         PAMSGD(hold="half")
