@@ -69,7 +69,7 @@ def _figures() -> dict[str, tuple[Callable[..., Any], Source | tuple[Source, ...
     published = "with the published settings (AbsTopK), on"
     settings = curves.settings
     return {
-        "key_ideas": (key_ideas.key_ideas, CONTROLLED),
+        "key_ideas": (key_ideas.key_ideas, CENTRED),
         "partitions": (diagrams.partitions, COMPUTED),
         "orders": (diagrams.orders, COMPUTED),
         "plane_slice": (diagrams.plane_slice, COMPUTED),

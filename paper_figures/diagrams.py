@@ -15,7 +15,7 @@ from sklearn.cluster import KMeans
 
 from paper_figures.style import PAGE, bare
 from splinterp.geometry import Cells, PowerDiagram
-from splinterp.plotting import PALETTE, colour_groups, plot_cells
+from splinterp.plotting import plot_cells
 
 BOUNDS = (-1.0, 1.0, -1.0, 1.0)
 PLANE_BOUNDS = (-0.93, 0.93, -0.93, 0.93)
@@ -141,7 +141,7 @@ def _centroid(polygon: np.ndarray) -> np.ndarray:
 
 
 def plane_slice(_: dict[str, Any]) -> tuple[Figure, str]:
-    """A 3-D Voronoi diagram, a plane through it, and the 2-D power diagram on that plane."""
+    """A 3-D Voronoi diagram, a plane through it, and the 2-D power diagram on that plane; a number and a colour for each site."""
     rng = np.random.default_rng(8)
     sites = rng.uniform(-0.9, 0.9, (11, 3))
     origin = np.zeros(3)
@@ -149,35 +149,49 @@ def plane_slice(_: dict[str, Any]) -> tuple[Figure, str]:
     basis *= np.sign(np.diag(basis))[:, None]
     flat = PowerDiagram(sites, np.zeros(len(sites))).restrict(origin, basis)
     cells = flat.cells(PLANE_BOUNDS)
-    colours = [PALETTE[c % len(PALETTE)] for c in colour_groups(cells)]
-    figure = plt.figure(figsize=(PAGE, 3.1))
+    numbers = {int(cell.sites[0]): n for n, cell in enumerate(cells, 1)}
+    figure = plt.figure(figsize=(PAGE, 3.3))
     solid: Any = figure.add_subplot(1, 2, 1, projection="3d")
-    _draw_solid(solid, sites, origin, basis, cells, colours)
+    _draw_solid(solid, sites, origin, basis, cells, numbers)
     ax = figure.add_subplot(1, 2, 2)
-    plot_cells(cells, ax)
-    shown = sorted({int(i) for cell in cells for i in cell.sites})
-    heights = np.linalg.norm(sites - (sites - origin) @ basis.T @ basis - origin, axis=1)
+    plot_cells(cells, ax, **_site_colours(cells))
     projected = (sites - origin) @ basis.T
-    inside = [i for i in range(len(sites)) if np.abs(projected[i]).max() < 0.9]
-    for i in inside:
-        ax.plot(
-            *projected[i],
-            "o",
-            color="black",
-            markersize=2 + 4 * float(np.exp(-3 * heights[i])),
-            alpha=1.0 if i in shown else 0.35,
-        )
+    for site, number in numbers.items():
+        polygon = next(cell.polygon for cell in cells if int(cell.sites[0]) == site)
+        ax.text(*_label_at(polygon, projected), str(number), fontsize=9, ha="center", va="center", fontweight="bold")
+        if np.abs(projected[site]).max() < PLANE_BOUNDS[1]:
+            _dot(ax, projected[site], site)
+            ax.text(*(projected[site] + [0.055, 0.05]), str(number), fontsize=7, ha="center", va="center")
     _panel(ax, f"its slice: a power diagram of {len(cells)} cells")
     ax.set(xlim=PLANE_BOUNDS[:2], ylim=PLANE_BOUNDS[2:])
     return figure, (
-        f"Left: edges of the 3-D Voronoi diagram of {len(sites)} sites, cut by a plane; the coloured cells on the plane are the exact "
-        "intersections. Right: the same cells, computed as the 2-D power diagram of the sites' projections (dots; the nearer a site is to "
-        "the plane the larger) with weights minus the squared distance to the plane. Sites without a cell there are grey. Slices of a "
-        "trained SAE are made in the same way."
+        f"Left: the 3-D Voronoi diagram of {len(sites)} sites (its edges in grey) and a plane through it; the coloured cells on the plane "
+        "are the exact intersections. A thin line joins each site whose cell the plane meets to its projection on the plane. Right: the "
+        "same cells, computed as the 2-D power diagram of the projections (dots), whose weights are minus the squared distances to the "
+        f"plane. Site, projection and cell have one number and one colour; the {len(sites) - len(cells)} sites without a cell on the plane "
+        "are white. A projection may lie outside its cell, as 5 does. Slices of a trained SAE are made in the same way."
     )
 
 
-def _draw_solid(ax: Any, sites: np.ndarray, origin: np.ndarray, basis: np.ndarray, cells: Cells, colours: list[str]) -> None:
+def _label_at(polygon: np.ndarray, points: np.ndarray) -> np.ndarray:
+    """A place in a convex polygon away from its edges and from some points."""
+    weights = np.random.default_rng(0).dirichlet(np.ones(len(polygon)), 2_000)
+    places = weights @ polygon
+    edges = np.roll(polygon, -1, axis=0) - polygon
+    normals = np.stack([-edges[:, 1], edges[:, 0]], 1) / np.linalg.norm(edges, axis=1, keepdims=True)
+    to_edges = np.abs(((places[:, None] - polygon) * normals).sum(2)).min(1)
+    to_points = np.linalg.norm(places[:, None] - points, axis=2).min(1) - 0.04
+    return places[np.minimum(to_edges, to_points).argmax()]
+
+
+def _dot(ax: Any, at: np.ndarray, site: int | None) -> None:
+    colour = "white" if site is None else mpl.colormaps["Set3"](site)
+    ax.plot(*at[:, None], "o", markerfacecolor=colour, markeredgecolor="black", markeredgewidth=0.7, markersize=5)
+
+
+def _draw_solid(
+    ax: Any, sites: np.ndarray, origin: np.ndarray, basis: np.ndarray, cells: Cells, numbers: dict[int, int]
+) -> None:
     from mpl_toolkits.mplot3d.art3d import Line3DCollection, Poly3DCollection  # type: ignore[import-untyped, unused-ignore]
 
     mirrored = [sites]
@@ -192,11 +206,20 @@ def _draw_solid(ax: Any, sites: np.ndarray, origin: np.ndarray, basis: np.ndarra
         if min(a, b) < len(sites) and -1 not in ridge:
             lines |= {tuple(sorted(pair)) for pair in zip(ridge, [*ridge[1:], ridge[0]], strict=True)}
     ax.add_collection3d(
-        Line3DCollection([diagram.vertices[list(pair)] for pair in lines], colors="black", linewidths=0.45, alpha=0.5)
+        Line3DCollection([diagram.vertices[list(pair)] for pair in lines], colors="black", linewidths=0.4, alpha=0.22)
     )
     polygons = [origin + cell.polygon @ basis for cell in cells]
-    ax.add_collection3d(Poly3DCollection(polygons, facecolors=colours, edgecolors="black", linewidths=0.5, alpha=0.9))
-    ax.scatter(*sites.T, color="black", s=5, depthshade=False)
+    colours = _site_colours(cells)["facecolors"]
+    ax.add_collection3d(Poly3DCollection(polygons, facecolors=colours, edgecolors="black", linewidths=0.5, alpha=0.75))
+    for polygon, cell in zip(polygons, cells, strict=True):
+        ax.text(
+            *polygon.mean(axis=0), str(numbers[int(cell.sites[0])]), fontsize=8, fontweight="bold", ha="center", va="center"
+        )
+    for site, at in enumerate(sites):
+        _dot(ax, at, site if site in numbers else None)
+        if site in numbers:
+            foot = origin + (at - origin) @ basis.T @ basis
+            ax.plot(*np.array([at, foot]).T, color="black", linewidth=0.6, linestyle=":")
     ax.set(xlim=(-1, 1), ylim=(-1, 1), zlim=(-1, 1), xticks=[], yticks=[], zticks=[], box_aspect=(1, 1, 1))
     ax.set_title("3-D Voronoi diagram and a plane", y=1.0)
     ax.view_init(elev=24, azim=-58)

@@ -6,6 +6,7 @@ from typing import Any
 
 import numpy as np
 from matplotlib import pyplot as plt
+from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
 from experiments.compare import t_interval
@@ -75,9 +76,12 @@ def baselines(results: dict[str, Any]) -> tuple[Figure, str]:
     """Test error against parameters and against active numbers a sample, by family."""
     figure, axes = plt.subplots(1, 2, figsize=(PAGE, 3.4), sharey=True)
     widest = max(n for n, _ in results["config"]["settings"])
+    saes = [family for family in FAMILIES if "SAE" in family]
+    beside = dict(zip(saes, np.geomspace(0.62, 1.6, len(saes)), strict=True))
     for family, style in FAMILIES.items():
         rows = [row for row in results["rows"] if row["model"] == family]
         for ax, quantity in zip(axes, ("parameters", "active"), strict=True):
+            shift = beside.get(family, 1.0) if quantity == "parameters" else 1.0
             for alone in (False, True):  # smaller dictionaries stand apart from the line of the widest
                 chosen = [row for row in rows if (row.get("n_latents", widest) < widest) == alone]
                 ordered = sorted(chosen, key=lambda row: (row[quantity], np.mean(row["test_fvu"])))
@@ -86,9 +90,11 @@ def baselines(results: dict[str, Any]) -> tuple[Figure, str]:
                     alone or (quantity == "parameters" and "SAE" in family) or (quantity == "active" and family == "k-means")
                 )
                 drawn = {**style, "linestyle": "none"} if unjoined else style
-                ax.errorbar([row[quantity] for row in ordered], [m.mean for m in means], [m.half for m in means],
+                ax.errorbar([shift * row[quantity] for row in ordered], [m.mean for m in means], [m.half for m in means],
                             label=None if alone else family.replace("PAM", "PAM-SGD"), markersize=4, linewidth=0.9, elinewidth=0.5,
                             **drawn)  # fmt: skip
+    _number_of_latents(axes[0], [row for row in results["rows"] if row["model"] == "TopK SAE, PAM" and row["n_latents"] == widest],
+                       beside)  # fmt: skip
     axes[0].set(xscale="log", yscale="log", xlabel="parameters", ylabel="test FVU")
     axes[1].set(xscale="log", xlabel="active numbers a sample (indices and values)")
     legend_below(figure, 4)
@@ -97,5 +103,13 @@ def baselines(results: dict[str, Any]) -> tuple[Figure, str]:
         f"Test FVU of autoencoders fitted to {config['n_train']:,} images of {results['data']['name']} (mean and 95 % interval over "
         f"{len(config['seeds'])} seeds), against their parameters and against the numbers a sample's code consists of: k indices and "
         "k values for an SAE (2 l0 for ReLU), a region's number and its coordinates for k-means and local PCA, coordinates for PCA, "
-        "ICA and NMF. ICA spans the same subspace as PCA and has its error. Unjoined SAEs are smaller dictionaries."
+        "ICA and NMF. ICA spans the same subspace as PCA and has its error. SAEs whose points are not joined are smaller dictionaries. "
+        "In (a) the families of SAEs stand side by side about their numbers of parameters; k is that of TopK and AbsTopK at this height."
     )
+
+
+def _number_of_latents(ax: Axes, rows: list[dict[str, Any]], beside: dict[str, float]) -> None:
+    """k at the right of the SAEs that have it."""
+    at = max(beside.values()) * rows[0]["parameters"] * 1.12
+    for row in rows:
+        ax.text(at, np.mean(row["test_fvu"]), f"k = {row['k']}", fontsize=7, va="center")

@@ -109,7 +109,9 @@ def bare(axes: Axes, frame: bool) -> None:
 def lettered(figure: Figure, panels: Iterable[Axes] | None = None) -> None:
     """(a), (b), ... at the upper left of the panels (default: all that have axes), where there are several."""
     chosen = list(figure.axes if panels is None else panels)
-    chosen = [axes for axes in chosen if axes.axison and axes.get_label() != "<colorbar>"]
+    chosen = [
+        axes for axes in chosen if (axes.axison or axes.name == "3d") and axes.get_label() != "<colorbar>"
+    ]  # 3-D has axes of its own
     if 1 < len(chosen) <= 26:
         for letter, axes in zip("abcdefghijklmnopqrstuvwxyz", chosen, strict=False):
             axes.annotate(f"({letter})", (0, 1), xytext=(-4, 4), textcoords="offset points", xycoords="axes fraction", ha="right",

@@ -10,10 +10,14 @@ import torch
 
 pytest.importorskip("matplotlib", reason="needs matplotlib: pip install -e '.[plot]'")
 
+from matplotlib.path import Path
+from scipy.spatial import ConvexHull
+
 from experiments import atoms
 from experiments.geometry import Config
 from paper_figures import __main__ as figures
 from paper_figures import diagrams
+from paper_figures.style import lettered
 from splinterp.geometry import PowerDiagram
 
 
@@ -33,6 +37,26 @@ def test_the_cutting_plane_shows_the_cells_of_space():
     flat = PowerDiagram(space, np.zeros(30)).restrict(np.zeros(3), basis)
     nearest = ((y @ basis)[:, None] - space[None]).__pow__(2).sum(2).argmin(1)
     assert np.array_equal(np.asarray(flat.assign(y)).ravel(), nearest)
+
+
+def test_a_cell_s_number_stands_inside_it_away_from_points():
+    for seed in range(20):
+        rng = np.random.default_rng(seed)
+        corners = rng.uniform(-1, 1, (12, 2))
+        polygon = corners[ConvexHull(corners).vertices]
+        points = rng.uniform(-1, 1, (3, 2))
+        at = diagrams._label_at(polygon, points)
+        assert Path(polygon).contains_point(at)
+        assert np.linalg.norm(points - at, axis=1).min() > 0.1
+
+
+def test_panels_in_three_dimensions_have_letters():
+    figure, _ = diagrams.plane_slice({})
+    lettered(figure)
+    assert [[text.get_text() for text in axes.texts if text.get_text().startswith("(")] for axes in figure.axes] == [
+        ["(a)"],
+        ["(b)"],
+    ]
 
 
 def test_images_survive_packing():
