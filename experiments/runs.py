@@ -241,8 +241,8 @@ def is_dense_run(run: Run) -> bool:
 
 def start_of(run: Run) -> tuple[tuple[str, Any], ...]:
     """What an SAE made with no `init_bias` would have, as an option of the run; none where that is 0."""
-    signed = getattr(splinterp, run.activation).signed
-    few = is_dense_run(run) and not signed and run.n_latents > width_of(run.data)
+    activation = getattr(splinterp, run.activation)
+    few = is_dense_run(run) and activation.competes and not activation.signed and run.n_latents > width_of(run.data)
     return (("init_bias", FEW_LATENTS),) if few else ()
 
 

@@ -244,6 +244,9 @@ class SparseModel(nn.Module):
     def project(self) -> None:
         """Called after every gradient step: put parameters back into the sets that they must be in."""
 
+    def start_in_units(self, rms: float) -> None:
+        """Called before training on samples whose entries deviate by the order of `rms`: the place to adapt a start that is meant for 1."""
+
     def calibrate(self, x: Any) -> Any:
         """Set what inference needs and gradients do not train, from training samples x (n, d_in)."""
 

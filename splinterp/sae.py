@@ -21,7 +21,7 @@ from splinterp._random import as_generator
 from splinterp._read_only import read_only
 from splinterp._registry import register
 from splinterp._typing import ArrayLike, Float, Tensor
-from splinterp.activations import Activation, GroupedActs, RowTop, TopActs
+from splinterp.activations import Activation, BlockTopK, GroupedActs, RowTop, TopActs
 from splinterp.activations._dense import is_dense
 from splinterp.activations._gradients import sparse_gradients
 from splinterp.activations.base import as_activation
@@ -78,7 +78,8 @@ class SAE(SparseModel):
         init_dec: start of a free W_dec: "transpose" (W_enc.T) or "random" (0.01 N(0, 1)).
         init_bias: start of b_enc for all latents but the first d_in, in units of scores (their standard deviation is about 1 at the
             start for samples of variance 1). Below 0, these are rare at first and d_in latents do most of the coding. None: -1 where the
-            activation keeps at least a sixth of d_in latents, has no negative codes, and there are more latents than d_in; else 0. With
+            activation keeps at least a sixth of d_in latents, all of which compete (TopK, BatchTopK), and
+            there are more latents than d_in (for samples of other units than 1 `fit` multiplies it by these); else 0. With
             so many active latents a random overcomplete dictionary may never become as good as one of d_in latents.
         tie_scale: trained output scale of each latent, for the tied kinds.
         b_pre: the encoder's input centre, which starts at 0 and which `fit` sets to the training mean, so that a shift of the data
@@ -155,8 +156,9 @@ class SAE(SparseModel):
                 f"all {n_latents}: use decoder='free'"
             )
         W_enc = std * torch.randn(d_in, columns, generator=g)
+        self._few_by_default = init_bias is None and self._starts_with_few(activation)
         if init_bias is None:
-            init_bias = FEW_LATENTS if self._starts_with_few(activation) else 0.0
+            init_bias = FEW_LATENTS if self._few_by_default else 0.0
         elif init_bias:
             self._check_init_bias(init_bias, activation)
         b_enc = torch.zeros(columns)
@@ -189,8 +191,14 @@ class SAE(SparseModel):
                         "init_bias": float(init_bias), "tie_scale": tie_scale, "b_pre": b_pre}  # fmt: skip
 
     def _starts_with_few(self, activation: Activation) -> bool:
-        possible = self.n_latents > self.d_in and not activation.signed and self.encoder.by_latents
-        return possible and is_dense(activation, self.d_in)
+        competes = activation.competes and not activation.signed
+        return self.n_latents > self.d_in and competes and self.encoder.by_latents and is_dense(activation, self.d_in)
+
+    @torch.no_grad()
+    def start_in_units(self, rms: float) -> None:
+        few = self.b_enc[self.d_in :]
+        if self._few_by_default and bool((few == FEW_LATENTS).all()):
+            few.mul_(rms)
 
     def _check_init_bias(self, init_bias: float, activation: Activation) -> None:
         if not math.isfinite(init_bias) or init_bias > 0:
@@ -204,6 +212,15 @@ class SAE(SparseModel):
             raise ValueError(
                 f"init_bias={init_bias!r} makes no latent rare under {type(activation).__name__}, which keeps negative scores too: leave "
                 "it out"
+            )
+        if activation.fixes_frequencies:
+            raise ValueError(
+                f"init_bias={init_bias!r} makes no latent rare under {type(activation).__name__}, which fixes how often each fires: "
+                "leave it out"
+            )
+        if isinstance(activation, BlockTopK) and activation.blocks > 1:
+            raise ValueError(
+                f"init_bias={init_bias!r} would silence whole blocks of {activation}, which choose their latents apart: leave it out"
             )
         if not self.encoder.by_latents:
             raise ValueError(

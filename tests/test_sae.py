@@ -8,8 +8,10 @@ import pytest
 import torch
 
 from splinterp import PAMSGD, SAE, SGD, AbsTopK, BatchTopK, JumpReLU, ReLU, TopK, fit
+from splinterp.activations import BlockTopK, FeatureChoice
 from splinterp.data import Standardizer
 from splinterp.encoders import Kronecker
+from splinterp.training import start_at_mean
 from tests.helpers import ACTIVATIONS, DECODERS, make_sae, rng, samples
 
 
@@ -160,12 +162,44 @@ def test_input_errors_say_what_to_do():
         ({"init_bias": -math.inf}, "init_bias=-inf must be a finite number"),
         ({"init_bias": -1.0, "m": 8}, "after the first d_in=8, and there are 8 in all: leave it out"),
         ({"init_bias": -1.0, "activation": "AbsTopK"}, "makes no latent rare under AbsTopK"),
+        ({"init_bias": -1.0, "activation": "FeatureChoice"}, "makes no latent rare under FeatureChoice, which fixes how often"),
         ({"init_bias": -1.0, "m": 12, "encoder": Kronecker(2, 2, 3)}, "Kronecker has no b_enc for each"),
     ],
 )
 def test_constructor_errors(options, message):
     with pytest.raises(ValueError, match=message):
         make_sae(**options)
+
+
+def test_blocks_that_choose_apart_start_alike():
+    with pytest.raises(ValueError, match="would silence whole blocks"):
+        SAE(8, 32, BlockTopK(4, 2), init_bias=-1.0)
+    x = samples(400)
+    sae = SAE(8, 32, BlockTopK(8, 4), "tied", generator=0)
+    fit(sae, x, SGD(lr=1e-2), epochs=3, generator=0)
+    assert bool((sae.encode(x).unflatten(1, (4, 8)) != 0).any(2).any(0).all())
+
+
+def test_the_start_of_dense_codes_goes_by_the_units_of_the_samples():
+    x = samples(2_000, d=8)
+    found = {}
+    for unit in (0.02, 1.0, 50.0):
+        sae = SAE(8, 64, TopK(3), "tied", generator=0)
+        data = (x - x.mean(0)) / x.std() * unit
+        start_at_mean(sae, data)
+        found[unit] = (sae.b_enc[8:] / unit).detach(), (sae.encode(data) != 0)
+    ours = found[1.0][1].float().mean(0)
+    for bias, fires in found.values():
+        assert float((bias + 1).abs().max()) < 0.4  # the median's order of deviations, and none where it is near 1
+        assert float((fires.float().mean(0) - ours).abs().mean()) < 0.04
+    given = SAE(8, 64, TopK(3), "tied", generator=0, init_bias=-1.0)  # what is asked for is done
+    start_at_mean(given, 0.02 * x)
+    assert bool((given.b_enc[8:] == -1).all())
+    moved = SAE(8, 64, TopK(3), "tied", generator=0)
+    with torch.no_grad():
+        moved.b_enc[20] = 0.3  # has been trained, say
+    start_at_mean(moved, 0.02 * x)
+    assert float(moved.b_enc.detach()[21]) == -1
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
@@ -212,7 +246,8 @@ def test_a_start_with_few_latents_is_saved_and_trained_from(tmp_path):
         (64, 128, TopK(11), {}, True), (64, 128, TopK(10), {}, False), (64, 128, BatchTopK(16), {}, True),
         (64, 64, TopK(11), {}, False), (64, 65, TopK(11), {}, True), (64, 128, AbsTopK(32), {}, False), (64, 128, ReLU(), {}, False),
         (64, 128, JumpReLU(), {}, False), (64, 128, TopK(11), {"init_bias": 0.0}, False),
-        (8, 12, TopK(3), {"encoder": Kronecker(2, 2, 3)}, False),
+        (8, 12, TopK(3), {"encoder": Kronecker(2, 2, 3)}, False), (64, 128, BlockTopK(32, 2), {}, False),
+        (64, 128, FeatureChoice(16), {}, False),
     ],
 )  # fmt: skip
 def test_dense_codes_start_with_few_latents(d_in, n_latents, activation, options, few):

@@ -81,7 +81,8 @@ class Activation(nn.Module):
     and loaded (where its class is imported). It says what it can do by class attributes: `allows_l1` / `allows_l0`, which sparsity
     penalty of the training methods it can take; `signed`, whether codes can be negative; `couples_samples`, whether a sample's code
     depends on the others of its batch (assumed of a subclass that does not say, so that its batches are never joined or shared);
-    `by_own_score`, whether a latent fires by its own score alone; `fixes_frequencies`, whether it says how often each latent fires.
+    `by_own_score`, whether a latent fires by its own score alone; `fixes_frequencies`, whether it says how often each latent fires;
+    `competes`, whether all latents compete for a fixed number of places, so that a bias below the others' makes a latent rare.
     """
 
     allows_l1: ClassVar[bool] = False
@@ -90,6 +91,7 @@ class Activation(nn.Module):
     couples_samples: ClassVar[bool] = True
     by_own_score: ClassVar[bool] = False
     fixes_frequencies: ClassVar[bool] = False
+    competes: ClassVar[bool] = False
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -24,6 +24,7 @@ class BatchTopK(_FixedCount):
     """
 
     couples_samples = True
+    competes = True
     threshold: Tensor
 
     def __init__(self, k: int) -> None:

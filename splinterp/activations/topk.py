@@ -116,6 +116,7 @@ class TopK(RowTop):
     """
 
     couples_samples = False
+    competes = True
 
     def select(self, pre_acts: Float[Tensor, "n n_latents"]) -> Int[Tensor, "n k"]:
         return select_largest(pre_acts, self.k)
@@ -142,6 +143,7 @@ class AbsTopK(RowTop):
 
     signed = True
     couples_samples = False
+    competes = True
 
     def select(self, pre_acts: Float[Tensor, "n n_latents"]) -> Int[Tensor, "n k"]:
         return select_largest(pre_acts, self.k, magnitude=True)

@@ -23,19 +23,20 @@ CALLER = 4
 
 def inspect(
     model: SparseModel, data: Tensor | ActivationStore, x_val: Tensor | ActivationStore | None, looked_at: int
-) -> Tensor:
-    """The mean (d_in,) of training samples, float64. Warns of units, outliers and offsets; `looked_at` of them are evaluated.
+) -> tuple[Tensor, float]:
+    """The mean (d_in,) of training samples, float64, and the order of their entries' deviations. Warns of units, outliers and offsets;
+    `looked_at` of them are evaluated.
 
     Raises ValueError for entries that are not finite, squares beyond the dtype's range, and rows that are all equal.
     """
     mean = mean_of(data)
     norms, deviations = _norms(data, mean)
-    check_scale(deviations, data.shape[1], model.b_dec.dtype)
+    rms = check_scale(deviations, data.shape[1], model.b_dec.dtype)
     warn_outliers(norms)
     _check_varies(data[:looked_at], x_val, len(data))
     if model.center is None:
         _warn_offset(mean, deviations)
-    return mean
+    return mean, rms
 
 
 def varies(parts: Iterable[Tensor]) -> bool:
@@ -52,9 +53,9 @@ USUAL_SCALE = 3e-3, 1e3
 """Root mean squares of entries between which step sizes, start and Adam's eps mean what they are tuned for."""
 
 
-def check_scale(deviations: Tensor, d_in: int, dtype: torch.dtype) -> None:
-    """Raise ValueError if squares of typical deviations from the mean, of these norms (n,), leave the dtype's range; warn if the data
-    are in units that the defaults of training are not meant for."""
+def check_scale(deviations: Tensor, d_in: int, dtype: torch.dtype) -> float:
+    """The order of the entries' deviations from the mean, whose norms are (n,). Raises ValueError if their squares leave the dtype's range;
+    warns if the data are in units that the defaults of training are not meant for."""
     rms = float(deviations.median()) / math.sqrt(d_in)
     range_of, advice = torch.finfo(dtype), "standardise them first (splinterp.data.Standardizer)"
     if 0 < rms < math.sqrt(range_of.tiny) * 1e3 or rms > math.sqrt(range_of.max) * 1e-3:
@@ -65,6 +66,7 @@ def check_scale(deviations: Tensor, d_in: int, dtype: torch.dtype) -> None:
             f"entries of x vary by the order of {rms:.2g}: step sizes, the start and Adam's eps are for data of order 1; {advice}",
             stacklevel=CALLER,
         )
+    return rms
 
 
 def warn_outliers(norms: Tensor) -> None:
@@ -125,20 +127,25 @@ def mean_of(data: Tensor | ActivationStore) -> Tensor:
 
 
 def start_at_mean(sae: SAELike, x: ArrayLike | ActivationStore) -> None:
-    """Set b_dec, and the input centre b_pre where there is one, to the mean of training samples x (N, d_in); frozen parameters stay.
+    """Set b_dec, and the input centre b_pre where there is one, to the mean of training samples x (N, d_in); frozen parameters stay. The
+    start that an SAE of dense codes has by default (`SAE`, `init_bias`) is brought into the units of x.
 
     `fit` begins with it; a loop of one's own should too: without it a mean that is large beside the deviations kills latents.
 
     Raises:
         TypeError, ValueError: samples that do not fit.
     """
-    start_at(sae, mean_of(training_data(as_model(sae), x)))
+    data = training_data(as_model(sae), x)
+    mean = mean_of(data)
+    start_at(sae, mean, float(_norms(data, mean)[1].median()) / math.sqrt(data.shape[1]))
 
 
 @torch.no_grad()
-def start_at(sae: SAELike, mean: Tensor) -> None:
-    """`start_at_mean` for a mean that is known."""
+def start_at(sae: SAELike, mean: Tensor, rms: float) -> None:
+    """`start_at_mean` for a mean, and an order of the entries' deviations, that are known."""
     model = as_model(sae)
+    if not 0.5 <= rms <= 2:  # nearer to 1 it is as good, and reported runs are reproduced
+        model.start_in_units(rms)
     for center, own in ((sae.b_dec, model.target(mean)), (model.center, model.inputs(mean))):
         if center is not None and (
             center.requires_grad or not isinstance(center, torch.nn.Parameter)
