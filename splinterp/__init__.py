@@ -5,6 +5,7 @@ from typing import Any
 
 from splinterp.activations import AbsTopK, BatchTopK, JumpReLU, ReLU, TopActs, TopK
 from splinterp.archetypal import ArchetypalSAE
+from splinterp.jacobian_sae import JacobianSAE
 from splinterp.sae import SAE, SAEOutput
 from splinterp.training import PAMSGD, SGD, BiasAdaptation, DivergenceError, FitResult, fit
 from splinterp.transcoder import Transcoder, paired
@@ -21,6 +22,7 @@ __all__ = [
     "BiasAdaptation",
     "DivergenceError",
     "FitResult",
+    "JacobianSAE",
     "JumpReLU",
     "ReLU",
     "SAEOutput",

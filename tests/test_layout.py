@@ -15,6 +15,7 @@ ORDER = [
     "aliases",
     "training",
     "losses",
+    "jacobian_sae",
     "language",
     "metrics",
     "interop",

@@ -5,6 +5,7 @@ from splinterp.losses.dead_latents import AuxK
 from splinterp.losses.forward import Forward
 from splinterp.losses.gate import GateError, GateL1, GateReconstruction
 from splinterp.losses.hierarchical import HierarchicalTopK
+from splinterp.losses.jacobian import JacobianL1
 from splinterp.losses.matryoshka import Matryoshka, RandomMatryoshka
 from splinterp.losses.orthogonality import OrtSAE
 from splinterp.losses.penalties import GaussianPrior, NormMatch, PAnneal, PreActs
@@ -23,6 +24,7 @@ __all__ = [
     "GateReconstruction",
     "GaussianPrior",
     "HierarchicalTopK",
+    "JacobianL1",
     "Matryoshka",
     "Mutual",
     "NormMatch",

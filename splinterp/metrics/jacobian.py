@@ -54,14 +54,20 @@ def active_jacobian(first: SAE, mlp: MLP, second: SAE, x: ArrayLike) -> ActiveJa
     x = as_samples(x, first.d_in, dtype=first.W_enc.dtype, device=first.W_enc.device)
     x_hat, code = first.reconstruct(x)
     hidden = x_hat @ mlp.W_in + mlp.b_in
-    with torch.enable_grad():
-        at = hidden if hidden.requires_grad else hidden.detach().requires_grad_()
-        out = mlp.activation(at)
-        slope = torch.autograd.grad(out.sum(), at, create_graph=hidden.requires_grad)[0]
-    after = second.encode_top(out.to(hidden) @ mlp.W_out + mlp.b_out)
+    out, slope = with_slope(mlp.activation, hidden)
+    after = second.encode_top(out @ mlp.W_out + mlp.b_out)
     into = first.decoder_rows()[code.top_indices] @ mlp.W_in  # (n, k1, width)
     onward = mlp.W_out @ second.W_enc  # (width, n_latents)
     values = (into * slope[:, None]) @ onward[:, after.top_indices].permute(1, 0, 2)
     silent = after.top_acts == 0 if not second.activation.signed else torch.zeros_like(after.top_acts, dtype=torch.bool)
     values = torch.where(silent[:, None], 0.0, values)
     return ActiveJacobian(values, code.top_indices, after.top_indices)
+
+
+def with_slope(activation: Callable[[Tensor], Tensor], hidden: Tensor) -> tuple[Tensor, Tensor]:
+    """An entrywise activation of `hidden` and its derivative, both differentiable where `hidden` is."""
+    with torch.enable_grad():
+        at = hidden if hidden.requires_grad else hidden.detach().requires_grad_()
+        out = activation(at)
+        slope = torch.autograd.grad(out.sum(), at, create_graph=hidden.requires_grad)[0]
+    return out if hidden.requires_grad else out.detach(), slope
