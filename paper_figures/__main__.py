@@ -25,7 +25,7 @@ CENTRED_LLM_4 = ("llm-minilm-4-centred.json",
 GPT2 = tuple(
     (f"llm-small-gpt2-{layer}-centred.json",
      f"python -m experiments llm --preset centred --parts sizes --model small-gpt2 --layer {layer} --pool 72000 --data-dir FOLDER --jobs 2")
-    for layer in (1, 2, 3)
+    for layer in (1, 2, 3, 4)
 )  # fmt: skip
 HEADLINE = (CENTRED, CENTRED_LLM_4, CENTRED_LLM, *GPT2)
 """Several files: the figure is of all of them."""

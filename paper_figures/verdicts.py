@@ -117,22 +117,26 @@ def headline(*found: dict[str, Any]) -> tuple[Figure, str]:
     """Every cell of the second comparison: a panel for each data set, both activations in it."""
     cells = [sorted({(v["budget"], v["n_train"]) for v in results["verdicts"]}) for results in found]
     low, high = _spread([v["log_ratio"] for results in found for v in results["verdicts"]])
-    columns = 3 if len(found) > 4 else 2
+    columns = 4 if len(found) > 6 else 3 if len(found) > 4 else 2
     lines = math.ceil(len(found) / columns)
     figure, grid = plt.subplots(lines, columns, figsize=(PAGE, 0.6 + 2.0 * lines), squeeze=False, sharex=True)
     for axes in grid.flat[len(found) :]:
         axes.set_visible(False)
-    for axes, results, own in zip(grid.flat, found, cells, strict=False):
+    for place, (axes, results, own) in enumerate(zip(grid.flat, found, cells, strict=False)):
         axes.axvspan(1.03 * low, 0, color="#009E73", alpha=0.08, linewidth=0)
         for v in sorted(results["verdicts"], key=lambda v: ORDER.index(v["activation"])):
             style = ACTIVATION_STYLES[v["activation"]]
             y = own.index((v["budget"], v["n_train"])) + (-0.22 if v["activation"] == "TopK" else 0.22)
             draw_ratio(axes, y, v["log_ratio"], LIMIT, style, v["activation"])
         ratio_axes(axes, [f"{n:,} {unit(results)}, {budget}" for budget, n in own], high, (-12, 0, 12), low)
-        axes.set_title(re.sub(r"^(layer \d+) of (?:a )?(.*?) \(.*\)$", r"\2, \1", data_name(results)))
+        if place % columns and own == cells[place - 1] and unit(results) == unit(found[place - 1]):
+            axes.tick_params(labelleft=False)  # those of its neighbour
+        axes.set_title(
+            re.sub(r"^(layer \d+) of (?:a )?(.*?) \(.*\)$", r"\2, \1", data_name(results)).replace("small GPT-2", "GPT-2")
+        )
     for axes in grid.flat[: len(found)]:
         axes.tick_params(labelbottom=True)
-    grid[-1][(columns - 1) // 2].set_xlabel("FVU against the best control")
+    grid[-1][min(columns, len(found) - columns * (lines - 1)) // 2].set_xlabel("FVU against the best control")
     legend_below(figure, 2)
     worse = sum(v["verdict"] == "worse" for results in found for v in results["verdicts"])
     better = sum(v["verdict"] == "better" for results in found for v in results["verdicts"])
@@ -141,5 +145,6 @@ def headline(*found: dict[str, Any]) -> tuple[Figure, str]:
         "PAM-SGD at its defaults against the best of four SGD controls, each with its own step size chosen on validation data from the "
         "same number of trials: paired ratio of test FVU, mean and 95 % t interval over four seeds. Left of the line PAM-SGD has the lower "
         f"error: better in {better} of {total} cells, worse in {worse}. Early: ten epochs on images, four on tokens, the model at the "
-        "end; long: at least 2,000 steps, the checkpoint of lowest validation FVU. An arrow lies outside the axis."
+        "end; long: at least 2,000 steps, the checkpoint of lowest validation FVU. An arrow lies outside the axis. GPT-2: "
+        "a small one, of 128 dimensions, trained on Python's documentation."
     )
