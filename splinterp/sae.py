@@ -17,6 +17,7 @@ from torch import nn
 
 from splinterp._atomic import current, locked
 from splinterp._checks import as_samples, one_of, whole
+from splinterp._meant import answers
 from splinterp._random import as_generator
 from splinterp._read_only import read_only
 from splinterp._registry import register
@@ -33,6 +34,15 @@ from splinterp.sparse_kernels import autocast_dtype, decode_nested, decode_spars
 if TYPE_CHECKING:
     from splinterp.data.standardizer import Standardizer
 
+OTHERS = {
+    **dict.fromkeys(("d_sae", "dict_size", "d_hidden", "d_dict", "nb_concepts", "num_latents", "n_features"), "n_latents"),
+    **dict.fromkeys(("d_model", "activation_dim", "input_dim", "input_shape"), "d_in"),
+    **dict.fromkeys(("activation_fn", "nonlinearity", "architecture"), "activation, such as TopK(k=32)"),
+    **dict.fromkeys(("k", "top_k", "topk"), "activation=TopK(k=...)"), "threshold": "activation=JumpReLU(threshold=...)",
+    **dict.fromkeys(("seed", "random_state", "rng"), "generator"), "tied": "decoder='tied'",
+    "apply_b_dec_to_input": "b_pre", "normalize_decoder": "SGD(unit_norm_decoder=True)",
+}  # fmt: skip
+"""What some options are called elsewhere, and what takes their place."""
 DECODERS = ("free", "tied", "tied_residual")
 FEW_LATENTS = -1.0
 """`init_bias` where it is not given and codes are dense."""
@@ -112,6 +122,7 @@ class SAE(SparseModel):
     about: dict[str, Any]
     """What it is of (model, layer, site, standardizer, training), as `save` wrote it; {} where nothing was said."""
 
+    @answers(OTHERS)
     def __init__(
         self,
         d_in: int,

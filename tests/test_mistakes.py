@@ -42,6 +42,14 @@ ACTIVATIONS = {
 }  # fmt: skip
 CASES = {
     **{f"SAE(8, 64, {given})": ("TypeError", advice) for given, advice in ACTIVATIONS.items()},
+    "SAE(d_in=8, d_sae=16, activation=TopK(2))": ("TypeError", "did you mean n_latents?"),
+    "SAE(d_model=8, n_latents=16, activation=TopK(2))": ("TypeError", "did you mean d_in?"),
+    "SAE(8, 16, k=2)": ("TypeError", "did you mean activation=TopK(k=...)?"),
+    "SAE(8, 16, TopK(2), inti='unit')": ("TypeError", "SAE has no option inti: did you mean init?"),
+    "SAE(8, 16, TopK(2), xyzzy=1)": ("TypeError", "it has activation, b_pre"),
+    "Transcoder(8, 16, TopK(2), d_out=4, seed=1)": ("TypeError", "Transcoder has no option seed: did you mean generator?"),
+    "SAE(8, 16)": ("TypeError", "activation"),
+    "list(__import__('inspect').signature(SAE).parameters)[:3]": ("", "['d_in', 'n_latents', 'activation']"),
     "fit(make(), X, PAMSGD, epochs=1)": ("TypeError", "PAMSGD()"),
     "fit(make(), X, SGD, epochs=1)": ("TypeError", "SGD()"),
     "fit(make(), X, 'sgd', epochs=1)": ("TypeError", "SGD(lr=1e-3)"),

@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
-import difflib
 import inspect
 from abc import ABCMeta
 from typing import Any, ClassVar
+
+from splinterp._meant import meant
 
 OTHERS = {
     "learning_rate": "lr",
@@ -39,12 +40,8 @@ class Named(ABCMeta):
             known = {parameter.name for parameter in own} | set(cls.shorthands)
             if values:
                 raise TypeError(f"{cls.__name__} takes options by name: {cls.__name__}(lr={values[0]!r}), say")
+            others = {other: ours for other, ours in OTHERS.items() if ours in known}
             for name in options:
                 if name not in known:
-                    raise TypeError(f"{cls.__name__} has no option {name}{_meant(name, known)}")
+                    raise TypeError(f"{cls.__name__} has no option {name}{meant(name, known, others)}")
         return super().__call__(*values, **options)
-
-
-def _meant(name: str, known: set[str]) -> str:
-    found = [OTHERS[name]] if OTHERS.get(name) in known else difflib.get_close_matches(name, sorted(known), n=1)
-    return f": did you mean {found[0]}?" if found else f"; it has {', '.join(sorted(known))}"
