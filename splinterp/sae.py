@@ -40,7 +40,7 @@ OTHERS = {
     **dict.fromkeys(("activation_fn", "nonlinearity", "architecture"), "activation, such as TopK(k=32)"),
     **dict.fromkeys(("k", "top_k", "topk"), "activation=TopK(k=...)"), "threshold": "activation=JumpReLU(threshold=...)",
     **dict.fromkeys(("seed", "random_state", "rng"), "generator"), "tied": "decoder='tied'",
-    "apply_b_dec_to_input": "b_pre", "normalize_decoder": "SGD(unit_norm_decoder=True)",
+    "apply_b_dec_to_input": "b_pre",
 }  # fmt: skip
 """What some options are called elsewhere, and what takes their place."""
 DECODERS = ("free", "tied", "tied_residual")
