@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -9,19 +10,18 @@ from typing import Any
 import torch
 from torch.nn import functional as F
 
-from splinterp._checks import whole
+from splinterp._checks import as_samples, whole
 from splinterp._random import as_generator
 from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.activations import Activation, BlockTopK, TopActs, TopK
-from splinterp.decoder import DecoderStats, solve_by_gcv
+from splinterp.decoder import DecoderStats, solve_by_gcv, solve_decoder
 from splinterp.metrics.jacobian import MLP, ActiveJacobian, with_slope
 from splinterp.protocol import Block, Code
 from splinterp.sae import SAE
 from splinterp.transcoder import paired
 
-gelu_tanh = partial(F.gelu, approximate="tanh")
-ENTRYWISE: dict[str, tuple[Callable[[Tensor], Tensor], ...]] = {
-    "gelu": (F.gelu,), "gelu_tanh": (gelu_tanh,), "relu": (F.relu, torch.relu), "silu": (F.silu,), "tanh": (torch.tanh, F.tanh),
+ENTRYWISE: dict[str, Callable[[Tensor], Tensor]] = {
+    "gelu": F.gelu, "gelu_tanh": partial(F.gelu, approximate="tanh"), "relu": torch.relu, "silu": F.silu, "tanh": torch.tanh,
 }  # fmt: skip
 """Activations that an MLP may have, by the name that a file keeps."""
 
@@ -32,10 +32,10 @@ class JacobianSAE(SAE):
         samples (x, y) with y = mlp(x),    latents 0 to n_latents / 2 - 1 encode and decode x alone, the others y alone
 
     With `losses.JacobianL1` they are drawn to dictionaries between which the MLP acts sparsely; without it they are two SAEs side by
-    side, which share a step size and a loss. Everything that trains, evaluates, saves or resumes an SAE does so here, on
-    `JacobianSAE.samples(x)`; an exact solve solves for both decoders (one ridge, by
-    cross-validation, which counts every latent for all columns and so is on the careful side). `halves` gives two plain
-    SAEs. Source: Jacobian sparse autoencoders, arXiv 2502.18147 (JSAE), with free decoders and n_latents / 2 = 32 d_in.
+    side, which share a step size and a loss. What trains, evaluates, saves or resumes an SAE does so here, on `JacobianSAE.samples(x)`,
+    but for readouts, races, resampling and ridges by held-out samples: an exact solve is of both decoders, with one ridge by
+    cross-validation, which counts every latent for all columns and so is on the careful side. `halves` gives two plain SAEs. Source:
+    Jacobian sparse autoencoders, arXiv 2502.18147 (JSAE), with free decoders and n_latents / 2 = 32 d_in.
 
     Args:
         d_in: d_before + d_after, the widths of x and y together.
@@ -43,7 +43,8 @@ class JacobianSAE(SAE):
         activation: `BlockTopK(k, 2)`: k / 2 latents of each block.
         decoder, b_pre, dtype, device, generator: as of `SAE`.
         mlp: between x and y, in the units of the samples: a standardised x needs the standardizer's map in W_in and b_in. It is
-            kept and saved with the SAE, and not trained. Its activation is one of gelu, gelu_tanh, relu, silu, tanh.
+            kept and saved with the SAE, and not trained. Its activation is one of gelu, gelu_tanh, relu, silu, tanh, as a function of
+            PyTorch, a module, or by that name.
 
     Raises:
         TypeError: another activation than BlockTopK of 2 blocks, an MLP's that is none of those.
@@ -68,7 +69,11 @@ class JacobianSAE(SAE):
     ) -> None:  # fmt: skip
         if not isinstance(activation, BlockTopK) or activation.blocks != 2:
             raise TypeError(f"activation={activation}: the latents of x and of y are chosen apart: pass BlockTopK(k, 2)")
+        if not isinstance(mlp, dict | MLP):
+            raise TypeError(f"mlp is a {type(mlp).__name__}: pass splinterp.metrics.MLP(W_in, b_in, W_out, b_out, activation)")
         sizes = mlp if isinstance(mlp, dict) else _sizes(mlp)
+        if sizes.get("activation") not in ENTRYWISE:
+            raise ValueError(f"activation={sizes.get('activation')!r} of the MLP is none of {', '.join(ENTRYWISE)}")
         if sizes["d_before"] + sizes["d_after"] != d_in:
             raise ValueError(
                 f"d_in={d_in} is not the MLP's {sizes['d_before']} + {sizes['d_after']}, its inputs and outputs side by side"
@@ -100,11 +105,11 @@ class JacobianSAE(SAE):
     @property
     def mlp(self) -> MLP:
         """What is between, with its activation."""
-        return MLP(self.mlp_W_in, self.mlp_b_in, self.mlp_W_out, self.mlp_b_out, ENTRYWISE[self._sizes["activation"]][0])
+        return MLP(self.mlp_W_in, self.mlp_b_in, self.mlp_W_out, self.mlp_b_out, ENTRYWISE[self._sizes["activation"]])
 
     def samples(self, x: ArrayLike) -> Float[Tensor, "n d_in"]:
-        """Inputs (n, d_before) of the MLP with its outputs beside them."""
-        x = torch.as_tensor(x)
+        """Inputs (n, d_before) of the MLP with its outputs beside them. Raises TypeError, ValueError: input that does not fit."""
+        x = as_samples(x, self.d_before)
         with torch.no_grad():
             return paired(x, self.mlp(x.to(self.W_enc)))
 
@@ -114,7 +119,8 @@ class JacobianSAE(SAE):
         for rows, latents in self._blocks():
             n_latents, d_in = latents.stop - latents.start, rows.stop - rows.start
             b_pre = "fixed" if self.b_pre is not None else False
-            half = SAE(d_in, n_latents, TopK(self._each), "free", b_pre=b_pre, dtype=self.W_enc.dtype, device=self.W_enc.device)
+            half = SAE(d_in, n_latents, TopK(self._each), "free", b_pre=b_pre, init_bias=0.0, dtype=self.W_enc.dtype,
+                       device=self.W_enc.device, generator=0)  # fmt: skip
             with torch.no_grad():
                 half.W_enc.copy_(self.W_enc[rows, latents])
                 half.b_enc.copy_(self.b_enc[latents])
@@ -134,8 +140,9 @@ class JacobianSAE(SAE):
         """
         (into, first), (outof, second) = self._blocks()
         code = self.code(x) if code is None else code
-        if isinstance(code, TopActs):  # block by block
-            acts, before = code.top_acts[:, : self._each], code.top_indices[:, : self._each]
+        if isinstance(code, TopActs):  # in whatever order
+            order = (code.top_indices >= first.stop).sort(dim=1, stable=True).indices[:, : self._each]
+            acts, before = code.top_acts.gather(1, order), code.top_indices.gather(1, order)
         else:
             acts, before = code[:, first].topk(self._each, dim=1)
         rows = self.decoder_rows()[first, into]
@@ -164,11 +171,19 @@ class JacobianSAE(SAE):
     @torch.no_grad()
     def project(self) -> None:
         """Zeros outside the two blocks."""
+        self._cut(self.W_enc.T, self.W_dec if self.decoder == "free" else self.residual)
+
+    def project_gradients(self) -> None:
+        """Zeros outside the two blocks, so that clipping and Muon see the blocks alone."""
+        owner = self.W_dec if self.decoder == "free" else self.residual
+        self._cut(None if self.W_enc.grad is None else self.W_enc.grad.T, None if owner is None else owner.grad)
+
+    def _cut(self, *weights: Tensor | None) -> None:
         (into, first), (outof, second) = self._blocks()
-        for weights in (self.W_enc.T, self.W_dec if self.decoder == "free" else self.residual):
-            if weights is not None:
-                weights[first, outof] = 0.0
-                weights[second, into] = 0.0
+        for rows in weights:
+            if rows is not None:
+                rows[first, outof] = 0.0
+                rows[second, into] = 0.0
 
     def decoder_block(self) -> Block:
         """The decoder as a solve sees it: two regressions, one for each block."""
@@ -184,12 +199,16 @@ class JacobianSAE(SAE):
             apart.cross[first, outof] = 0.0
             apart.cross[second, into] = 0.0
             apart.altered()
-            solution, _ = solve_by_gcv(apart, block.prior)
+            solution, chosen = solve_by_gcv(apart, block.prior)
+            if block.prior is None and not math.isfinite(chosen.ridge):  # W_dec = 0 would stop the encoder for good
+                ridge = chosen.path[-2][0] if len(chosen.path) > 1 else 0.0
+                solution = solve_decoder(apart, ridge=ridge)
             block.write(solution.W_dec.to(self.W_enc), solution.b_dec.to(self.W_enc))
             self.project()  # what rounding left outside
             return 0.0
 
-        return block._replace(solve=solve)
+        cost = self.n_latents**2 / (2 * self.d_in) + 3 * self.n_latents  # three Cholesky factors, as the search has
+        return block._replace(solve=solve, solve_cost=cost)
 
     def config(self) -> dict[str, Any]:
         return {**super().config(), "mlp": dict(self._sizes)}
@@ -199,11 +218,23 @@ class JacobianSAE(SAE):
 
 
 def _sizes(mlp: MLP) -> dict[str, Any]:
+    for name in ("W_in", "b_in", "W_out", "b_out"):
+        if not isinstance(getattr(mlp, name), Tensor):
+            raise TypeError(f"{name} of the MLP is a {type(getattr(mlp, name)).__name__}: pass tensors, torch.as_tensor(...)")
     d_before, width = mlp.W_in.shape
     if mlp.W_out.shape[0] != width or len(mlp.b_in) != width or len(mlp.b_out) != mlp.W_out.shape[1]:
         shapes = {name: tuple(getattr(mlp, name).shape) for name in ("W_in", "b_in", "W_out", "b_out")}
         raise ValueError(f"the MLP's shapes do not fit each other: {shapes}")
-    names = [name for name, functions in ENTRYWISE.items() if mlp.activation in functions]
-    if not names:
-        raise TypeError(f"the MLP's activation {mlp.activation!r} is none of {', '.join(ENTRYWISE)} (`jacobian_sae.ENTRYWISE`)")
-    return {"d_before": d_before, "width": width, "d_after": mlp.W_out.shape[1], "activation": names[0]}
+    return {"d_before": d_before, "width": width, "d_after": mlp.W_out.shape[1], "activation": _name_of(mlp.activation)}
+
+
+def _name_of(activation: Any) -> str:
+    """The name of an activation that is one of `ENTRYWISE`, judged by what it does."""
+    if isinstance(activation, str) and activation in ENTRYWISE:
+        return activation
+    at = torch.linspace(-4, 4, 33)
+    for name, function in ENTRYWISE.items() if callable(activation) else ():
+        found = activation(at)
+        if isinstance(found, Tensor) and found.shape == at.shape and torch.allclose(found, function(at), atol=1e-6):
+            return name
+    raise TypeError(f"the MLP's activation {activation!r} is none of {', '.join(ENTRYWISE)}")

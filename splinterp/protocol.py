@@ -244,8 +244,17 @@ class SparseModel(nn.Module):
     def project(self) -> None:
         """Called after every gradient step: put parameters back into the sets that they must be in."""
 
-    def start_in_units(self, rms: float) -> None:
-        """Called before training on samples whose entries deviate by the order of `rms`: the place to adapt a start that is meant for 1."""
+    @property
+    def constrained(self) -> bool:
+        """Whether parameters are held in sets, by `project`."""
+        return type(self).project is not SparseModel.project
+
+    def project_gradients(self) -> None:
+        """Called before every gradient step: zero the gradients of what cannot move, which would count in clipping."""
+
+    def start_in_units(self, rms: Callable[[], float]) -> None:
+        """Called before training on samples whose encoded entries deviate from their mean by the order of rms(), which costs a pass: the
+        place to adapt a start that is meant for 1."""
 
     def calibrate(self, x: Any) -> Any:
         """Set what inference needs and gradients do not train, from training samples x (n, d_in)."""

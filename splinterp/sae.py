@@ -7,7 +7,7 @@ import inspect
 import itertools
 import json
 import math
-from collections.abc import Collection, Sequence
+from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
 from typing import TYPE_CHECKING, Any, NamedTuple
@@ -40,7 +40,7 @@ OTHERS = {
     **dict.fromkeys(("activation_fn", "nonlinearity", "architecture"), "activation, such as TopK(k=32)"),
     **dict.fromkeys(("k", "top_k", "topk"), "activation=TopK(k=...)"), "threshold": "activation=JumpReLU(threshold=...)",
     **dict.fromkeys(("seed", "random_state", "rng"), "generator"), "tied": "decoder='tied'",
-    "apply_b_dec_to_input": "b_pre",
+    "apply_b_dec_to_input": "b_pre", "normalize_decoder": "SGD(unit_norm_decoder=True)",
 }  # fmt: skip
 """What some options are called elsewhere, and what takes their place."""
 DECODERS = ("free", "tied", "tied_residual")
@@ -119,6 +119,7 @@ class SAE(SparseModel):
     b_pre: Tensor | None
     scale: nn.Parameter | None
     residual: nn.Parameter | None
+    _few_by_default: bool = False
     about: dict[str, Any]
     """What it is of (model, layer, site, standardizer, training), as `save` wrote it; {} where nothing was said."""
 
@@ -202,14 +203,16 @@ class SAE(SparseModel):
                         "init_bias": float(init_bias), "tie_scale": tie_scale, "b_pre": b_pre}  # fmt: skip
 
     def _starts_with_few(self, activation: Activation) -> bool:
-        competes = activation.competes and not activation.signed
+        competes = bool(activation.stated("competes")) and not activation.signed
         return self.n_latents > self.d_in and competes and self.encoder.by_latents and is_dense(activation, self.d_in)
 
     @torch.no_grad()
-    def start_in_units(self, rms: float) -> None:
+    def start_in_units(self, rms: Callable[[], float]) -> None:
         few = self.b_enc[self.d_in :]
-        if self._few_by_default and bool((few == FEW_LATENTS).all()):
-            few.mul_(rms)
+        if self._few_by_default and self.b_enc.requires_grad and bool((few == FEW_LATENTS).all()):
+            unit = rms()
+            if unit > 0 and not 0.5 <= unit <= 2:  # nearer to 1 it is as good, and reported runs are reproduced
+                few.mul_(unit)
 
     def _check_init_bias(self, init_bias: float, activation: Activation) -> None:
         if not math.isfinite(init_bias) or init_bias > 0:

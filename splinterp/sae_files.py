@@ -87,9 +87,11 @@ def read_sae(path: Path, weights: Path, device: torch.device | str, kinds: dict[
     with reading(path):
         options = {name: value for name, value in config.items() if name not in ("activation", "encoder", "dtype")}
         dtype = DTYPES[config["dtype"]]
+        start = options.get("init_bias", 0.0)  # as before there was such an option
+        if "init_bias" in options:
+            options["init_bias"] = 0.0  # what is loaded needs no start, and one of before may be refused today
         sae = kinds[kind](activation=activation, dtype=dtype, device=device, encoder=encoder, generator=0, **options)
-    if "init_bias" not in options:
-        sae._config["init_bias"] = 0.0  # as before there was such an option
+    sae._config["init_bias"] = start
     unsealed(path, content)
     if "sha256" in content:
         check_sha256(weights, content["sha256"])

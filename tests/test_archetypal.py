@@ -138,7 +138,7 @@ def test_refusals():
     with pytest.raises(AttributeError, match="mixing"):
         sae.W_dec = torch.zeros(64, 8)
     for options, message in [
-        ({"ridge": 1.0}, "leave ridge"), ({"ridge": "gcv"}, "leave ridge"), ({"prox_dec": 1.0}, "leave ridge"),
+        ({"ridge": 1.0}, "takes no ridge"), ({"ridge": "gcv"}, "takes no ridge"), ({"prox_dec": 1.0}, "takes no ridge"),
         ({"readout": True}, "readout"), ({"hold": 0.1}, "residual"), ({"terms": (SquaredError(), RowNormL1(weight=1.0))}, "RowNormL1"),
     ]:  # fmt: skip
         with pytest.raises(ValueError, match=message):
@@ -202,7 +202,7 @@ def test_averaging_optimizers_are_refused():
         def eval(self):
             """To the average."""
 
-    with pytest.raises(ValueError, match="Averaging ends with an average"):
+    with pytest.raises(ValueError, match="Averaging ends with need not be"):
         fit(make(), X[:200], SGD(optimizer=lambda groups, **_: Averaging(groups, lr=0.1)), epochs=1)
 
 

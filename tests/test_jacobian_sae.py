@@ -2,17 +2,20 @@
 
 from __future__ import annotations
 
+import math
+
 import pytest
 import torch
 from torch.nn import functional as F
 
 from splinterp import PAMSGD, SAE, SGD, JacobianSAE, TopK, fit
-from splinterp.activations import BlockTopK
+from splinterp.activations import BlockTopK, TopActs
 from splinterp.decoder import DecoderStats
 from splinterp.jacobian_sae import ENTRYWISE
 from splinterp.losses import JacobianL1, SquaredError
 from splinterp.losses.forward import Forward
 from splinterp.metrics import MLP, active_jacobian, evaluate
+from splinterp.training import Resampling
 from tests.helpers import DECODERS, rng, samples, stopped_and_resumed
 
 METHODS = {"SGD": SGD(lr=1e-2), "PAMSGD": PAMSGD(lr=1e-2), "SGD, penalty": SGD(lr=1e-2, terms=(SquaredError(), JacobianL1(weight=0.1))),
@@ -69,7 +72,7 @@ def test_it_learns_in_blocks_is_saved_and_resumed(decoder, method, m, tmp_path):
 @pytest.mark.parametrize("name", ENTRYWISE)
 @pytest.mark.parametrize("decoder", DECODERS)
 def test_its_jacobian_is_that_of_its_halves(decoder, name, m):
-    sae = make(decoder, m, activation=ENTRYWISE[name][0])
+    sae = make(decoder, m, activation=ENTRYWISE[name])
     pairs = sae.samples(X)
     with torch.no_grad():
         for p in sae.parameters():
@@ -191,5 +194,94 @@ def test_what_does_not_fit_is_named():
         make("tied", tie_scale=True)
     with pytest.raises(TypeError, match="JacobianSAE"):
         fit(SAE(8, 16, TopK(2)), X.float(), SGD(terms=(SquaredError(), JacobianL1())), epochs=1)
-    with pytest.raises(ValueError, match="held in a set"):
+    with pytest.raises(ValueError, match="a decoder solve of its own"):
         fit(make(dtype=torch.float32), make(dtype=torch.float32).samples(X.float()), PAMSGD(ridge=0.1), epochs=1)
+    with pytest.raises(TypeError, match="none of gelu"):
+        make(activation="sigmoid")
+    with pytest.raises(TypeError, match="mlp"):
+        JacobianSAE(13, 24, BlockTopK(6, 2), mlp=None)
+    with pytest.raises(TypeError, match="W_in of the MLP is a ndarray"):
+        JacobianSAE(13, 24, BlockTopK(6, 2), mlp=mlp()._replace(W_in=mlp().W_in.numpy()))
+    with pytest.raises(ValueError, match="activation='softmax'"):
+        JacobianSAE(13, 24, BlockTopK(6, 2), mlp={"d_before": 8, "width": 10, "d_after": 5, "activation": "softmax"})
+    with pytest.raises(ValueError, match="13"):
+        make().samples(make().samples(X))
+    pairs = make(dtype=torch.float32).samples(X.float())
+    for decoder in DECODERS:
+        with pytest.raises(TypeError, match="holds in sets"):
+            fit(make(decoder, dtype=torch.float32), pairs, SGD(resample=Resampling(every=2, dead_after=50)), epochs=2)
+    with pytest.raises(ValueError, match="has a solve of its own: leave it out"):
+        fit(make(dtype=torch.float32), pairs, PAMSGD(readout=True), epochs=1, x_val=pairs)
+
+
+@pytest.mark.parametrize("given", ["silu", torch.nn.SiLU(), F.silu, torch.nn.GELU(approximate="tanh"), torch.nn.Tanh(), F.relu])
+def test_activations_are_known_by_what_they_do(given):
+    sae = make(activation=given)
+    function = F.silu if given == "silu" else given
+    torch.testing.assert_close(sae.samples(X), make(activation=function).samples(X))
+    torch.testing.assert_close(sae.samples(X)[:, 8:], mlp(function)(X))
+
+
+@pytest.mark.parametrize("optimizer", ["sgd", "muon"])
+def test_clipping_and_muon_see_the_blocks_alone(optimizer):
+    sae = make(decoder="free", m=64)
+    pairs = sae.samples(X)
+    before = {name: p.detach().clone() for name, p in sae.named_parameters()}
+    fit(sae, pairs, SGD(optimizer=optimizer, lr=1.0, clip=1e-3, schedule="constant"), steps=1, batch_size=200, generator=0)
+    moved = {name: p.detach() - before[name] for name, p in sae.named_parameters()}
+    moved["b_dec"] = torch.zeros(1)  # starts at the mean before the step
+    assert is_in_blocks(sae)
+    if optimizer == "sgd":
+        gradients = torch.cat([v.flatten() for k, v in moved.items() if k not in ("b_dec", "b_pre")])
+        assert 0.9e-3 < float(gradients.norm()) <= 1e-3
+    else:  # what is orthogonal has singular values of one size, in each block
+        for rows, latents in sae._blocks():
+            values = torch.linalg.svdvals(moved["W_enc"][rows, latents])
+            assert float(values.min()) > 0.3 * float(values.max())
+
+
+def test_a_solve_that_finds_nothing_does_not_stop_the_encoder():
+    x = torch.randn(60, 64, generator=rng(0))
+    g = rng(3)
+    between = MLP(torch.randn(64, 64, generator=g) / 8, torch.randn(64, generator=g), torch.randn(64, 64, generator=g) / 8,
+                  torch.randn(64, generator=g), F.gelu)  # fmt: skip
+    sae = JacobianSAE(128, 256, BlockTopK(4, 2), mlp=between, generator=0)
+    terms = (SquaredError(), JacobianL1(weight=0.1))
+    history = fit(sae, sae.samples(x), PAMSGD(terms=terms), epochs=10, batch_size=50, generator=0).history
+    assert float(sae.W_dec.detach().abs().max()) > 0
+    assert all(math.isfinite(row["loss"]) for row in history)
+    with torch.no_grad():
+        sae.W_dec[:5] = 0.0
+    assert math.isfinite(float(JacobianL1()(Forward(sae, sae.samples(x)), {}).detach()))
+
+
+def test_unit_rows_give_the_published_penalty_while_training():
+    sae = make(dtype=torch.float32)
+    pairs = sae.samples(X.float())
+    fit(
+        sae, pairs, SGD(lr=1e-2, unit_norm_decoder=True, terms=(SquaredError(), JacobianL1(weight=0.01))), epochs=3, generator=0
+    )
+    torch.testing.assert_close(sae.W_dec.detach().norm(dim=1), torch.ones(24))
+    assert is_in_blocks(sae)
+
+
+def test_codes_in_any_order_and_inference_mode():
+    sae = make(m=400)
+    pairs = sae.samples(X)
+    code = sae.code(pairs)
+    assert isinstance(code, TopActs)
+    order = code.top_acts.argsort(dim=1)
+    shuffled = TopActs(code.top_acts.gather(1, order), code.top_indices.gather(1, order))
+    for found in (sae.jacobian(pairs, code), sae.jacobian(pairs, shuffled)):
+        total = found.values.detach().abs().sum((1, 2))
+        torch.testing.assert_close(total, sae.jacobian(pairs).values.detach().abs().sum((1, 2)))
+    with torch.inference_mode():
+        quiet = sae.jacobian(pairs).values
+    torch.testing.assert_close(quiet.clone(), sae.jacobian(pairs).values.detach())
+
+
+def test_halves_draw_nothing():
+    sae = make()
+    before = torch.random.get_rng_state()
+    sae.halves()
+    assert torch.equal(before, torch.random.get_rng_state())

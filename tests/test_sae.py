@@ -7,7 +7,7 @@ import numpy as np
 import pytest
 import torch
 
-from splinterp import PAMSGD, SAE, SGD, AbsTopK, BatchTopK, JumpReLU, ReLU, TopK, fit
+from splinterp import PAMSGD, SAE, SGD, AbsTopK, BatchTopK, JumpReLU, ReLU, TopK, Transcoder, fit, paired
 from splinterp.activations import BlockTopK, FeatureChoice
 from splinterp.data import Standardizer
 from splinterp.encoders import Kronecker
@@ -200,6 +200,50 @@ def test_the_start_of_dense_codes_goes_by_the_units_of_the_samples():
         moved.b_enc[20] = 0.3  # has been trained, say
     start_at_mean(moved, 0.02 * x)
     assert float(moved.b_enc.detach()[21]) == -1
+
+
+def test_the_start_in_units_leaves_what_it_should():
+    x = 0.02 * samples(500)
+    frozen = SAE(8, 64, TopK(3), "tied", generator=0)
+    frozen.b_enc.requires_grad_(False)
+    start_at_mean(frozen, x)
+    assert bool((frozen.b_enc[8:] == -1).all())
+    constant = SAE(8, 64, TopK(3), "tied", generator=0)
+    start_at_mean(constant, torch.ones(50, 8))
+    assert bool((constant.b_enc.detach()[8:] == -1).all())
+    pairs = paired(samples(500), 500 * samples(500, seed=1))  # the target's units are nothing to the encoder
+    transcoder = Transcoder(8, 64, TopK(3), d_out=8, generator=0)
+    start_at_mean(transcoder, pairs)
+    plain = SAE(8, 64, TopK(3), "tied", generator=0)
+    start_at_mean(plain, pairs[:, :8])
+    assert torch.equal(transcoder.b_enc, plain.b_enc)
+
+
+def test_a_top_k_of_ones_own_says_itself_whether_latents_compete():
+    class Halves(TopK):
+        def forward(self, pre_acts):
+            return pre_acts.relu()
+
+    class Competing(Halves):
+        competes = True
+
+        def forward(self, pre_acts):
+            return pre_acts.relu()
+
+    assert SAE(8, 64, Halves(3)).config()["init_bias"] == 0
+    assert SAE(8, 64, Competing(3)).config()["init_bias"] == -1
+
+
+@pytest.mark.parametrize("activation", [BlockTopK(4, 2), FeatureChoice(4)])
+def test_files_of_when_such_starts_were_made_are_read(activation, tmp_path):
+    sae = SAE(8, 32, activation, generator=0)
+    if isinstance(activation, FeatureChoice):
+        sae.calibrate(samples(100))
+    sae._config["init_bias"] = -1.0
+    sae.save(tmp_path / "sae")
+    back = SAE.load(tmp_path / "sae")
+    assert back.config()["init_bias"] == -1
+    assert torch.equal(back.b_enc, sae.b_enc)
 
 
 @pytest.mark.parametrize("decoder", DECODERS)

@@ -17,8 +17,8 @@ from splinterp.protocol import SparseModel
 @documented
 @dataclass(frozen=True, kw_only=True)
 class JacobianL1(Term):
-    """The mean over samples and active pairs of latents of |J_ij| |w_j| / |w_i|, J the Jacobian of the codes behind an MLP in those
-    before it (`JacobianSAE.jacobian`), w_i and w_j their rows of W_dec.
+    """The mean over samples and pairs of kept latents of |J_ij| |w_j| / |w_i|, J the Jacobian of the codes behind an MLP in those
+    before it (`JacobianSAE.jacobian`; 0 where one of them is silent), w_i and w_j their rows of W_dec.
 
     It is of codes in the units of their rows, z_i |w_i|, so that it cannot be made small by rescaling latents; with rows of norm 1 it
     is the published mean of |J|. An exact solve does not see it. Source: arXiv 2502.18147, whose weights are 0.125 (6.9 billion
@@ -41,5 +41,5 @@ class JacobianL1(Term):
         J = model.jacobian(out.x, out.code)
         norms = torch.linalg.vector_norm(out.W_dec, dim=1)
         first, second = norms.chunk(2)
-        eps = torch.finfo(norms.dtype).eps * norms.detach().max()
-        return (J.values.abs() * second[J.after][:, None] / first.clamp_min(eps)[J.before][:, :, None]).mean()
+        tiny = torch.finfo(norms.dtype).tiny ** 0.5  # a row of 0 acts on nothing
+        return (J.values.abs() * second[J.after][:, None] / first.clamp_min(tiny)[J.before][:, :, None]).mean()

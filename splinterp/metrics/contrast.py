@@ -4,6 +4,7 @@ from __future__ import annotations
 
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from splinterp._checks import as_samples, at_least
@@ -13,6 +14,8 @@ from splinterp.data.store import ActivationStore
 from splinterp.protocol import SAELike, SparseModel, as_model, dense, inference_mode_of
 
 ROWS = 4096
+ROUNDING = 1e-12
+"""Of sums of float64, beside the codes' means."""
 
 
 @documented
@@ -53,10 +56,11 @@ def contrast_scores(sae: SAELike | SparseModel, x: ArrayLike | ActivationStore, 
     at_least("latents", n_latents, 2)
     data = x.of_width(model.width) if isinstance(x, ActivationStore) else as_samples(x, model.width)
     labels = _labels(stories, len(data))
-    n_pairs = -(-(int(labels.max()) + 1) // 2)
-    counts = torch.bincount(labels, minlength=2 * n_pairs)
-    if not bool((counts > 0).all()):
-        empty = int((counts == 0).nonzero()[0])
+    found, counts = labels.unique(return_counts=True)  # sorted
+    n_pairs = -(-len(found) // 2)
+    missing = (found != torch.arange(len(found))).nonzero()
+    if len(missing) or len(found) % 2:
+        empty = int(missing[0]) if len(missing) else len(found)
         raise ValueError(
             f"story {empty}, of pair {empty // 2}, has no tokens: leave the pair out and number the others from 0 on"
         )
@@ -70,25 +74,30 @@ def contrast_scores(sae: SAELike | SparseModel, x: ArrayLike | ActivationStore, 
     first, second = (by_pair / number).unbind(1)
     subject = by_pair.sum(1) / number.sum(1)
     apart, own = (first - second).abs(), (subject - subject.mean(0)).abs()
-    contrast, independence, both = (_z_scores(distance).max(1) for distance in (apart, own, apart + own))
+    sizes = by_pair.abs().div(number).amax((1, 2))
+    noise = ROUNDING * torch.stack([sizes, sizes.max().expand(n_pairs), sizes.max().expand(n_pairs)], 1)
+    contrast, independence, both = (
+        _z_scores(distance, noise[:, j]).max(1) for j, distance in enumerate((apart, own, apart + own))
+    )
     latents = torch.stack([contrast.indices, independence.indices, both.indices], 1)
     return ContrastScores(contrast.values, independence.values, both.values, latents)
 
 
 def _labels(stories: ArrayLike, n: int) -> Tensor:
-    labels = torch.as_tensor(stories)
+    labels = torch.from_numpy(stories.copy()) if isinstance(stories, np.ndarray) else torch.as_tensor(stories)
     if labels.is_floating_point() or labels.is_complex() or labels.dtype == torch.bool:
         raise TypeError(f"stories holds {labels.dtype}: pass whole numbers, 2p and 2p + 1 for the stories of pair p")
     if labels.shape != (n,):
         raise ValueError(f"stories has shape {tuple(labels.shape)}: pass one label a row of x, ({n},)")
     at_least("samples", n, 1)
+    labels = labels.long().cpu()
     if int(labels.min()) < 0:
         raise ValueError(f"stories holds {int(labels.min())}: labels begin with 0")
-    return labels.long().cpu()
+    return labels
 
 
-def _z_scores(distances: Float[Tensor, "n m"]) -> Float[Tensor, "n m"]:
-    """Over the latents of each row; 0 where they do not differ."""
+def _z_scores(distances: Float[Tensor, "n m"], noise: Float[Tensor, " n"]) -> Float[Tensor, "n m"]:
+    """Over the latents of each row; 0 where they differ by no more than rounding."""
     centred = distances - distances.mean(1, keepdim=True)
     spread = distances.std(1, keepdim=True)
-    return torch.where(spread > 0, centred / spread, 0.0)
+    return torch.where(spread > noise[:, None], centred / spread, 0.0)

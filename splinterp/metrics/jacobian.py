@@ -66,8 +66,8 @@ def active_jacobian(first: SAE, mlp: MLP, second: SAE, x: ArrayLike) -> ActiveJa
 
 def with_slope(activation: Callable[[Tensor], Tensor], hidden: Tensor) -> tuple[Tensor, Tensor]:
     """An entrywise activation of `hidden` and its derivative, both differentiable where `hidden` is."""
-    with torch.enable_grad():
-        at = hidden if hidden.requires_grad else hidden.detach().requires_grad_()
+    with torch.inference_mode(False), torch.enable_grad():
+        at = hidden if hidden.requires_grad else hidden.detach().clone().requires_grad_()
         out = activation(at)
         slope = torch.autograd.grad(out.sum(), at, create_graph=hidden.requires_grad)[0]
     return out if hidden.requires_grad else out.detach(), slope

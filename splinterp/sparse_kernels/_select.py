@@ -25,7 +25,8 @@ def workspace(name: str, shape: tuple[int, ...], dtype: torch.dtype) -> Tensor:
     size = math.prod(shape)
     kept = getattr(_workspace, name, None)
     if kept is None or kept.dtype != dtype or kept.numel() < size:
-        kept = torch.empty(size, dtype=dtype)
+        with torch.inference_mode(False):  # a tensor of inference mode could not be written outside it
+            kept = torch.empty(size, dtype=dtype)
         setattr(_workspace, name, kept)
     return kept[:size].view(shape)
 

@@ -179,8 +179,8 @@ class GradientOptions(metaclass=Named):
         optimizer = self.make_optimizer(sae, fixed)
         if isinstance(optimizer, TwoModes) and model.decoder_block().solve is not None:
             raise ValueError(
-                f"{model.label} puts its decoder back into a set after each step, and {type(optimizer).__name__} ends with an average that "
-                "is not in it: take another optimizer"
+                f"{model.label} has a decoder solve of its own and holds parameters in sets, in which the average that "
+                f"{type(optimizer).__name__} ends with need not be: take another optimizer"
             )
         silence = None if self.resample is None else self.resample.start(model, optimizer, total_steps)
         rates = [group["lr"] for group in optimizer.param_groups]
@@ -278,6 +278,7 @@ class GradientOptions(metaclass=Named):
                 self.gradients(sae, state, x, moved)
             else:
                 self.shared_gradients(sae, state, state.processes, x, moved)
+        state.model.project_gradients()
         self.adjust_gradients(sae, state)
         if self.clip is not None:
             nn.utils.clip_grad_norm_(moved, self.clip)

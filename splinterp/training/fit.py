@@ -143,7 +143,7 @@ def fit(
     if method.wants_x_val and x_val is None:
         data, x_val = set_aside(data, type(method).__name__)
     x_val = None if x_val is None else _validation_data(x_val, data)
-    mean, rms = inspect(model, data, x_val, train_eval_samples)
+    mean = inspect(model, data, x_val, train_eval_samples)
     batches: Batches | StreamBatches
     if stream is None:
         batches = Batches(data, batch_size, model.b_dec.device, model.b_dec.dtype)
@@ -154,7 +154,7 @@ def fit(
     run = Run(sae, method, as_generator(generator), keep_best, autocast, total, batches)
     kept = checkpoint is not None
     run.describe(data, x_val, generator is None, kept, compared=kept or processes is not None)
-    start_at(sae, mean, rms)
+    start_at(sae, data, mean)
     if checkpoint is not None and (processes is None or processes.first):
         check_writable(Path(checkpoint))
     run.state = method.init(sae, data, total_steps=total, x_val=x_val)

@@ -23,20 +23,19 @@ CALLER = 4
 
 def inspect(
     model: SparseModel, data: Tensor | ActivationStore, x_val: Tensor | ActivationStore | None, looked_at: int
-) -> tuple[Tensor, float]:
-    """The mean (d_in,) of training samples, float64, and the order of their entries' deviations. Warns of units, outliers and offsets;
-    `looked_at` of them are evaluated.
+) -> Tensor:
+    """The mean (d_in,) of training samples, float64. Warns of units, outliers and offsets; `looked_at` of them are evaluated.
 
     Raises ValueError for entries that are not finite, squares beyond the dtype's range, and rows that are all equal.
     """
     mean = mean_of(data)
     norms, deviations = _norms(data, mean)
-    rms = check_scale(deviations, data.shape[1], model.b_dec.dtype)
+    check_scale(deviations, data.shape[1], model.b_dec.dtype)
     warn_outliers(norms)
     _check_varies(data[:looked_at], x_val, len(data))
     if model.center is None:
         _warn_offset(mean, deviations)
-    return mean, rms
+    return mean
 
 
 def varies(parts: Iterable[Tensor]) -> bool:
@@ -53,9 +52,9 @@ USUAL_SCALE = 3e-3, 1e3
 """Root mean squares of entries between which step sizes, start and Adam's eps mean what they are tuned for."""
 
 
-def check_scale(deviations: Tensor, d_in: int, dtype: torch.dtype) -> float:
-    """The order of the entries' deviations from the mean, whose norms are (n,). Raises ValueError if their squares leave the dtype's range;
-    warns if the data are in units that the defaults of training are not meant for."""
+def check_scale(deviations: Tensor, d_in: int, dtype: torch.dtype) -> None:
+    """Raise ValueError if squares of typical deviations from the mean, of these norms (n,), leave the dtype's range; warn if the data
+    are in units that the defaults of training are not meant for."""
     rms = float(deviations.median()) / math.sqrt(d_in)
     range_of, advice = torch.finfo(dtype), "standardise them first (splinterp.data.Standardizer)"
     if 0 < rms < math.sqrt(range_of.tiny) * 1e3 or rms > math.sqrt(range_of.max) * 1e-3:
@@ -66,7 +65,6 @@ def check_scale(deviations: Tensor, d_in: int, dtype: torch.dtype) -> float:
             f"entries of x vary by the order of {rms:.2g}: step sizes, the start and Adam's eps are for data of order 1; {advice}",
             stacklevel=CALLER,
         )
-    return rms
 
 
 def warn_outliers(norms: Tensor) -> None:
@@ -136,21 +134,30 @@ def start_at_mean(sae: SAELike, x: ArrayLike | ActivationStore) -> None:
         TypeError, ValueError: samples that do not fit.
     """
     data = training_data(as_model(sae), x)
-    mean = mean_of(data)
-    start_at(sae, mean, float(_norms(data, mean)[1].median()) / math.sqrt(data.shape[1]))
+    start_at(sae, data, mean_of(data))
 
 
 @torch.no_grad()
-def start_at(sae: SAELike, mean: Tensor, rms: float) -> None:
-    """`start_at_mean` for a mean, and an order of the entries' deviations, that are known."""
+def start_at(sae: SAELike, data: Tensor | ActivationStore, mean: Tensor) -> None:
+    """`start_at_mean` for a mean that is known."""
     model = as_model(sae)
-    if not 0.5 <= rms <= 2:  # nearer to 1 it is as good, and reported runs are reproduced
-        model.start_in_units(rms)
+    model.start_in_units(lambda: encoded_rms(model, data, mean))
     for center, own in ((sae.b_dec, model.target(mean)), (model.center, model.inputs(mean))):
         if center is not None and (
             center.requires_grad or not isinstance(center, torch.nn.Parameter)
         ):  # a frozen parameter stays
             center.copy_(own)
+
+
+def encoded_rms(model: SparseModel, data: Tensor | ActivationStore, mean: Tensor) -> float:
+    """The order of the deviations from their mean, of entries of what is encoded of training samples: the mean of the rows' norms, over
+    sqrt(d_in), in which a few rows of huge norm count less than in a mean of squares."""
+    total, width = 0.0, 1
+    for part in data.split(4096):
+        encoded = model.inputs(part).double() - model.inputs(mean.to(part.device))
+        width = encoded.shape[1]
+        total += float(torch.linalg.vector_norm(encoded, dim=1).sum())
+    return total / len(data) / math.sqrt(width)
 
 
 def set_aside(data: Tensor | ActivationStore, method: str) -> tuple[Tensor, Tensor]:

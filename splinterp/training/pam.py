@@ -250,8 +250,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
                 )
         if block.solve is not None and not self.solver.plain:
             raise ValueError(
-                f"the rows of {model.label}'s decoder are held in a set, which takes the place of a ridge: leave ridge, prox_dec and the "
-                "options of the bias out"
+                f"{model.label} has a decoder solve of its own, which takes no ridge, prox_dec and options of the bias: leave them out"
             )
         if block.solve is not None and self.row_penalties:
             raise ValueError(
@@ -301,7 +300,9 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
 
     def _unread(self, model: SparseModel, block: Block) -> str:
         """Why there is no readout of this model, with advice; "" where there may be one."""
-        if not block.weights or block.solve is not None:
+        if block.solve is not None:
+            return f"is of decoders that may be any matrix, and {model.label} has a solve of its own: leave it out"
+        if not block.weights:
             return f"solves for a decoder of its own, which {model.label}'s is not: leave it out"
         if self.row_penalties:
             return f"does not see penalties on the decoder's rows ({self.row_penalties[0].name}): leave one of them out"

@@ -82,8 +82,10 @@ class Resampling:
                 "resample out"
             )
         block = model.decoder_block()
-        if block.solve is not None:
-            raise TypeError(f"resample writes rows of W_dec, which {name} holds in a set: leave it out, or use the term AuxK")
+        if block.solve is not None or model.constrained:
+            raise TypeError(
+                f"resample writes rows and columns of weights, which {name} holds in sets: leave it out, or use the term AuxK"
+            )
         if not block.weights and not block.tied and not sharing(model, model.W_dec):
             raise TypeError(f"resample writes into W_dec, which {name} computes: make it a parameter")
         if isinstance(optimizer, TwoModes):

@@ -10,7 +10,7 @@ import torch
 from splinterp._documented import documented
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.data.store import ActivationStore
-from splinterp.protocol import SAELike
+from splinterp.protocol import SAELike, sharing
 from splinterp.training.base import GradientOptions, TrainState
 
 
@@ -50,7 +50,8 @@ class SGD(GradientOptions):
         options = self.start(sae, x, total_steps)
         if self.unit_norm_decoder:
             block = options["model"].decoder_block()
-            if block.residual is not None or block.scales is not None or block.solve is not None:
+            held = block.solve is not None and not sharing(options["model"], options["model"].W_dec)
+            if block.residual is not None or block.scales is not None or held:
                 raise ValueError("unit_norm_decoder=True needs decoder='free' or 'tied' without scales")
             if not block.tied and not block.weights:
                 raise TypeError(

@@ -102,7 +102,29 @@ def test_equal_stories_have_no_contrast():
     assert found.contrast.tolist() == [0.0]
 
 
+def test_rounding_is_no_difference():
+    sae = SAE(16, 256, TopK(8), generator=rng(0))
+    x = torch.randn(20, 16, generator=rng(1))
+    for pairs in (3, 6, 7):  # equal pairs: no subject is told from the others
+        found = contrast_scores(sae, x.repeat(2 * pairs, 1), torch.arange(2 * pairs).repeat_interleave(20))
+        assert not bool(found.contrast.any())
+        assert not bool(found.independence.any())
+        assert not bool(found.interpretability.any())
+    for d in range(2, 30):
+        for value in (0.1, 0.3, 0.7):  # latents that all differ alike
+            x = torch.stack([torch.zeros(d), torch.full((d,), value)])
+            assert contrast_scores(identity(d), x, torch.arange(2)).contrast.tolist() == [0.0]
+
+
+def test_labels_of_any_kind():
+    x = torch.rand(4, 3, generator=rng(0))
+    expected = contrast_scores(identity(3), x, torch.tensor([3, 2, 1, 0]))
+    for labels in (np.arange(4)[::-1], np.array([3, 2, 1, 0], dtype=np.uint16), np.array([3, 2, 1, 0], dtype=np.uint64)):
+        assert torch.equal(contrast_scores(identity(3), x, labels).contrast, expected.contrast)
+
+
 @pytest.mark.parametrize(("stories", "error", "words"), [
+    ([0, 1, 10**13], ValueError, "story 2, of pair 1"),
     ([0, 1, 2], ValueError, "story 3, of pair 1, has no tokens"),
     ([0, 3, 2], ValueError, "story 1, of pair 0"),
     ([0, 1], ValueError, r"shape \(2,\).*\(3,\)"),
