@@ -75,10 +75,11 @@ def _solved(gram: Tensor, right: Tensor) -> Tensor:
     return torch.cholesky_solve(right[:, :, None], torch.linalg.cholesky(gram))[:, :, 0]
 
 
-def _nonnegative(gram: Tensor, right: Tensor) -> Tensor:
-    """argmin_z>=0 of z' G z / 2 - z' r for each of n problems of k unknowns, by Lawson and Hanson's active sets."""
+def _nonnegative(gram: Tensor, right: Tensor, start: Tensor | None = None) -> Tensor:
+    """argmin_z>=0 of z' G z / 2 - z' r for each of n problems of k unknowns, by Lawson and Hanson's active sets, from `start` >= 0."""
     n, k = right.shape
-    z, passive = torch.zeros_like(right), torch.zeros(n, k, dtype=torch.bool, device=right.device)
+    z = torch.zeros_like(right) if start is None else start.clone()
+    passive = z > 0
     tolerance = 1e-12 * right.abs().amax(1, keepdim=True)
     identity, open_ = torch.eye(k, dtype=gram.dtype, device=gram.device), torch.arange(n, device=right.device)
     for _ in range(3 * k):
@@ -121,15 +122,27 @@ def orthogonal_matching_pursuit(x: ArrayLike, W_dec: Tensor, b_dec: Tensor, k: i
         k: steps; a sample has at most so many latents.
         nonnegative: only rows with a positive correlation are taken, and values are the best of at least 0.
 
-    Costs k products with W_dec and k Cholesky factors of at most k x k for each sample. A sample that no row correlates with ends
+    Costs k products with W_dec and k Cholesky factors of at most k x k for each sample (a few more if `nonnegative`: each fit starts at
+    the last one's active set). A sample that no row correlates with ends
     early, with values of 0. Source: Pati, Rezaiifar and Krishnaprasad 1993; non-negative: Bruckstein, Elad and Zibulevsky 2008.
 
     Raises:
         TypeError, ValueError: x that is not (n, d), k below 1 or above m.
     """
 
-    def update(centred: Tensor, unit: Tensor, support: Tensor, values: Tensor, correlation: Tensor) -> Tensor:
-        return _fitted(centred.double(), unit[support].double(), nonnegative).to(centred.dtype)
+    def update(
+        centred: Tensor, unit: Tensor, support: Tensor, values: Tensor, correlation: Tensor, kept: dict[str, Tensor]
+    ) -> Tensor:
+        row = unit[support[:, -1]].double()
+        products = torch.einsum("nd,nkd->nk", row, unit[support].double())
+        products[:, -1] = torch.where(products[:, -1] > 0, products[:, -1] + JITTER, 1.0)  # 1 for a row of 0
+        gram = products[:, :, None] if not kept else F.pad(kept["gram"], (0, 1, 0, 1))
+        gram[:, -1], gram[:, :, -1] = products, products
+        right = (row * centred).sum(1, keepdim=True)
+        kept["gram"], kept["right"] = gram, torch.cat([kept["right"], right], 1) if "right" in kept else right
+        if not nonnegative:
+            return _solved(gram, kept["right"]).to(centred.dtype)
+        return _nonnegative(gram, kept["right"], F.pad(values, (0, 1)).double()).to(centred.dtype)
 
     return _pursued(x, W_dec, b_dec, k, nonnegative, update)
 
@@ -142,7 +155,9 @@ def gradient_pursuit(x: ArrayLike, W_dec: Tensor, b_dec: Tensor, k: int, *, nonn
     Source: Blumensath and Davies 2008, "Gradient pursuits"; for SAEs: Smith 2024, "Inference-time optimisation".
     """
 
-    def update(centred: Tensor, unit: Tensor, support: Tensor, values: Tensor, correlation: Tensor) -> Tensor:
+    def update(
+        centred: Tensor, unit: Tensor, support: Tensor, values: Tensor, correlation: Tensor, kept: dict[str, Tensor]
+    ) -> Tensor:
         values, direction = F.pad(values, (0, 1)), correlation.gather(1, support)
         if nonnegative:  # what is at 0 can only rise
             direction = torch.where((values > 0) | (direction > 0), direction, 0.0)
@@ -207,18 +222,19 @@ def _joined(found: list[tuple[Tensor, Tensor]], norms: Tensor) -> TopActs:
 
 
 def _pursued(x: ArrayLike, W_dec: Tensor, b_dec: Tensor, k: int, nonnegative: bool, update: Callable[..., Tensor]) -> TopActs:
-    """k distinct rows of each sample by their correlation with the residual, values by `update` after each."""
+    """k distinct rows of each sample by their correlation with the residual, values by `update` after each, which may keep what it needs
+    from one to the next."""
     x, unit, norms = _prepared(x, W_dec, k)
     found = []
     for part in x.split(_rows(k, *unit.shape[::-1])):
         centred = part - b_dec
         support = torch.zeros(len(part), 0, dtype=torch.int64, device=part.device)
         values = part.new_zeros(len(part), 0)
-        correlation = centred @ unit.T
+        correlation, kept = centred @ unit.T, dict[str, Tensor]()
         for _ in range(k):
             best, chosen = _best(correlation, norms, nonnegative, support)
             support = torch.cat([support, chosen], 1)
-            values = update(centred, unit, support, values, correlation)
+            values = update(centred, unit, support, values, correlation, kept)
             values[:, -1:] = torch.where(best == 0, 0.0, values[:, -1:])  # a place with nothing in it
             correlation = (centred - torch.einsum("nk,nkd->nd", values, unit[support])) @ unit.T
         found.append((values, support))

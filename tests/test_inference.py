@@ -136,6 +136,22 @@ def test_rows_of_zeros_and_samples_at_the_bias_have_no_code(nonnegative):
     assert (values[:, 1] == 0).all()
 
 
+@given(st.integers(3, 30), st.integers(1, 12), st.integers(0, 10**6), st.booleans())
+def test_omps_values_are_the_best_on_its_support(m, k, seed, twice):
+    """Each fit begins where the last one ended, and ends where one from scratch does."""
+    k = min(k, m)
+    W = torch.randn(m, 6, generator=rng(seed), dtype=torch.float64)
+    if twice:
+        W[m // 2 :] = W[: m - m // 2].clone()  # rows that repeat
+    x, b = torch.randn(20, 6, generator=rng(seed + 1), dtype=torch.float64), torch.zeros(6, dtype=torch.float64)
+    for nonnegative in (False, True):
+        code = orthogonal_matching_pursuit(x, W, b, k, nonnegative=nonnegative)
+        best = least_squares_codes(x, W, b, code.top_indices, nonnegative=nonnegative)
+        errors = [(x - (values[:, None] @ W[code.top_indices])[:, 0]).square().sum(1) for values in (code.top_acts, best)]
+        torch.testing.assert_close(*errors, atol=1e-6, rtol=1e-6)
+        assert not nonnegative or bool((code.top_acts >= 0).all())
+
+
 def test_fewer_usable_rows_than_steps():
     W = torch.zeros(6, 4, dtype=torch.float64)
     W[0, 0], W[1, 1] = 1.0, 2.0
