@@ -21,7 +21,7 @@ from splinterp.activations._dense import is_dense
 from splinterp.data import Standardizer, load_digits, load_mnist
 from splinterp.losses import AuxK, SquaredError
 from splinterp.metrics import evaluate
-from splinterp.sae import FEW_LATENTS
+from splinterp.sae_start import FEW_LATENTS
 from splinterp.training import Racing, Resampling
 from splinterp.training.pam import DENSE_HOLD
 

@@ -6,7 +6,6 @@ import functools
 import inspect
 import itertools
 import json
-import math
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
@@ -16,36 +15,24 @@ import torch
 from torch import nn
 
 from splinterp._atomic import current, locked
-from splinterp._checks import as_samples, one_of, whole
+from splinterp._checks import as_samples
 from splinterp._meant import answers
 from splinterp._random import as_generator
 from splinterp._read_only import read_only
 from splinterp._registry import register
 from splinterp._typing import ArrayLike, Float, Tensor
-from splinterp.activations import Activation, BlockTopK, GroupedActs, RowTop, TopActs
-from splinterp.activations._dense import is_dense
+from splinterp.activations import Activation, GroupedActs, RowTop, TopActs
 from splinterp.activations._gradients import sparse_gradients
 from splinterp.activations.base import as_activation
 from splinterp.encoders import Encoder, Linear
 from splinterp.protocol import BiasBlock, Block, Code, SparseModel, alike, dense, inference_mode_of
 from splinterp.sae_files import CONFIG, TENSORS, read_sae, write_sae
+from splinterp.sae_start import FEW_LATENTS, OTHERS, check_options, checked_columns, started_bias
 from splinterp.sparse_kernels import autocast_dtype, decode_nested, decode_sparse, kept_scores, takes_triton
 
 if TYPE_CHECKING:
     from splinterp.data.standardizer import Standardizer
 
-OTHERS = {
-    **dict.fromkeys(("d_sae", "dict_size", "d_hidden", "d_dict", "nb_concepts", "num_latents", "n_features"), "n_latents"),
-    **dict.fromkeys(("d_model", "activation_dim", "input_dim", "input_shape"), "d_in"),
-    **dict.fromkeys(("activation_fn", "nonlinearity", "architecture"), "activation, such as TopK(k=32)"),
-    **dict.fromkeys(("k", "top_k", "topk"), "activation=TopK(k=...)"), "threshold": "activation=JumpReLU(threshold=...)",
-    **dict.fromkeys(("seed", "random_state", "rng"), "generator"), "tied": "decoder='tied'",
-    "apply_b_dec_to_input": "b_pre", "normalize_decoder": "SGD(unit_norm_decoder=True)",
-}  # fmt: skip
-"""What some options are called elsewhere, and what takes their place."""
-DECODERS = ("free", "tied", "tied_residual")
-FEW_LATENTS = -1.0
-"""`init_bias` where it is not given and codes are dense."""
 SPARSE_GAIN = 8
 """On a CPU an entry of a dense product has about an eighth of the cost of a sparse one (measured)."""
 TRITON_GAIN = 32
@@ -143,38 +130,19 @@ class SAE(SparseModel):
     ) -> None:
         super().__init__()
         self.about = {}
-        whole("d_in", d_in, 1)
-        whole("n_latents", n_latents, 1)
-        one_of("decoder", decoder, DECODERS)
-        one_of("init", init, ("unit", "mnist-paper"))
-        one_of("init_dec", init_dec, ("transpose", "random"))
-        one_of("b_pre", b_pre, (False, True, "fixed"))
+        check_options(d_in, n_latents, decoder, init, init_dec, tie_scale, b_pre)
         b_pre = "fixed" if b_pre == "fixed" else bool(b_pre)  # 1 is equal to True
-        if decoder == "free" and tie_scale:
-            raise ValueError("tie_scale=True needs decoder='tied' or 'tied_residual': a free decoder has its own scale")
-        if decoder != "free" and init_dec != "transpose":
-            raise ValueError(f"init_dec={init_dec!r} needs decoder='free': decoder={decoder!r} starts at W_enc.T")
         activation = as_activation(activation)
         self.d_in, self.n_latents, self.decoder = int(d_in), int(n_latents), decoder
         device = torch.device(device)
         g = as_generator(generator)
         std = d_in**-0.5 if init == "unit" else 0.1
         self.encoder = Linear() if encoder is None else encoder
-        self.encoder.check(n_latents, activation, decoder)
-        columns = self.encoder.columns(n_latents)
-        if not self.encoder.by_latents and decoder != "free":
-            raise ValueError(
-                f"decoder={decoder!r} needs one column of W_enc for each latent, and {type(self.encoder).__name__} has {columns} for "
-                f"all {n_latents}: use decoder='free'"
-            )
+        columns = checked_columns(self.encoder, n_latents, activation, decoder)
         W_enc = std * torch.randn(d_in, columns, generator=g)
-        self._few_by_default = init_bias is None and self._starts_with_few(activation)
-        if init_bias is None:
-            init_bias = FEW_LATENTS if self._few_by_default else 0.0
-        elif init_bias:
-            self._check_init_bias(init_bias, activation)
+        init_bias, self._few_by_default = started_bias(init_bias, self.d_in, self.n_latents, activation, self.encoder)
         b_enc = torch.zeros(columns)
-        b_enc[self.d_in :] = float(init_bias)
+        b_enc[self.d_in :] = init_bias
 
         def parameter(value: Tensor) -> nn.Parameter:
             return nn.Parameter(value.to(device=device, dtype=dtype))
@@ -200,11 +168,7 @@ class SAE(SparseModel):
         for name, start in self.encoder.buffers(d_in, n_latents).items():
             self.register_buffer(name, start.to(device=device, dtype=dtype if start.is_floating_point() else start.dtype))
         self._config = {"d_in": self.d_in, "n_latents": self.n_latents, "decoder": decoder, "init": init, "init_dec": init_dec,
-                        "init_bias": float(init_bias), "tie_scale": tie_scale, "b_pre": b_pre}  # fmt: skip
-
-    def _starts_with_few(self, activation: Activation) -> bool:
-        competes = bool(activation.stated("competes")) and not activation.signed
-        return self.n_latents > self.d_in and competes and self.encoder.by_latents and is_dense(activation, self.d_in)
+                        "init_bias": init_bias, "tie_scale": tie_scale, "b_pre": b_pre}  # fmt: skip
 
     @torch.no_grad()
     def start_in_units(self, rms: Callable[[], float]) -> None:
@@ -213,33 +177,6 @@ class SAE(SparseModel):
             unit = rms()
             if unit > 0 and not 0.5 <= unit <= 2:  # nearer to 1 it is as good, and reported runs are reproduced
                 few.mul_(unit)
-
-    def _check_init_bias(self, init_bias: float, activation: Activation) -> None:
-        if not math.isfinite(init_bias) or init_bias > 0:
-            raise ValueError(f"init_bias={init_bias!r} must be a finite number, at most 0: latents are to be rare at first")
-        if self.n_latents <= self.d_in:
-            raise ValueError(
-                f"init_bias={init_bias!r} is of the latents after the first d_in={self.d_in}, and there are {self.n_latents} in all: "
-                "leave it out"
-            )
-        if activation.signed:
-            raise ValueError(
-                f"init_bias={init_bias!r} makes no latent rare under {type(activation).__name__}, which keeps negative scores too: leave "
-                "it out"
-            )
-        if activation.fixes_frequencies:
-            raise ValueError(
-                f"init_bias={init_bias!r} makes no latent rare under {type(activation).__name__}, which fixes how often each fires: "
-                "leave it out"
-            )
-        if isinstance(activation, BlockTopK) and activation.blocks > 1:
-            raise ValueError(
-                f"init_bias={init_bias!r} would silence whole blocks of {activation}, which choose their latents apart: leave it out"
-            )
-        if not self.encoder.by_latents:
-            raise ValueError(
-                f"init_bias={init_bias!r} is of latents, and {type(self.encoder).__name__} has no b_enc for each: leave it out"
-            )
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)

@@ -28,6 +28,7 @@ ORDER = [
     "decoder",
     "transcoder",
     "sae",
+    "sae_start",
     "sae_files",
     "encoders",
     "protocol",

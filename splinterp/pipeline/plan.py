@@ -12,7 +12,8 @@ from splinterp._checks import at_least, one_of, whole
 from splinterp.activations import Activation, activation_from_config
 from splinterp.data.store import DTYPES
 from splinterp.data.token_rules import TokenRules
-from splinterp.sae import DECODERS, SAE
+from splinterp.sae import SAE
+from splinterp.sae_start import DECODERS
 from splinterp.training import PAMSGD, SGD, StreamingPAMSGD
 
 METHODS: dict[str, Any] = {"PAMSGD": PAMSGD, "SGD": SGD, "StreamingPAMSGD": StreamingPAMSGD}
