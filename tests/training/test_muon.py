@@ -95,7 +95,7 @@ def test_every_method_trains_by_it_and_goes_on_from_a_checkpoint(method, decoder
         return fit(sae, x, method, batch_size=40, generator=0, **options)
 
     whole = run(epochs=6)
-    assert whole.history[-1]["train_fvu"] < 0.8 * whole.history[0]["train_fvu"]
+    assert whole.history[-1]["train_fvu"] < 0.85 * whole.history[0]["train_fvu"]
     path = tmp_path / "run.pt"
 
     def stop(row):
