@@ -91,11 +91,11 @@ def test_every_method_trains_by_it_and_goes_on_from_a_checkpoint(method, decoder
     x = torch.randn(200, 8, generator=rng(0)) @ torch.randn(8, 8, generator=rng(1))
 
     def run(**options):
-        sae = SAE(8, 24, TopK(3), decoder, generator=0)
+        sae = SAE(8, 24, TopK(3), decoder, init_bias=0.0, generator=0)
         return fit(sae, x, method, batch_size=40, generator=0, **options)
 
     whole = run(epochs=6)
-    assert whole.history[-1]["train_fvu"] < 0.85 * whole.history[0]["train_fvu"]
+    assert whole.history[-1]["train_fvu"] < 0.8 * whole.history[0]["train_fvu"]
     path = tmp_path / "run.pt"
 
     def stop(row):
