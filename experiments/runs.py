@@ -19,9 +19,10 @@ from splinterp import PAMSGD, SAE, SGD, BiasAdaptation, DivergenceError, FitResu
 from splinterp.activations import Activation
 from splinterp.activations._dense import is_dense
 from splinterp.data import Standardizer, load_digits, load_mnist
+from splinterp.encoders import Linear
 from splinterp.losses import AuxK, SquaredError
 from splinterp.metrics import evaluate
-from splinterp.sae_start import FEW_LATENTS
+from splinterp.sae_start import started_bias
 from splinterp.training import Racing, Resampling
 from splinterp.training.pam import DENSE_HOLD
 
@@ -241,9 +242,10 @@ def is_dense_run(run: Run) -> bool:
 
 def start_of(run: Run) -> tuple[tuple[str, Any], ...]:
     """What an SAE made with no `init_bias` would have, as an option of the run; none where that is 0."""
-    activation = getattr(splinterp, run.activation)
-    few = is_dense_run(run) and activation.competes and not activation.signed and run.n_latents > width_of(run.data)
-    return (("init_bias", FEW_LATENTS),) if few else ()
+    if not width_of(run.data):
+        return ()
+    bias, few = started_bias(None, width_of(run.data), run.n_latents, activation_of(run), Linear())
+    return (("init_bias", bias),) if few else ()
 
 
 def run_from_record(record: dict[str, Any]) -> Run | None:

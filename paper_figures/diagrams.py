@@ -123,7 +123,7 @@ def orders(_: dict[str, Any]) -> tuple[Figure, str]:
 
 
 def _label_place(polygon: np.ndarray, sites: np.ndarray) -> np.ndarray | None:
-    """Where a pair of numbers fits into a cell, off the sites and as near to its centroid as may be."""
+    """Where one or two numbers fit into a cell, off the sites and as near to its centroid as may be."""
     path = Polygon(polygon).get_path()
     steps = np.arange(-0.4, 0.41, 0.04)
     places = _centroid(polygon) + np.stack(np.meshgrid(steps, steps), axis=-1).reshape(-1, 2)
@@ -158,7 +158,15 @@ def plane_slice(_: dict[str, Any]) -> tuple[Figure, str]:
     projected = (sites - origin) @ basis.T
     for site, number in numbers.items():
         polygon = next(cell.polygon for cell in cells if int(cell.sites[0]) == site)
-        ax.text(*_label_at(polygon, projected), str(number), fontsize=9, ha="center", va="center", fontweight="bold")
+        place = _label_place(polygon, projected)
+        ax.text(
+            *(_centroid(polygon) if place is None else place),
+            str(number),
+            fontsize=9,
+            ha="center",
+            va="center",
+            fontweight="bold",
+        )
         if np.abs(projected[site]).max() < PLANE_BOUNDS[1]:
             _dot(ax, projected[site], site)
             ax.text(*(projected[site] + [0.055, 0.05]), str(number), fontsize=7, ha="center", va="center")
@@ -171,17 +179,6 @@ def plane_slice(_: dict[str, Any]) -> tuple[Figure, str]:
         f"plane. Site, projection and cell have one number and one colour; the {len(sites) - len(cells)} sites without a cell on the plane "
         "are white. A projection may lie outside its cell, as 5 does. Slices of a trained SAE are made in the same way."
     )
-
-
-def _label_at(polygon: np.ndarray, points: np.ndarray) -> np.ndarray:
-    """A place in a convex polygon away from its edges and from some points."""
-    weights = np.random.default_rng(0).dirichlet(np.ones(len(polygon)), 2_000)
-    places = weights @ polygon
-    edges = np.roll(polygon, -1, axis=0) - polygon
-    normals = np.stack([-edges[:, 1], edges[:, 0]], 1) / np.linalg.norm(edges, axis=1, keepdims=True)
-    to_edges = np.abs(((places[:, None] - polygon) * normals).sum(2)).min(1)
-    to_points = np.linalg.norm(places[:, None] - points, axis=2).min(1) - 0.04
-    return places[np.minimum(to_edges, to_points).argmax()]
 
 
 def _dot(ax: Any, at: np.ndarray, site: int | None) -> None:

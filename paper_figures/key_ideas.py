@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import math
 from typing import Any
 
 import numpy as np
@@ -12,7 +13,7 @@ from matplotlib.figure import Figure
 
 from paper_figures.curves import data_name, log_axes
 from paper_figures.style import PAGE, bare, in_order
-from paper_figures.verdicts import ACTIVATION_STYLES
+from paper_figures.verdicts import ACTIVATION_STYLES, percent_of
 from splinterp import SAE, TopK
 from splinterp.geometry import Plane, slice_cells
 from splinterp.plotting import plot_slice
@@ -41,22 +42,20 @@ def _gains(ax: Axes, results: dict[str, Any]) -> None:
     sizes = sorted({v["n_train"] for v in verdicts})
     for n, activation in enumerate(in_order(v["activation"] for v in verdicts)):
         chosen = sorted((v for v in verdicts if v["activation"] == activation), key=lambda v: v["n_train"])
-        means, halves = np.array([v["log_ratio"] for v in chosen]).T
-        middle = 100 * np.expm1(means)
-        bars = 100 * np.abs(np.expm1([means - halves, means + halves]) - np.expm1(means))
+        means, halves = zip(*(v["log_ratio"] for v in chosen), strict=True)
         places = [v["n_train"] * (0.94, 1.06)[n % 2] for v in chosen]  # beside each other
         ax.errorbar(
-            places, middle, bars, label=activation, **ACTIVATION_STYLES[activation], markersize=4.5, elinewidth=0.9, capsize=2
+            places, means, halves, label=activation, **ACTIVATION_STYLES[activation], markersize=4.5, elinewidth=0.9, capsize=2
         )
     ax.axhline(0, color="black", linewidth=0.9)
     log_axes(ax, sizes)
-    ax.set(yscale="linear", yticks=range(-12, 1, 3))
-    ax.yaxis.set_major_formatter(lambda value, _: f"{value:+.0f} %" if value else "0")
+    ax.set(yscale="linear", yticks=[math.log1p(percent / 100) for percent in range(-12, 1, 3)])
+    ax.yaxis.set_major_formatter(percent_of)
     ax.set(
         xlabel="training images",
         ylabel="FVU against the best control",
         title="lower error from the same samples",
-        ylim=(None, 1.5),
+        ylim=(None, 0.015),
     )
     ax.legend(loc="lower right")
 

@@ -42,7 +42,7 @@ def draw_ratio(
     if abs(mean) > limit:
         right = mean > 0
         axes.plot([math.copysign(limit, mean)], [y], marker=">" if right else "<", color=style["color"], markersize=4)
-        axes.annotate(_percent(mean), (math.copysign(limit, mean), y), xytext=(-5 if right else 5, 0), textcoords="offset points",
+        axes.annotate(percent_of(mean), (math.copysign(limit, mean), y), xytext=(-5 if right else 5, 0), textcoords="offset points",
                       ha="right" if right else "left", va="center", fontsize=7, color=style["color"])  # fmt: skip
         return
     low, high = max(mean - half, -limit), min(mean + half, limit)
@@ -51,7 +51,8 @@ def draw_ratio(
                   markerfacecolor="white" if hollow else style["color"])  # fmt: skip
 
 
-def _percent(ratio: float, _: object = None) -> str:
+def percent_of(ratio: float, _: object = None) -> str:
+    """A log ratio as axes and arrows show it."""
     return f"{100 * math.expm1(ratio):+.0f} %" if ratio else "0"
 
 
@@ -62,7 +63,7 @@ def ratio_axes(axes: Axes, names: list[str], limit: float, percents: tuple[int, 
     low = -limit if least is None else least
     axes.set(ylim=(len(names) - 0.5, -0.5), xlim=(1.03 * low, 1.03 * limit))
     axes.set_xticks([math.log1p(p / 100) for p in percents if low <= math.log1p(p / 100) <= limit])
-    axes.xaxis.set_major_formatter(FuncFormatter(_percent))
+    axes.xaxis.set_major_formatter(FuncFormatter(percent_of))
 
 
 def _spread(ratios: Sequence[Sequence[float]]) -> tuple[float, float]:

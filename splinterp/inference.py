@@ -123,8 +123,8 @@ def orthogonal_matching_pursuit(x: ArrayLike, W_dec: Tensor, b_dec: Tensor, k: i
         nonnegative: only rows with a positive correlation are taken, and values are the best of at least 0.
 
     Costs k products with W_dec and k Cholesky factors of at most k x k for each sample (a few more if `nonnegative`: each fit starts at
-    the last one's active set). A sample that no row correlates with ends
-    early, with values of 0. Source: Pati, Rezaiifar and Krishnaprasad 1993; non-negative: Bruckstein, Elad and Zibulevsky 2008.
+    the last one's active set). A sample that no row correlates with ends early, with values of 0. Source: Pati, Rezaiifar and
+    Krishnaprasad 1993; non-negative: Bruckstein, Elad and Zibulevsky 2008.
 
     Raises:
         TypeError, ValueError: x that is not (n, d), k below 1 or above m.

@@ -2,7 +2,6 @@
 
 from __future__ import annotations
 
-import math
 from collections.abc import Callable
 from functools import partial
 from typing import Any
@@ -15,7 +14,8 @@ from splinterp._random import as_generator
 from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.activations import Activation, BlockTopK, TopActs, TopK
 from splinterp.decoder import DecoderStats, solve_by_gcv, solve_decoder
-from splinterp.metrics.jacobian import MLP, ActiveJacobian, with_slope
+from splinterp.decoder.ridge import usable_ridge
+from splinterp.metrics.jacobian import MLP, ActiveJacobian, entries, with_slope
 from splinterp.protocol import Block, Code
 from splinterp.sae import SAE
 from splinterp.transcoder import paired
@@ -152,8 +152,7 @@ class JacobianSAE(SAE):
         y = y if self.b_pre is None else y - self.b_pre[outof]
         W_enc = self.W_enc[outof, second]
         largest = torch.addmm(self.b_enc[second], y, W_enc).topk(self._each, dim=1)
-        onward = (self.mlp_W_out @ W_enc).T[largest.indices]  # (n, k, width)
-        values = ((rows @ self.mlp_W_in)[before] * slope[:, None]) @ onward.transpose(1, 2)
+        values = entries(rows, self.mlp, slope, W_enc, before, largest.indices)
         fires = (acts > 0)[:, :, None] & (largest.values > 0)[:, None]
         return ActiveJacobian(torch.where(fires, values, 0.0), before, largest.indices)
 
@@ -171,12 +170,12 @@ class JacobianSAE(SAE):
     @torch.no_grad()
     def project(self) -> None:
         """Zeros outside the two blocks."""
-        self._cut(self.W_enc.T, self.W_dec if self.decoder == "free" else self.residual)
+        self._cut(self.W_enc.T, self.own_rows)
 
     def project_gradients(self) -> None:
         """Zeros outside the two blocks, so that clipping and Muon see the blocks alone."""
-        owner = self.W_dec if self.decoder == "free" else self.residual
-        self._cut(None if self.W_enc.grad is None else self.W_enc.grad.T, None if owner is None else owner.grad)
+        own = self.own_rows
+        self._cut(None if self.W_enc.grad is None else self.W_enc.grad.T, None if own is None else own.grad)
 
     def _cut(self, *weights: Tensor | None) -> None:
         (into, first), (outof, second) = self._blocks()
@@ -193,16 +192,15 @@ class JacobianSAE(SAE):
 
         def solve(stats: DecoderStats) -> float:
             apart = stats.empty().merge(stats)
-            (into, first), (outof, second) = self._blocks()
+            (_, first), (_, second) = self._blocks()
             apart.gram[first, second] = 0.0
             apart.gram[second, first] = 0.0
-            apart.cross[first, outof] = 0.0
-            apart.cross[second, into] = 0.0
+            self._cut(apart.cross)
             apart.altered()
             solution, chosen = solve_by_gcv(apart, block.prior)
-            if block.prior is None and not math.isfinite(chosen.ridge):  # W_dec = 0 would stop the encoder for good
-                ridge = chosen.path[-2][0] if len(chosen.path) > 1 else 0.0
-                solution = solve_decoder(apart, ridge=ridge)
+            ridge = usable_ridge(chosen, block.prior)
+            if ridge != chosen.ridge:
+                solution = solve_decoder(apart, ridge=ridge, prior=block.prior)
             block.write(solution.W_dec.to(self.W_enc), solution.b_dec.to(self.W_enc))
             self.project()  # what rounding left outside
             return 0.0

@@ -358,9 +358,14 @@ class SAE(SparseModel):
     def center(self) -> Tensor | None:
         return self.b_pre
 
+    @property
+    def own_rows(self) -> nn.Parameter | None:
+        """The decoder's own weights (n_latents, d_in): W_dec, or the residual; None where it has none."""
+        return self.W_dec if self.decoder == "free" else self.residual  # type: ignore[return-value]
+
     def decoder_block(self) -> Block:
         """The decoder as a solve sees it."""
-        own = self.W_dec if self.decoder == "free" else self.residual
+        own = self.own_rows
         prior = None if self.decoder == "free" else self.tied_rows()
 
         def write(W_dec: Tensor, b_dec: Tensor) -> None:
@@ -370,7 +375,7 @@ class SAE(SparseModel):
                 self.residual.copy_(W_dec - self.tied_rows())
             self.b_dec.copy_(b_dec)
 
-        return Block(() if own is None else (own,), (self.b_dec,), self.scale, prior, write)  # type: ignore[arg-type]
+        return Block(() if own is None else (own,), (self.b_dec,), self.scale, prior, write)
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         return [self.W_enc, self.b_enc]

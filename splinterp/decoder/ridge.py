@@ -83,6 +83,14 @@ class HeldOutSums(NamedTuple):
         return float(squares_left(self, W) / self.n)
 
 
+def usable_ridge(chosen: GCVResult | HeldOutResult, prior: Tensor | None) -> float:
+    """The chosen ridge; without a prior the largest finite one looked at in place of infinity, since W_dec = 0 would stop the
+    encoder for good."""
+    if prior is not None or math.isfinite(chosen.ridge):
+        return chosen.ridge
+    return chosen.path[-2][0] if len(chosen.path) > 1 else 0.0
+
+
 def squares_left(sums: DecoderStats | HeldOutSums, W: Float[Tensor, "n_latents d_in"]) -> Tensor:
     """The sum of squares of x - z W, both about the means that the sums are about."""
     return sums.total + ((sums.gram @ W - 2 * sums.cross) * W).sum()

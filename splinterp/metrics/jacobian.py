@@ -56,12 +56,19 @@ def active_jacobian(first: SAE, mlp: MLP, second: SAE, x: ArrayLike) -> ActiveJa
     hidden = x_hat @ mlp.W_in + mlp.b_in
     out, slope = with_slope(mlp.activation, hidden)
     after = second.encode_top(out @ mlp.W_out + mlp.b_out)
-    into = first.decoder_rows()[code.top_indices] @ mlp.W_in  # (n, k1, width)
-    onward = mlp.W_out @ second.W_enc  # (width, n_latents)
-    values = (into * slope[:, None]) @ onward[:, after.top_indices].permute(1, 0, 2)
+    values = entries(first.decoder_rows(), mlp, slope, second.W_enc, code.top_indices, after.top_indices)
     silent = after.top_acts == 0 if not second.activation.signed else torch.zeros_like(after.top_acts, dtype=torch.bool)
     values = torch.where(silent[:, None], 0.0, values)
     return ActiveJacobian(values, code.top_indices, after.top_indices)
+
+
+def entries(
+    rows: Float[Tensor, "m1 d_in"], mlp: MLP, slope: Float[Tensor, "n width"], W_enc: Float[Tensor, "d_out m2"],
+    before: Int[Tensor, "n k1"], after: Int[Tensor, "n k2"],
+) -> Float[Tensor, "n k1 k2"]:  # fmt: skip
+    """rows[before] W_in diag(slope) W_out W_enc[:, after]."""
+    into, onward = rows @ mlp.W_in, (mlp.W_out @ W_enc).T  # (m1, width), (m2, width)
+    return (into[before] * slope[:, None]) @ onward[after].mT
 
 
 def with_slope(activation: Callable[[Tensor], Tensor], hidden: Tensor) -> tuple[Tensor, Tensor]:

@@ -6,7 +6,7 @@ import inspect
 from abc import ABCMeta
 from typing import Any, ClassVar
 
-from splinterp._meant import meant
+from splinterp._meant import refuse_unknown
 
 OTHERS = {
     "learning_rate": "lr",
@@ -41,7 +41,5 @@ class Named(ABCMeta):
             if values:
                 raise TypeError(f"{cls.__name__} takes options by name: {cls.__name__}(lr={values[0]!r}), say")
             others = {other: ours for other, ours in OTHERS.items() if ours in known}
-            for name in options:
-                if name not in known:
-                    raise TypeError(f"{cls.__name__} has no option {name}{meant(name, known, others)}")
+            refuse_unknown(cls.__name__, options, known, others)
         return super().__call__(*values, **options)

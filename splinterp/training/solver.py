@@ -26,6 +26,7 @@ from splinterp.decoder import (
     tied_scale,
 )
 from splinterp.decoder.matrix_free import MatrixFreeStats, gcv_ridge_cg, held_out_ridge_cg, solve_decoder_cg
+from splinterp.decoder.ridge import usable_ridge
 from splinterp.protocol import Block, SparseModel, inference_mode_of
 from splinterp.training.batches import evenly_spaced
 from splinterp.training.pam_state import PAMState
@@ -180,7 +181,7 @@ class DecoderSolver:
             chosen = gcv_ridge(stats, block.prior, prox=self.prox, previous=W, inflation=rule.inflation)
         elif isinstance(rule, GCV):
             solution, chosen = solve_by_gcv(stats, block.prior, inflation=rule.inflation, around=state.ridge)
-        ridge = rule if chosen is None else _usable(chosen, block.prior)
+        ridge = rule if chosen is None else usable_ridge(chosen, block.prior)
         assert isinstance(ridge, int | float)
         if pulls is not None:
             W, b = W.clone(), b.clone()
@@ -203,9 +204,9 @@ class DecoderSolver:
             ridge = float(rule)
         elif isinstance(rule, HeldOut):
             held_out = held_out_stats(state, stats, gather, held_out_samples(stats.n_samples))
-            ridge = _usable(held_out_ridge_cg(stats, held_out, block.prior, around=state.ridge, start=start), block.prior)
+            ridge = usable_ridge(held_out_ridge_cg(stats, held_out, block.prior, around=state.ridge, start=start), block.prior)
         else:
-            ridge = _usable(gcv_ridge_cg(stats, block.prior, around=state.ridge, start=start), block.prior)
+            ridge = usable_ridge(gcv_ridge_cg(stats, block.prior, around=state.ridge, start=start), block.prior)
         if math.isinf(ridge):
             W_dec, state.residual = torch.zeros_like(start) if block.prior is None else block.prior, 0.0
             b_dec = stats.mean_x - stats.mean_acts @ W_dec.double()
@@ -249,11 +250,3 @@ def held_out_stats(state: PAMState, stats: Stats, gather: Gather, most: int | No
 def held_out_samples(n_samples: float) -> int:
     """The most that a ridge is chosen by, beside so many training samples."""
     return max(RIDGE_SAMPLES, int(n_samples / 4))
-
-
-def _usable(chosen: GCVResult | HeldOutResult, prior: Tensor | None) -> float:
-    """The chosen ridge; without a prior the largest finite one looked at in place of infinity, since W_dec = 0 would stop the
-    encoder for good."""
-    if prior is not None or math.isfinite(chosen.ridge):
-        return chosen.ridge
-    return chosen.path[-2][0] if len(chosen.path) > 1 else 0.0

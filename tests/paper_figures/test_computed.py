@@ -45,7 +45,8 @@ def test_a_cell_s_number_stands_inside_it_away_from_points():
         corners = rng.uniform(-1, 1, (12, 2))
         polygon = corners[ConvexHull(corners).vertices]
         points = rng.uniform(-1, 1, (3, 2))
-        at = diagrams._label_at(polygon, points)
+        at = diagrams._label_place(polygon, points)
+        assert at is not None
         assert Path(polygon).contains_point(at)
         assert np.linalg.norm(points - at, axis=1).min() > 0.1
 
