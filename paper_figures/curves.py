@@ -38,13 +38,18 @@ def draw(axes: Axes, x: Sequence[float], rows: Sequence[Row], method: str, joine
         )  # fmt: skip
 
 
-def log_axes(axes: Axes, ticks: Iterable[float], limit: float | None = None) -> None:
-    """Logarithmic FVU axis with plain numbers; `ticks` on a logarithmic x axis."""
+def log_x(axes: Axes, ticks: Iterable[float]) -> None:
+    """Logarithmic x axis with `ticks` as plain numbers."""
     ticks = list(ticks)
     axes.set_xscale("log")
     axes.set_xticks(ticks, [f"{t:,.0f}" for t in ticks])
-    axes.set_yscale("log")
     axes.minorticks_off()
+
+
+def log_axes(axes: Axes, ticks: Iterable[float], limit: float | None = None) -> None:
+    """`log_x`, and a logarithmic FVU axis with plain numbers."""
+    axes.set_yscale("log")
+    log_x(axes, ticks)
     low, high = axes.get_ylim()
     high = high if limit is None else min(high, limit)
     marks: list[float] = []

@@ -11,7 +11,7 @@ from matplotlib import pyplot as plt
 from matplotlib.axes import Axes
 from matplotlib.figure import Figure
 
-from paper_figures.curves import data_name, log_axes
+from paper_figures.curves import data_name, log_x
 from paper_figures.style import PAGE, bare, in_order
 from paper_figures.verdicts import ACTIVATION_STYLES, percent_of
 from splinterp import SAE, TopK
@@ -48,8 +48,8 @@ def _gains(ax: Axes, results: dict[str, Any]) -> None:
             places, means, halves, label=activation, **ACTIVATION_STYLES[activation], markersize=4.5, elinewidth=0.9, capsize=2
         )
     ax.axhline(0, color="black", linewidth=0.9)
-    log_axes(ax, sizes)
-    ax.set(yscale="linear", yticks=[math.log1p(percent / 100) for percent in range(-12, 1, 3)])
+    log_x(ax, sizes)
+    ax.set(yticks=[math.log1p(percent / 100) for percent in range(-12, 1, 3)])
     ax.yaxis.set_major_formatter(percent_of)
     ax.set(
         xlabel="training images",
