@@ -26,7 +26,7 @@ from splinterp.activations._gradients import sparse_gradients
 from splinterp.activations.base import as_activation
 from splinterp.encoders import Encoder, Linear
 from splinterp.protocol import BiasBlock, Block, Code, SparseModel, alike, dense, inference_mode_of
-from splinterp.sae_files import CONFIG, TENSORS, read_sae, write_sae
+from splinterp.sae_files import CONFIG, TENSORS, UNITS, read_sae, write_sae
 from splinterp.sae_start import FEW_LATENTS, OTHERS, check_options, checked_columns, started_bias
 from splinterp.sparse_kernels import autocast_dtype, decode_nested, decode_sparse, kept_scores, takes_triton
 
@@ -172,11 +172,15 @@ class SAE(SparseModel):
 
     @torch.no_grad()
     def start_in_units(self, rms: Callable[[], float]) -> None:
-        few = self.b_enc[self.d_in :]
-        if self._few_by_default and self.b_enc.requires_grad and bool((few == FEW_LATENTS).all()):
+        if self._waits_for_units and self.b_enc.requires_grad:
             unit = rms()
             if unit > 0 and not 0.5 <= unit <= 2:  # nearer to 1 it is as good, and reported runs are reproduced
-                few.mul_(unit)
+                self.b_enc[self.d_in :].mul_(unit)
+
+    @property
+    def _waits_for_units(self) -> bool:
+        """Whether b_enc is as the default of dense codes has it before the samples are known."""
+        return self._few_by_default and bool((self.b_enc[self.d_in :] == FEW_LATENTS).all())
 
     def __init_subclass__(cls, **options: Any) -> None:
         super().__init_subclass__(**options)
@@ -488,6 +492,8 @@ class SAE(SparseModel):
             config["class"] = type(self).__name__
         if self.encoder != Linear():
             config["encoder"] = self.encoder.config()
+        if self._waits_for_units:
+            config[UNITS] = True
         if about:
             config["about"] = json.loads(json.dumps(about, allow_nan=False))
         write_sae(Path(folder), tensors, config, standardizer)

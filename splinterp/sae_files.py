@@ -35,6 +35,8 @@ if TYPE_CHECKING:
 FORMAT = "splinterp-sae-1"
 CONFIG, TENSORS = "sae.json", "sae.safetensors"
 STANDARDIZER_FILES = ("standardizer.json", "standardizer.safetensors")
+UNITS = "start_waits_for_units"
+"""Whether b_enc is still to be brought into the units of training samples, by `start_at_mean`; not there: it is not."""
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
 FINITE = ("W_enc", "b_dec", "b_pre", "W_dec", "residual", "scale", "points", "mixing", "deviation", "log_scale")
 """Parameters and buffers of which no infinity can be right."""
@@ -90,8 +92,11 @@ def read_sae(path: Path, weights: Path, device: torch.device | str, kinds: dict[
         start = options.get("init_bias", 0.0)  # as before there was such an option
         if "init_bias" in options:
             options["init_bias"] = 0.0  # what is loaded needs no start, and one of before may be refused today
+        waits = entry(path, {UNITS: False, **options}, UNITS, bool)
+        options.pop(UNITS, None)
         sae = kinds[kind](activation=activation, dtype=dtype, device=device, encoder=encoder, generator=0, **options)
     sae._config["init_bias"] = start
+    sae._few_by_default = waits
     unsealed(path, content)
     if "sha256" in content:
         check_sha256(weights, content["sha256"])

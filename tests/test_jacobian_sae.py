@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 import math
+from dataclasses import replace
 
 import pytest
 import torch
@@ -15,7 +16,7 @@ from splinterp.jacobian_sae import ENTRYWISE
 from splinterp.losses import JacobianL1, SquaredError
 from splinterp.losses.forward import Forward
 from splinterp.metrics import MLP, active_jacobian, evaluate
-from splinterp.training import Resampling
+from splinterp.training import BiasAdaptation, Resampling
 from tests.helpers import DECODERS, rng, samples, stopped_and_resumed
 
 METHODS = {"SGD": SGD(lr=1e-2), "PAMSGD": PAMSGD(lr=1e-2), "SGD, penalty": SGD(lr=1e-2, terms=(SquaredError(), JacobianL1(weight=0.1))),
@@ -212,6 +213,34 @@ def test_what_does_not_fit_is_named():
             fit(make(decoder, dtype=torch.float32), pairs, SGD(resample=Resampling(every=2, dead_after=50)), epochs=2)
     with pytest.raises(ValueError, match="has a solve of its own: leave it out"):
         fit(make(dtype=torch.float32), pairs, PAMSGD(readout=True), epochs=1, x_val=pairs)
+
+
+class Averaging(torch.optim.SGD):
+    def train(self):
+        """To the point that moves."""
+
+    def eval(self):
+        """To the average."""
+
+
+@pytest.mark.parametrize("decoder", DECODERS)
+def test_averaging_optimizers_are_refused(decoder):
+    sae = make(decoder, dtype=torch.float32)
+    with pytest.raises(ValueError, match="JacobianSAE holds parameters in sets, in which the average that Averaging"):
+        fit(sae, sae.samples(X.float()), SGD(optimizer=lambda groups, **_: Averaging(groups, lr=0.1)), epochs=1)
+
+
+@pytest.mark.parametrize("method", [BiasAdaptation(groups=2), BiasAdaptation(base=PAMSGD(), groups=2)])
+def test_bias_adaptation_says_what_it_needs(method):
+    sae = make("tied", dtype=torch.float32)
+    pairs = sae.samples(X.float())
+    with pytest.raises(
+        ValueError, match="the decoder of JacobianSAE has the encoder's: build it with a free decoder or"
+    ) as refused:
+        fit(sae, pairs, method, epochs=1)
+    assert "gain=1" in str(refused.value)
+    fit(make("free", dtype=torch.float32), pairs, method, epochs=1, generator=0)
+    fit(sae, pairs, replace(method, gain=1.0), epochs=1, generator=0)
 
 
 @pytest.mark.parametrize("given", ["silu", torch.nn.SiLU(), F.silu, torch.nn.GELU(approximate="tanh"), torch.nn.Tanh(), F.relu])

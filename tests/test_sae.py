@@ -219,6 +219,22 @@ def test_the_start_in_units_leaves_what_it_should():
     assert torch.equal(transcoder.b_enc, plain.b_enc)
 
 
+@pytest.mark.parametrize("options", [{}, {"init_bias": -1.0}])
+def test_a_saved_start_waits_for_units_as_the_one_in_memory_does(options, tmp_path):
+    x = 0.02 * samples(500)
+    sae = SAE(8, 64, TopK(3), "tied", generator=0, **options)
+    sae.save(tmp_path / "sae")
+    back = SAE.load(tmp_path / "sae")
+    start_at_mean(sae, x)
+    start_at_mean(back, x)
+    assert torch.equal(sae.b_enc, back.b_enc)
+    assert bool((sae.b_enc[8:] > -0.1).all()) == (not options)
+    sae.save(tmp_path / "sae")
+    again = SAE.load(tmp_path / "sae")
+    start_at_mean(again, 100 * x)  # it has been brought into units before
+    assert torch.equal(again.b_enc, sae.b_enc)
+
+
 def test_a_top_k_of_ones_own_says_itself_whether_latents_compete():
     class Halves(TopK):
         def forward(self, pre_acts):

@@ -177,10 +177,10 @@ class GradientOptions(metaclass=Named):
                 f"{name} keeps a state from batch to batch, which {type(self).__name__}.loss does not pass on: drop one of them"
             )
         optimizer = self.make_optimizer(sae, fixed)
-        if isinstance(optimizer, TwoModes) and model.decoder_block().solve is not None:
+        if isinstance(optimizer, TwoModes) and model.constrained:
             raise ValueError(
-                f"{model.label} has a decoder solve of its own and holds parameters in sets, in which the average that "
-                f"{type(optimizer).__name__} ends with need not be: take another optimizer"
+                f"{model.label} holds parameters in sets, in which the average that {type(optimizer).__name__} ends with need not be: "
+                "take another optimizer"
             )
         silence = None if self.resample is None else self.resample.start(model, optimizer, total_steps)
         rates = [group["lr"] for group in optimizer.param_groups]

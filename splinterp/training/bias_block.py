@@ -109,8 +109,9 @@ def multiply_output(model: SparseModel, gain: float) -> None:
     own = [*block.weights, *(() if block.scales is None else (block.scales,))]
     if not own or (block.prior is not None and block.scales is None):
         raise ValueError(
-            "bias adaptation starts from output scales, and this decoder has the encoder's: build the SAE with tie_scale=True, or pass "
-            "gain=1 to start from what it has (with many latents features are then hardly found)"
+            f"bias adaptation starts from output scales, and the decoder of {model.label} has the encoder's: build it with a free decoder "
+            "or, where it takes one, tie_scale=True, or pass gain=1 to start from what it has (with many latents features are then "
+            "hardly found)"
         )
     if not all(parameter.requires_grad for parameter in own):
         raise ValueError("bias adaptation sets the start of the decoder, which is frozen (requires_grad=False): pass gain=1")
