@@ -3,7 +3,7 @@
 from __future__ import annotations
 
 import math
-from collections.abc import Sequence
+from collections.abc import Iterable, Sequence
 from typing import NamedTuple
 
 import numpy as np
@@ -58,3 +58,11 @@ def verdict(ratio: Interval) -> str:
     if ratio.high < 0:
         return "better"
     return "not worse" if ratio.high < NOT_WORSE else "undecided"
+
+
+def log_ratio_at(l0: float, error: float, curve: Iterable[tuple[float, float]]) -> float:
+    """log(error / the error of `curve` at this l0); curve has (l0, error) pairs, joined in logarithms. NaN outside of it."""
+    pairs = sorted((math.log(a), math.log(b)) for a, b in curve if a > 0 and math.isfinite(a) and math.isfinite(b))
+    if len(pairs) < 2 or not l0 > 0 or not pairs[0][0] - 0.02 <= math.log(l0) <= pairs[-1][0] + 0.02:
+        return math.nan
+    return math.log(error) - float(np.interp(math.log(l0), [a for a, _ in pairs], [b for _, b in pairs]))

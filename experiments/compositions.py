@@ -6,6 +6,7 @@ from collections.abc import Callable
 from dataclasses import dataclass, field
 from typing import Any
 
+from experiments.runs import THRESHOLDS
 from splinterp import AbsTopK, BatchTopK, JumpReLU, ReLU, TopK
 from splinterp.activations import Activation, FeatureChoice
 from splinterp.archetypal import ARCHETYPAL
@@ -128,6 +129,6 @@ VARIANTS: dict[str, Variant] = {
         "ReLU, L1", "gate",
     ),
     "JumpReLU": Variant(
-        "ReLU", lambda s: Parts(JumpReLU(0.5, 0.5), (SquaredError(), L0(weight=s.knob)), options=WARM), "ReLU, L1", "l0",
+        "ReLU", lambda s: Parts(JumpReLU(*THRESHOLDS), (SquaredError(), L0(weight=s.knob)), options=WARM), "ReLU, L1", "l0",
     ),
 }  # fmt: skip

@@ -7,7 +7,7 @@ from collections.abc import Callable, Iterable, Sequence
 from dataclasses import dataclass, replace
 from typing import Any
 
-from experiments.compare import log_ratio, t_interval, verdict
+from experiments.compare import t_interval
 from experiments.runs import DEFAULT, HOLDS, Run, pool_size, start_of
 from experiments.store import RecordStore
 from experiments.tuning import Cell, choose_step_sizes, tuning_error
@@ -22,6 +22,8 @@ APART = {"final": FINAL, "held": HELD, **{name.removeprefix(f"{DEFAULT}, ").repl
 residual held at 0 for the first tenth of the steps; and of the second comparison the fixed rules for when it is let in."""
 FIRST = ("sizes", "final", "held")
 SECOND = ("sizes", *(part for part, name in APART.items() if name in HOLDS), "longer")
+PENALISED = {"relu": ("ReLU", "l1"), "jumprelu": ("JumpReLU", "l0")}
+"""Sweeps along a penalty, by part: activation, penalty."""
 MORE_TIME = 1.25
 """Of the long budget's steps, for the controls of the part "longer": PAM-SGD's solves and readouts take less time than the quarter that
 is added (`bench fit`)."""
@@ -84,12 +86,13 @@ class Config:
     seeds_full: tuple[int, ...] = (0, 1, 2)
     tuning_seeds: tuple[int, ...] = (100,)
     relu_l1: tuple[float, ...] = (3e-4, 1e-3, 3e-3, 1e-2)
+    jumprelu_l0: tuple[float, ...] = (2.5e-4, 1e-3, 4e-3, 1.6e-2)
     relu_grid: tuple[float, ...] | None = None
-    """Step sizes of the ReLU sweep; None: `grid`."""
+    """Step sizes of both sweeps; None: `grid`."""
     relu_shares: tuple[float, ...] = (0.05, 0.25)
     relu_methods: tuple[str, ...] = ("SGD tied", "SGD untied", "PAM")
     part_seeds: tuple[int, ...] = (0, 1, 2)
-    """Of the ReLU sweep and the variants."""
+    """Of the sweeps along a penalty and the variants."""
     variant_shares: tuple[float, ...] = (0.05, 0.25)
     variant_activations: tuple[str, ...] = ("AbsTopK",)
     ridges: tuple[float, ...] = (0.0, 100.0, 10_000.0)
@@ -173,16 +176,25 @@ class Comparison:
         self.report("longer", choices, config.seeds)
 
     def relu(self) -> None:
-        """l0 against FVU along an L1 sweep: steps of the long budget, the model at the end, step sizes by the penalised loss."""
+        """l0 against FVU of ReLU along an L1 sweep."""
+        self._along_a_penalty("relu", self.config.relu_l1)
+
+    def jumprelu(self) -> None:
+        """l0 against FVU of JumpReLU along an L0 sweep."""
+        self._along_a_penalty("jumprelu", self.config.jumprelu_l0)
+
+    def _along_a_penalty(self, part: str, strengths: Sequence[float]) -> None:
+        """Steps of the long budget, the model at the end, step sizes by the penalised loss."""
         config = self.config
+        activation, penalty = PENALISED[part]
         cells = [
             Cell(
-                config.run("ReLU", share, "penalised", options=(("l1", l1),)), METRICS["penalised"], config.relu_methods,
+                config.run(activation, share, "penalised", options=((penalty, strength),)), METRICS["penalised"], config.relu_methods,
                 config.relu_grid or config.grid,
             )
-            for share in config.relu_shares for l1 in config.relu_l1
+            for share in config.relu_shares for strength in strengths
         ]  # fmt: skip
-        self.report("relu", self.tune(cells, "ReLU: step sizes"), config.part_seeds)
+        self.report(part, self.tune(cells, f"{activation}: step sizes"), config.part_seeds)
 
     def variants(self) -> None:
         """Other variants of PAM, each with its own step size."""
@@ -233,6 +245,7 @@ def _row(
     budget, base = _budget(cell), cell.base
     tests = [r.get(TESTS[budget]) or {"fvu": r[cell.metric], "l0": r["l0"], "frac_dead": r["frac_dead"]} for r in records]
     ridges = [ridge for record in records for ridge in record.get("ridge", ())]
+    by_seed = {"test": [(t["l0"], t["fvu"]) for t in tests], "val": [(r.get("l0", math.nan), r["val_last"]) for r in records]}
     return {
         "part": part, "activation": base.activation, "budget": budget, "n_train": base.n_train, "epochs": base.epochs,
         "steps": base.epochs * base.steps_per_epoch, "options": dict(base.options), "method": method, "lr": lr,
@@ -242,74 +255,5 @@ def _row(
         "train": t_interval([r.get("train_last", math.inf) for r in records]).mean,
         "seconds": t_interval([r.get("seconds", math.nan) for r in records]).mean,
         "ridge_infinite": sum(math.isinf(r) for r in ridges) / len(ridges) if ridges else None,
+        **({"by_seed": by_seed} if budget == "penalised" else {}),
     }  # fmt: skip
-
-
-def _cells(rows: list[dict[str, Any]]) -> dict[tuple[str, str, int], dict[str, dict[str, Any]]]:
-    """The rows of every cell of the main table, by method."""
-    cells: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = {}
-    for row in rows:
-        if row["part"] in IN_EVERY_CELL:
-            cells.setdefault(_place(row), {})[row["method"]] = row
-    return cells
-
-
-def _of_part(rows: list[dict[str, Any]], part: str) -> dict[tuple[str, str, int], dict[str, dict[str, Any]]]:
-    """The rows of a part that is reported by cells but apart, by method."""
-    cells: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = {}
-    for row in rows:
-        if row["part"] == part:
-            cells.setdefault(_place(row), {})[row["method"]] = row
-    return cells
-
-
-def _place(row: dict[str, Any]) -> tuple[str, str, int]:
-    return row["activation"], row["budget"], row["n_train"]
-
-
-def contests(rows: list[dict[str, Any]], ours: tuple[str, ...], theirs: tuple[str, ...]) -> list[dict[str, Any]]:
-    """The best of some methods against the best of others, both of lowest mean validation FVU, in every cell that has them all."""
-    found = []
-    for here in _cells(rows).values():
-        if not {*ours, *theirs} <= set(here):
-            continue
-        one, other = (min((here[m] for m in several), key=lambda row: row["val"]) for several in (ours, theirs))
-        found.append(_contest(one, other))
-    return found
-
-
-def _contest(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
-    """A row against another of its cell."""
-    ratio = log_ratio(one["fvu"], other["fvu"])
-    return {
-        **{name: one[name] for name in ("activation", "budget", "n_train")}, "ours": one["method"], "theirs": other["method"],
-        "log_ratio": list(ratio), "verdict": verdict(ratio),
-    }  # fmt: skip
-
-
-def against_longer(rows: list[dict[str, Any]], ours: str) -> list[dict[str, Any]]:
-    """A method against the best of the controls that had more time, of lowest mean validation FVU, in every cell that has both."""
-    longer = _of_part(rows, "longer")
-    main = _cells(rows)
-    return [
-        _contest(main[place][ours], min(theirs.values(), key=lambda row: row["val"]))
-        for place, theirs in longer.items() if ours in main.get(place, {})
-    ]  # fmt: skip
-
-
-def verdicts(rows: list[dict[str, Any]], method: str = OURS) -> list[dict[str, Any]]:
-    """A method against the control of lowest mean validation FVU, in every cell of the main table that it was run in."""
-    found = []
-    for (activation, budget, n_train), here in _cells(rows).items():
-        if not {method, *CONTROLS} <= set(here):
-            continue
-        best = min((here[m] for m in CONTROLS), key=lambda row: row["val"])
-        ratios = {m: log_ratio(here[method]["fvu"], here[m]["fvu"]) for m in CONTROLS}
-        found.append(
-            {
-                "activation": activation, "budget": budget, "n_train": n_train, "control": best["method"],
-                "log_ratio": list(ratios[best["method"]]), "verdict": verdict(ratios[best["method"]]),
-                "against": {m: [*ratio, verdict(ratio)] for m, ratio in ratios.items()},
-            }
-        )  # fmt: skip
-    return found

@@ -21,7 +21,7 @@ from pathlib import Path
 
 from experiments.activations import last_tokens, raw_tokens
 from experiments.errors import UsageError
-from experiments.grid import CAUSES, FIRST, OURS, SECOND, Config
+from experiments.grid import CAUSES, CONTROLS, FIRST, OURS, SECOND, Config
 from experiments.mnist import add_parts, check_parts, main, parts_of
 from experiments.options import add_common_options, changed
 from experiments.paper import LANGUAGE_MODEL, SMALL_LANGUAGE_MODEL, PaperConfig
@@ -48,8 +48,8 @@ QUICK = dataclasses.replace(
     cause_cells=(("TopK", 9_000 / QUICK_POOL, "early"),),
 )  # fmt: skip
 CENTRED = dataclasses.replace(
-    CONFIG, ours=DEFAULT, options=(("b_pre", "fixed"),), parts=SECOND, full_from=2.0, shares=CONFIG.shares[:3],
-    seeds=(10, 11, 12, 13), tuning_seeds=(110,),
+    CONFIG, ours=DEFAULT, options=(("b_pre", "fixed"),), parts=(*SECOND, "relu", "jumprelu"), full_from=2.0, shares=CONFIG.shares[:3],
+    seeds=(10, 11, 12, 13), tuning_seeds=(110,), relu_methods=(*CONTROLS, DEFAULT), part_seeds=(10, 11, 12),
 )  # fmt: skip
 PRESETS: dict[str, Config | PaperConfig] = {
     "quick": QUICK, "controlled": CONFIG, "centred": CENTRED, "paper": SMALL_LANGUAGE_MODEL, "paper-gemma": LANGUAGE_MODEL,

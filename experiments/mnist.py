@@ -16,17 +16,18 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.grid import APART, CONTROLS, SECOND, Comparison, Config, against_longer, contests, verdicts
+from experiments.grid import APART, CONTROLS, SECOND, Comparison, Config
 from experiments.options import MNIST_HELP, add_common_options, add_data_dir, changed
 from experiments.paper import PaperConfig, paper_parts, run_paper
 from experiments.report import render
 from experiments.runs import DEFAULT, HOLDS, Run
 from experiments.sources import source_of
 from experiments.store import MissingRunsError, RecordStore
+from experiments.verdicts import against_longer, contests, matched, verdicts
 
 CENTRED = Config(
-    ours=DEFAULT, options=(("b_pre", "fixed"),), parts=SECOND, full_from=2.0, seeds=(10, 11, 12, 13), tuning_seeds=(110,),
-    shares=(0.01, 0.05, 0.25),
+    ours=DEFAULT, options=(("b_pre", "fixed"),), parts=(*SECOND, "relu", "jumprelu"), full_from=2.0, seeds=(10, 11, 12, 13),
+    tuning_seeds=(110,), shares=(0.01, 0.05, 0.25), relu_shares=(0.25,), relu_methods=(*CONTROLS, DEFAULT), part_seeds=(10, 11, 12),
 )  # fmt: skip
 CONFIGS: dict[str, Config | PaperConfig] = {"controlled": Config(), "centred": CENTRED, "paper": PaperConfig()}
 
@@ -86,6 +87,7 @@ def run_preset(config: Config | PaperConfig, store: RecordStore, parts: Iterable
     if isinstance(config, Config):
         apart = {part: method for part, method in APART.items() if part in config.parts}
         results |= {"verdicts": verdicts(rows, config.ours), "apart": {m: verdicts(rows, m) for m in apart.values()}}
+        results["matched"] = matched(rows, config.ours)
         if set(SECOND) <= set(config.parts):
             results["contests"] = {
                 "the best of its fixed rules against the best control": contests(rows, tuple(HOLDS), CONTROLS),

@@ -8,6 +8,7 @@ Ridges are by held-out samples, but for one way by cross-validation.
 from __future__ import annotations
 
 import math
+from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
 from typing import Any
@@ -15,8 +16,11 @@ from typing import Any
 from experiments.choices import Choice, concluded, data_parser, run_on, store_of
 from experiments.report import table
 from experiments.runs import Run
+from experiments.store import RecordStore
 
-WAYS: dict[str, tuple[str, tuple[tuple[str, Any], ...]]] = {
+Way = tuple[str, tuple[tuple[str, Any], ...]]
+"""Method and options."""
+WAYS: dict[str, Way] = {
     "SGD tied": ("SGD tied", ()),
     "SGD tied-residual": ("SGD tied-residual", ()),
     "hold 0.1, no readout": ("PAM-SGD", (("hold", 0.1), ("readout", False))),
@@ -28,7 +32,6 @@ WAYS: dict[str, tuple[str, tuple[tuple[str, Any], ...]]] = {
     "race from the start": ("PAM, race from the start", ()),
     "race of a tenth": ("PAM, race of a tenth", ()),
 }
-"""Method and options."""
 
 
 @dataclass(frozen=True)
@@ -45,6 +48,11 @@ class Config(Choice):
     seeds: tuple[int, ...] = (100,)
 
     @property
+    def ways(self) -> Mapping[str, Way]:
+        """What is compared."""
+        return WAYS
+
+    @property
     def cells(self) -> list[tuple[str, str, int]]:
         """(budget, activation, samples)."""
         return [(budget, a, n) for budget in self.budgets for a in self.activations for n in self.sizes]
@@ -52,7 +60,7 @@ class Config(Choice):
     def run(self, cell: tuple[str, str, int], way: str, lr: float, seed: int) -> Run:
         """One run, whose record has no test error."""
         budget, activation, n_train = cell
-        method, options = WAYS[way]
+        method, options = self.ways[way]
         run = self.validation_run(
             method=method, activation=activation, n_train=n_train, epochs=self.early_epochs, lr=lr, seed=seed, batch_size=self.batch_size,
             options=(("b_pre", "fixed"), *options),
@@ -92,20 +100,16 @@ def render(results: dict[str, Any], markdown: bool = False) -> str:
     )
 
 
-def main(config: Config, out: Path, data_dir: str | None = None, jobs: int = 1, device: str = "cpu") -> Path:
-    """Run what is missing, write `opening-DATA.json`, print the tables. Returns the results file."""
-    store, source = store_of("opening", config.data, out, data_dir)
-    config = replace(config, source=source.key)
+def tried(config: Config, store: RecordStore, label: str, **how: Any) -> list[dict[str, Any]]:
+    """A row of every cell and way, at its best step size; carries out what is missing."""
     runs = {
         (cell, way, lr): [config.run(cell, way, lr, seed) for seed in config.seeds]
-        for cell in config.cells for way in WAYS for lr in config.grid
+        for cell in config.cells for way in config.ways for lr in config.grid
     }  # fmt: skip
-    store.complete(
-        [run for several in runs.values() for run in several], jobs=jobs, device=device, data_dir=data_dir, label="opening"
-    )
+    store.complete([run for several in runs.values() for run in several], label=label, **how)
     rows = []
     for cell in config.cells:
-        for way in WAYS:
+        for way in config.ways:
             found = {}
             for lr in config.grid:
                 records = [store.get(run) for run in runs[cell, way, lr]]
@@ -114,6 +118,14 @@ def main(config: Config, out: Path, data_dir: str | None = None, jobs: int = 1, 
             winner = "/".join(str(r.get("winner") or "none") for r in found[lr][1]) if way.startswith("race") else ""
             by_lr = {f"{lr:g}": value for lr, (value, _) in found.items()}
             rows.append({"cell": list(cell), "way": way, "lr": lr, "val": found[lr][0], "by_lr": by_lr, "winner": winner})
+    return rows
+
+
+def main(config: Config, out: Path, data_dir: str | None = None, jobs: int = 1, device: str = "cpu") -> Path:
+    """Run what is missing, write `opening-DATA.json`, print the tables. Returns the results file."""
+    store, source = store_of("opening", config.data, out, data_dir)
+    config = replace(config, source=source.key)
+    rows = tried(config, store, "opening", jobs=jobs, device=device, data_dir=data_dir)
     return concluded(store, "opening", config, {"ways": rows}, render)
 
 

@@ -42,7 +42,7 @@ NEUTRAL: dict[type, dict[str, Any]] = {
         "gain": 1.0,
     },
     SAE: {"decoder": "free", "init": "unit", "init_dec": "transpose", "tie_scale": False, "b_pre": False,
-          "init_bias": 0.0},
+          "init_bias": 0.0, "encoder": None},
 }  # fmt: skip
 """Never edit a value that is here; add new options."""
 

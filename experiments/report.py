@@ -12,7 +12,7 @@ from typing import Any
 import numpy as np
 
 from experiments.compare import t_interval
-from experiments.grid import IN_EVERY_CELL, OURS
+from experiments.grid import IN_EVERY_CELL, OURS, PENALISED
 
 DETAILS = {"train": 3, "l0": 1, "frac_dead": 2, "seconds": 1}
 """Numbers of a row that tables print beside the error, and their digits."""
@@ -191,13 +191,16 @@ def part_table(results: dict[str, Any], part: str, markdown: bool = False) -> st
     return f"{part}\n\n{table(header, lines, markdown, keys=5)}"
 
 
-def matched_l0(results: dict[str, Any], markdown: bool = False) -> str:
-    """ReLU: PAM's FVU beside each control's at the same l0, interpolated linearly in (log l0, log mean FVU)."""
-    rows = [row for row in results["rows"] if row["part"] == "relu"]
-    controls = [m for m in dict.fromkeys(row["method"] for row in rows) if m != "PAM"]
+def matched_l0(results: dict[str, Any], part: str, markdown: bool = False) -> str:
+    """PAM's FVU along a penalty beside each control's at the same l0, interpolated linearly in (log l0, log mean FVU), and the verdict."""
+    method = results["config"].get("ours", OURS)
+    activation, penalty = PENALISED[part]
+    rows = [row for row in results["rows"] if row["part"] == part]
+    controls = [m for m in dict.fromkeys(row["method"] for row in rows) if m != method]
+    judged = [found for found in results.get("matched", ()) if found["part"] == part]
     lines = []
-    for ours in (row for row in rows if row["method"] == "PAM"):
-        line = [ours["n_train"], f"{ours['options']['l1']:g}", f"{ours['l0']:.1f}", f"{np.mean(ours['fvu']):.3f}"]
+    for ours in (row for row in rows if row["method"] == method):
+        line = [ours["n_train"], f"{ours['options'][penalty]:g}", f"{ours['l0']:.1f}", f"{np.mean(ours['fvu']):.3f}"]
         for control in controls:
             points = [
                 (row["l0"], np.mean(row["fvu"]))
@@ -207,9 +210,13 @@ def matched_l0(results: dict[str, Any], markdown: bool = False) -> str:
             l0, fvu = np.log(sorted(points)).T
             inside = l0[0] <= np.log(ours["l0"]) <= l0[-1]
             line.append(f"{np.exp(np.interp(np.log(ours['l0']), l0, fvu)):.3f}" if inside else "outside")
+        for found in judged:
+            if (found["n_train"], found["options"]) == (ours["n_train"], ours["options"]):
+                line += [found["control"] or "", percent(found["log_ratio"]), found["verdict"]]
         lines.append(line)
-    header = [unit(results), "l1", "l0 of PAM", "PAM", *(f"{m} at that l0" for m in controls)]
-    return f"ReLU at matched l0: mean test FVU\n\n{table(header, lines, markdown)}"
+    header = [unit(results), penalty, "l0 of PAM", "PAM", *(f"{m} at that l0" for m in controls)]
+    header += ["best control there", "PAM against it", "verdict"] if judged else []
+    return f"{activation} at matched l0: mean test FVU\n\n{table(header, lines, markdown, keys=2)}"
 
 
 def render(results: dict[str, Any], markdown: bool = False) -> str:
@@ -217,6 +224,6 @@ def render(results: dict[str, Any], markdown: bool = False) -> str:
     parts = [size_tables(results, markdown)] if "verdicts" in results else []
     for part in dict.fromkeys(row["part"] for row in results["rows"]):
         parts.append(part_table(results, part, markdown))
-        if part == "relu":
-            parts.append(matched_l0(results, markdown))
+        if part in PENALISED:
+            parts.append(matched_l0(results, part, markdown))
     return "\n\n".join(parts)

@@ -19,7 +19,7 @@ from splinterp import PAMSGD, SAE, SGD, BiasAdaptation, DivergenceError, FitResu
 from splinterp.activations import Activation
 from splinterp.activations._dense import is_dense
 from splinterp.data import Standardizer, load_digits, load_mnist
-from splinterp.encoders import Linear
+from splinterp.encoders import InputNoise, Linear
 from splinterp.losses import AuxK, SquaredError
 from splinterp.metrics import evaluate
 from splinterp.sae_start import started_bias
@@ -115,7 +115,9 @@ for _name, _base in _BASES.items():
     METHODS[f"{_name}, resampling"] = {"method": _base, **_timed, "resample": Resampling(every=100, dead_after=10_000)}
     METHODS[f"{_name}, bias adaptation"] = {"method": _adapted(_base), "share": None}
 
-SAE_OPTIONS = ("decoder", "init_dec", "init", "init_bias", "tie_scale", "b_pre")
+THRESHOLDS = (0.5, 0.5)
+"""Start of JumpReLU's thresholds and its bandwidth, in units of scores, whose deviation is about 1 at the start."""
+SAE_OPTIONS = ("decoder", "init_dec", "init", "init_bias", "tie_scale", "b_pre", "encoder")
 
 
 @dataclass(frozen=True)
@@ -144,7 +146,7 @@ class Run:
     """"train": mean and standard deviation of the training subset; "per_feature": those of each column of it; "published": 0.1307
     and 0.3081."""
     options: tuple[tuple[str, Any], ...] = field(default=())
-    """Further options of the method or the SAE."""
+    """Further options of the method or the SAE; "input_noise" is the scale of `InputNoise`."""
     source: str = ""
     """The key of the data's `experiments.sources.Source`; "": whatever the folder holds."""
     pool: int = 0
@@ -213,6 +215,8 @@ def _split(run: Run, d_in: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     make = options.pop("method")
     if options.get("solve_first") or options.get("decoder_every"):
         options.pop("solve_gap", None)
+    if "input_noise" in options:
+        options["encoder"] = InputNoise(options.pop("input_noise"))
     sae_options = {name: options.pop(name) for name in SAE_OPTIONS if name in options}
     if make is PAMSGD and "hold" not in options and width_of(run.data):  # as the method decides, so that the record says it
         opens = sae_options["decoder"] == "tied_residual" and options.get("gradient", "both") == "both"
@@ -232,6 +236,8 @@ def width_of(data: str) -> int:
 def activation_of(run: Run) -> Activation:
     """The run's activation."""
     made = getattr(splinterp, run.activation)
+    if run.activation == "JumpReLU":
+        return made(*THRESHOLDS)
     return made(run.k) if "TopK" in run.activation else made()
 
 

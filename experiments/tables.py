@@ -15,6 +15,7 @@ from experiments import (
     bench,
     biases,
     bridge,
+    candidates,
     centring,
     dead,
     geometry,
@@ -75,6 +76,8 @@ def _renderer(results: dict[str, Any], short: bool) -> Callable[[dict[str, Any],
         return looks.render
     if "curves" in results:
         return learning.render
+    if "candidates" in results:
+        return candidates.render
     if "ways" in results:
         return opening.render
     if "schedules" in results:

@@ -15,15 +15,12 @@ from __future__ import annotations
 
 import math
 import sys
-from collections.abc import Iterable
 from dataclasses import asdict, dataclass, replace
 from pathlib import Path
 from typing import Any
 
-import numpy as np
-
 from experiments.choices import data_parser, store_of
-from experiments.compare import t_interval, verdict
+from experiments.compare import log_ratio_at, t_interval, verdict
 from experiments.compositions import VARIANTS
 from experiments.options import changed
 from experiments.report import table, with_interval
@@ -157,14 +154,6 @@ def _point(variant: str, entry: str, knob: float, lr: float, records: list[dict[
         "variant": variant, "entry": entry, "knob": knob, "lr": lr, **{name: [r[part][name] for r in records] for name in names},
         "seconds": [r.get("seconds", math.nan) for r in records],
     }  # fmt: skip
-
-
-def log_ratio_at(l0: float, error: float, curve: Iterable[tuple[float, float]]) -> float:
-    """log(error / the error of `curve` at this l0); curve has (l0, error) pairs, joined in logarithms. NaN outside of it."""
-    pairs = sorted((math.log(a), math.log(b)) for a, b in curve if a > 0 and math.isfinite(a) and math.isfinite(b))
-    if len(pairs) < 2 or not l0 > 0 or not pairs[0][0] - 0.02 <= math.log(l0) <= pairs[-1][0] + 0.02:
-        return math.nan
-    return math.log(error) - float(np.interp(math.log(l0), [a for a, _ in pairs], [b for _, b in pairs]))
 
 
 def against_limits(points: list[dict[str, Any]]) -> list[dict[str, Any]]:

@@ -12,6 +12,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from experiments.compare import t_interval
+from experiments.grid import PENALISED
 from experiments.report import unit
 from experiments.sources import IMAGES, split_name
 from paper_figures.style import COLUMN, METHOD_STYLES, PAGE, in_order, label, legend_below, lettered
@@ -117,25 +118,32 @@ def _draw_ratios(axes: Axes, points: Sequence[Row], chosen: Sequence[Row], best:
 
 
 def sparsity(results: Row) -> tuple[Figure, str]:
-    """ReLU: test FVU against l0 along the L1 sweep, a panel for each number of training images."""
-    rows = [row for row in results["rows"] if row["part"] == "relu"]
-    sizes = sorted({row["n_train"] for row in rows})
-    figure, grid = plt.subplots(1, len(sizes), figsize=(COLUMN * len(sizes), 2.6), squeeze=False, sharey=True)
-    for axes, n_train in zip(grid[0], sizes, strict=True):
-        chosen = [row for row in rows if row["n_train"] == n_train]
+    """Test FVU against l0 along a penalty, of ReLU and where there is one of JumpReLU, a panel for each number of training images."""
+    rows = [row for row in results["rows"] if row["part"] in PENALISED]
+    places = sorted(
+        {(row["part"], row["n_train"]) for row in rows}, key=lambda place: (list(PENALISED).index(place[0]), place[1])
+    )
+    figure, grid = plt.subplots(1, len(places), figsize=(COLUMN * len(places), 2.6), squeeze=False, sharey=True)
+    sweeps: dict[str, list[float]] = {}
+    for axes, (part, n_train) in zip(grid[0], places, strict=True):
+        activation, penalty = PENALISED[part]
+        chosen = [row for row in rows if (row["part"], row["n_train"]) == (part, n_train)]
+        sweeps[penalty.upper()] = sorted({row["options"][penalty] for row in chosen})
         for method in dict.fromkeys(row["method"] for row in chosen):
-            points = sorted((row for row in chosen if row["method"] == method), key=lambda row: row["options"]["l1"])
+            points = [row for row in chosen if row["method"] == method and row["l0"] > 0]
+            points.sort(key=lambda row: row["options"][penalty])
             draw(axes, [p["l0"] for p in points], points, method)
-        axes.set(xlabel=r"$\ell_0$ (active latents a sample)", title=f"ReLU, {n_train:,} training {unit(results)}")
+        axes.set(xlabel=r"$\ell_0$ (active latents a sample)", title=f"{activation}, {n_train:,} training {unit(results)}")
     for axes in grid[0]:
         log_axes(axes, (1, 3, 10, 30, 100))
     grid[0][0].set_ylabel("test FVU (lower is better)")
     legend_below(figure, 3)
-    l1 = ", ".join(f"{v:g}" for v in sorted({row["options"]["l1"] for row in rows}))
+    along = "; ".join(f"{name} = {', '.join(f'{v:g}' for v in values)}" for name, values in sweeps.items())
     return figure, (
-        f"Sparsity under ReLU on {data_name(results)}: test FVU against the mean number of active latents along L1 = {l1} "
-        "(on the mean over samples of the code's L1 norm). Lower left is better. Each point has its own step size, chosen on "
-        f"validation FVU; bars: 95 % t intervals over {len(rows[0]['seeds'])} seeds."
+        f"Sparsity under a penalty on {data_name(results)}: test FVU against the mean number of active latents along {along} "
+        "(weights of the mean over samples of the code's L1 norm, or of its number of active latents). Lower left is better. Each "
+        "point has its own step size, chosen by the penalised loss on validation samples; bars: 95 % t intervals over "
+        f"{len(rows[0]['seeds'])} seeds."
     )
 
 

@@ -11,7 +11,7 @@ import pytest
 from experiments import __main__ as command_line
 from experiments import digits, mnist
 from experiments.files import read_results
-from experiments.grid import SECOND
+from experiments.grid import CONTROLS
 from experiments.paper import PaperConfig
 from experiments.report import render
 from experiments.runs import DEFAULT
@@ -40,7 +40,9 @@ def controlled(tmp_path_factory):
 
 @pytest.fixture(scope="module")
 def centred(tmp_path_factory):
-    second = dataclasses.replace(SMALL, ours=DEFAULT, options=(("b_pre", "fixed"),), parts=SECOND)
+    second = dataclasses.replace(
+        SMALL, ours=DEFAULT, options=(("b_pre", "fixed"),), parts=mnist.CENTRED.parts, relu_methods=(*CONTROLS, DEFAULT)
+    )
     return run(second, "mnist-centred", tmp_path_factory.mktemp("centred"))
 
 
@@ -104,6 +106,21 @@ def test_every_figure_of_the_comparison_is_drawn(controlled, centred, paper, tmp
     assert (
         "PAM-SGD, hold 1: the residual stays at 0 for a share 1 of the steps" in (tmp_path / "verdicts_centred.txt").read_text()
     )
+
+
+def test_sweeps_along_a_penalty_are_judged_at_equal_l0(centred):
+    results = read_results(centred)
+    assert len(results["matched"]) == 2 + 4  # strengths of ReLU and JumpReLU
+    for part, activation in (("relu", "ReLU"), ("jumprelu", "JumpReLU")):
+        rows = [row for row in results["rows"] if row["part"] == part]
+        assert {row["method"] for row in rows} == {*CONTROLS, DEFAULT}
+        assert {row["activation"] for row in rows} == {activation}
+        assert all(len(row["by_seed"][split]) == len(row["seeds"]) for row in rows for split in ("val", "test"))
+        assert f"{activation} at matched l0" in render(results)
+    strong, weak = (
+        next(r for r in results["rows"] if r["part"] == "jumprelu" and r["options"]["l0"] == s) for s in (1.6e-2, 2.5e-4)
+    )
+    assert strong["val"] > weak["val"]  # the penalty acts
 
 
 def test_the_headline_is_of_several_files(centred, tmp_path):

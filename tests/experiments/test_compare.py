@@ -6,7 +6,7 @@ import numpy as np
 import pytest
 from scipy import stats
 
-from experiments.compare import Interval, log_ratio, t_interval, verdict
+from experiments.compare import Interval, log_ratio, log_ratio_at, t_interval, verdict
 
 
 def test_t_interval_equals_scipy():
@@ -45,3 +45,12 @@ def test_log_ratio_is_paired():
 )
 def test_verdicts(mean, half, expected):
     assert verdict(Interval(mean, half)) == expected
+
+
+def test_errors_are_compared_on_a_curve():
+    curve = [(4.0, 0.4), (16.0, 0.2)]
+    assert log_ratio_at(4.0, 0.4, curve) == pytest.approx(0.0)
+    assert log_ratio_at(8.0, 0.3, curve) == pytest.approx(math.log(0.3 / math.sqrt(0.08)))
+    assert math.isnan(log_ratio_at(2.0, 0.3, curve))
+    assert math.isnan(log_ratio_at(8.0, 0.3, curve[:1]))
+    assert math.isnan(log_ratio_at(0.0, 0.3, curve))

@@ -13,7 +13,7 @@ from experiments import variants
 from experiments.compositions import VARIANTS
 from experiments.tables import command as tables
 from experiments.variant_runs import MOD, N_TREE, OPTIMIZERS, TREE, VariantRun, execute_variant, run_of, tree, tree_samples
-from experiments.variants import CONFIGS, Config, against_limits, log_ratio_at, main
+from experiments.variants import CONFIGS, Config, against_limits, main
 
 KNOBS = {"k": 4.0, "tanh": 3e-3, "p": 3e-3, "gate": 3e-3, "l0": 3e-3, "afa": 3e-3}
 QUICK = Config(
@@ -71,15 +71,6 @@ def test_every_limit_and_knob_is_there():
             assert variant.limit in VARIANTS
             assert variant.family == VARIANTS[variant.limit].family
             assert len(config.knobs_of(name)) >= 2
-
-
-def test_errors_are_compared_on_the_limits_curve():
-    curve = [(4.0, 0.4), (16.0, 0.2)]
-    assert log_ratio_at(4.0, 0.4, curve) == pytest.approx(0.0)
-    assert log_ratio_at(8.0, 0.3, curve) == pytest.approx(math.log(0.3 / math.sqrt(0.08)))
-    assert math.isnan(log_ratio_at(2.0, 0.3, curve))
-    assert math.isnan(log_ratio_at(8.0, 0.3, curve[:1]))
-    assert math.isnan(log_ratio_at(0.0, 0.3, curve))
 
 
 def test_verdicts_are_of_paired_seeds():

@@ -1,0 +1,80 @@
+"""What else was proposed for the training of SAEs, for PAM-SGD and for SGD alike: Muon, noise on the inputs, fewer latents.
+
+Validation data only. Centred SAEs, the long budget, checkpoint of lowest validation FVU; each way at each step size, the best of
+them reported, with its change against the same method as it is. Noise is in standard deviations of the samples.
+"""
+
+from __future__ import annotations
+
+import math
+from collections.abc import Mapping
+from dataclasses import dataclass, replace
+from pathlib import Path
+from typing import Any
+
+from experiments import opening
+from experiments.choices import concluded, data_parser, run_on, store_of
+from experiments.opening import Way, tried
+from experiments.report import table
+from experiments.runs import DEFAULT, Run
+
+METHODS = ("SGD tied", "SGD tied-residual", DEFAULT)
+FEWER = "half as many latents"
+EXTRAS: dict[str, tuple[tuple[str, Any], ...]] = {
+    "as it is": (),
+    "Muon": (("optimizer", "muon"),),
+    "noise 0.2": (("input_noise", 0.2),),
+    "noise 0.5": (("input_noise", 0.5),),
+    "Muon, noise 0.2": (("optimizer", "muon"), ("input_noise", 0.2)),
+    FEWER: (),
+}
+WAYS: dict[str, Way] = {f"{method}; {extra}": (method, options) for method in METHODS for extra, options in EXTRAS.items()}
+
+
+@dataclass(frozen=True)
+class Config(opening.Config):
+    """What is run."""
+
+    sizes: tuple[int, ...] = (550, 2_750, 13_750)
+
+    @property
+    def ways(self) -> Mapping[str, Way]:
+        return WAYS
+
+    def run(self, cell: tuple[str, str, int], way: str, lr: float, seed: int) -> Run:
+        run = super().run(cell, way, lr, seed)
+        return replace(run, n_latents=run.n_latents // 2) if way.endswith(FEWER) else run
+
+
+CONFIGS = {
+    "mnist": Config(),
+    "minilm": Config(
+        "minilm-3", k=32, n_latents=1_536, batch_size=256, grid=(4e-3, 8e-3), sizes=(9_000, 36_000), activations=("TopK",)
+    ),
+}
+
+
+def render(results: dict[str, Any], markdown: bool = False) -> str:
+    """Errors by method and way, and the change against the method as it is."""
+    rows = {(*r["cell"], r["way"]): r for r in results["candidates"]}
+    lines = []
+    for budget, activation, n in dict.fromkeys(tuple(r["cell"]) for r in results["candidates"]):
+        for method in METHODS:
+            vals = [rows[budget, activation, n, f"{method}; {extra}"]["val"] for extra in EXTRAS]
+            changes = [f"{100 * math.expm1(math.log(val / vals[0])):+.1f} %" for val in vals[1:]]
+            lines.append([activation, f"{n:,}", method, f"{vals[0]:.4f}", *changes])
+    header = ["activation", "N", "method", *EXTRAS]
+    return f"{results['config']['data']}: validation FVU, and its change\n\n{table(header, lines, markdown, keys=3)}"
+
+
+def main(config: Config, out: Path, data_dir: str | None = None, jobs: int = 1, device: str = "cpu") -> Path:
+    """Run what is missing, write `candidates-DATA.json`, print the table. Returns the results file."""
+    store, source = store_of("candidates", config.data, out, data_dir)
+    config = replace(config, source=source.key)
+    rows = tried(config, store, "candidates", jobs=jobs, device=device, data_dir=data_dir)
+    return concluded(store, "candidates", config, {"candidates": rows}, render)
+
+
+def command(argv: list[str]) -> Path:
+    """`python -m experiments candidates --data mnist | minilm`"""
+    return run_on(main, CONFIGS, data_parser("candidates", __doc__, CONFIGS).parse_args(argv))

@@ -1,0 +1,42 @@
+"""Muon, noise and fewer latents beside the methods as they are, from end to end, small."""
+
+from __future__ import annotations
+
+import json
+
+import pytest
+
+from experiments import candidates, tables
+from experiments.candidates import EXTRAS, FEWER, METHODS, Config
+from experiments.runs import build
+from splinterp.encoders import InputNoise, Linear
+
+SMALL = Config(
+    "digits", k=3, n_latents=16, batch_size=16, grid=(4e-3, 8e-3), sizes=(100,), activations=("TopK",), long_steps=40
+)
+CELL = ("long", "TopK", 100)
+
+
+def test_every_extra_is_what_its_name_says():
+    for method in METHODS:
+        built = {extra: build(SMALL.run(CELL, f"{method}; {extra}", 4e-3, 0), 64) for extra in EXTRAS}
+        assert {extra for extra, (_, made) in built.items() if made.optimizer == "muon"} == {"Muon", "Muon, noise 0.2"}
+        noises = {extra: getattr(sae.encoder, "scale", 0.0) for extra, (sae, _) in built.items()}
+        assert noises == {extra: {"noise 0.5": 0.5}.get(extra, 0.2) if "noise" in extra else 0.0 for extra in EXTRAS}
+        assert all(isinstance(sae.encoder, InputNoise | Linear) for sae, _ in built.values())
+        assert {extra: sae.n_latents for extra, (sae, _) in built.items()} == {e: 8 if e == FEWER else 16 for e in EXTRAS}
+
+
+def test_tables_and_records(tmp_path, monkeypatch):
+    path = candidates.main(SMALL, tmp_path)
+    results = json.loads(path.read_text())
+    assert len({r["val"] for r in results["candidates"]}) == len(METHODS) * len(EXTRAS)  # every option changes the result
+    records = json.loads((tmp_path / "candidates-digits-runs.json").read_text())["records"]
+    assert len(records) == 2 * len(METHODS) * len(EXTRAS)
+    assert not any("test_last" in r for r in records)  # a choice reads validation data alone
+    printed = tables._renderer(results, short=False)(results, False)
+    assert all(word in printed for word in ("noise 0.5", "Muon", "PAM-SGD"))
+    monkeypatch.setattr("experiments.runs.train", lambda *_, **__: pytest.fail("trained again"))
+    before = path.read_bytes()
+    candidates.main(SMALL, tmp_path)
+    assert path.read_bytes() == before
