@@ -4,7 +4,8 @@ A tied-residual SAE is trained by PAM-SGD without readouts, for a thousand steps
 on the first half of the validation samples, or on some of them, and its error told on the other half, which neither training nor
 choice has seen: in per cent of that of the decoder as trained. "ridge": the best ridge for the whole prior; "and scale": the best
 ridge with the prior's best scale; then one, two and three functions of each kind with one pole (three are the package's); last, one
-function of each kind with five poles. With all of the held-out samples first, then three functions with fewer. The second table has the
+function of each kind with five poles; then ridges that need no held-out samples, by the evidence, one for all latents and one for
+each. With all of the held-out samples first, then three functions with fewer. The second table has the
 error without a readout and with one for SAEs that SGD trained too, at the same step size: what is the readout's, and what the training's.
 """
 
@@ -16,6 +17,7 @@ from typing import Any, NamedTuple
 
 import torch
 
+from experiments.benches.evidence import by_evidence
 from experiments.benches.problems import samples
 from experiments.benches.timing import require_cpu
 from splinterp import PAMSGD, SAE, SGD, AbsTopK, TopK, fit
@@ -100,6 +102,7 @@ def _families(sae: SAE, found: Sums, x_held: torch.Tensor) -> list[float]:
     alone = solve_decoder(stats, ridge=held_out_ridge(stats, held_out, prior).ridge, prior=prior).W_dec
     families = [alone, _scaled(stats, sums, prior, ridges), *(weighed(held_out, degree) for degree in (1, 2, 3))]
     families.append(_several_poles(stats, sums, prior, ridges))
+    families += [by_evidence(stats, prior, ridges[len(ridges) // 2], each).W_dec for each in (False, True)]
     return [change(W) for W in (*families, *(weighed(_sums(sae, x_held[:n])) for n in FEWER if n < len(x_held)))]
 
 
@@ -130,7 +133,7 @@ def run(quick: bool, device: str) -> dict[str, Any]:
         families.append([*about, *(f"{value:+.1f}" for value in _families(sae, found, x_val[:half]))])
         print(families[-1], methods[-1], file=sys.stderr)
     header = ["data", "activation", "N", "ridge", "and scale", "1 function", "2", "3", "five poles",
-              *(f"3, {n:,} held out" for n in FEWER)]  # fmt: skip
+              "evidence", "for each latent", *(f"3, {n:,} held out" for n in FEWER)]  # fmt: skip
     families = [row + [""] * (len(header) - len(row)) for row in families]
     pairs = [heading for name in METHODS for heading in (name, "read out")]
     return {
