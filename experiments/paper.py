@@ -12,6 +12,7 @@ clips gradients (at 1 here). Normalisation is by the training subset, where thei
 
 from __future__ import annotations
 
+import itertools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
@@ -45,6 +46,7 @@ class PaperConfig:
     activations: tuple[str, ...] = ("AbsTopK", "ReLU")
     shares: tuple[float, ...] = (0.01, 0.05, 0.1, 0.25, 0.5, 1.0)
     ablation_shares: tuple[float, ...] = (0.05, 0.25)
+    ablation_activations: tuple[str, ...] = ("AbsTopK", "ReLU")
     epochs: int = 10
     lr: float = 3e-3
     l1: float = 1e-5
@@ -80,7 +82,7 @@ class PaperConfig:
 
 LANGUAGE_MODEL = PaperConfig(
     data="google/gemma-2-2b-12@last", k=320, n_latents=4_096, epochs=50, lr=1e-3, batch_size=256, normalise="per_feature",
-    ks=(15, 20, 40, 80, 160, 640, 1_280), pulls=(0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0), decoder_pull=False,
+    ablation_activations=("AbsTopK",), ks=(15, 20, 40, 80, 160, 640, 1_280), pulls=(0.0, 1e-4, 1e-3, 1e-2, 1e-1, 1.0), decoder_pull=False,
     pam_options=(("solve_first", True), ("clip", 1.0)),
 )  # fmt: skip
 """Last tokens of 10,000 texts on layer 12 of Gemma 2 2B: for a GPU with access to the hub."""
@@ -98,16 +100,18 @@ def plan(config: PaperConfig) -> list[tuple[str, str, Any, Run]]:
         for share in config.shares:
             for method, options in {**PAPER, **CAUSES}.items():
                 points.append(("sizes", method, None, config.run(method, activation, share, options)))
-    for share in config.ablation_shares:
+    for activation, share in itertools.product(config.ablation_activations, config.ablation_shares):
 
-        def add(part: str, method: str, setting: Any, *extra: tuple[str, Any], share: float = share) -> None:
-            points.append((part, method, setting, config.run(method, "AbsTopK", share, (*PAPER[method], *extra))))
+        def add(
+            part: str, method: str, setting: Any, *extra: tuple[str, Any], activation: str = activation, share: float = share
+        ) -> None:
+            points.append((part, method, setting, config.run(method, activation, share, (*PAPER[method], *extra))))
 
         for updates in config.encoder_updates:
             add("encoder_updates", "PAM published", updates, *([("encoder_updates", updates)] if updates > 1 else []))
-        for k in (*config.ks, config.k) if config.ks else ():
+        for k in (*config.ks, config.k) if config.ks and activation != "ReLU" else ():
             for method in PAPER:
-                points.append(("k", method, k, replace(config.run(method, "AbsTopK", share, PAPER[method]), k=k)))
+                points.append(("k", method, k, replace(config.run(method, activation, share, PAPER[method]), k=k)))
         for strength in config.decays:
             for method in PAPER:
                 add("weight_decay", method, strength, *([("weight_decay", strength)] if strength > 0 else []))

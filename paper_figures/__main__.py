@@ -66,7 +66,7 @@ def _figures() -> dict[str, tuple[Callable[..., Any], Source | tuple[Source, ...
         verdicts,
     )
 
-    published = "with the published settings (AbsTopK), on"
+    published = "with the published settings, on"
     settings = curves.settings
     return {
         "key_ideas": (key_ideas.key_ideas, CENTRED),

@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import itertools
 import math
 from collections.abc import Iterable, Sequence
 from typing import Any
@@ -193,24 +194,33 @@ def ridge(results: Row) -> tuple[Figure, str]:
 
 
 def settings(results: Row, part: str, xlabel: str, what: str) -> tuple[Figure, str]:
-    """Test FVU against a setting (a column each), a panel for each number of training images."""
+    """Test FVU against a setting (a column each), a panel for each number of training images and, in rows, each activation."""
     rows = [row for row in results["rows"] if row["part"] == part]
     if not rows:
         raise KeyError(part)
     sizes = sorted({row["n_train"] for row in rows})
+    activations = in_order(row["activation"] for row in rows)
     values = list(dict.fromkeys(_setting(row, part) for row in rows))
     if not any(isinstance(v, str) for v in values):
         values.sort()
-    figure, grid = plt.subplots(1, len(sizes), figsize=(COLUMN * min(2, len(sizes)), 2.5), squeeze=False, sharey=True)
-    for axes, n_train in zip(grid[0], sizes, strict=True):
+    height = 2.5 + 1.9 * (len(activations) - 1)
+    figure, grid = plt.subplots(
+        len(activations), len(sizes), figsize=(COLUMN * min(2, len(sizes)), height), squeeze=False, sharey="row", sharex=True
+    )
+    for axes, (activation, n_train) in zip(grid.flat, itertools.product(activations, sizes), strict=True):
         for method in dict.fromkeys(row["method"] for row in rows):
-            points = [row for row in rows if row["n_train"] == n_train and row["method"] == method]
+            points = [
+                row for row in rows if (row["activation"], row["n_train"], row["method"]) == (activation, n_train, method)
+            ]
             points.sort(key=lambda row: values.index(_setting(row, part)))
             joined = not any(isinstance(v, str) for v in values)  # no line between a number and a rule
             draw(axes, [values.index(_setting(p, part)) for p in points], points, method, joined)
         axes.set_xticks(range(len(values)), ["GCV" if v == "gcv" else v if isinstance(v, str) else f"{v:,g}" for v in values])
-        axes.set(xlabel=xlabel, title=f"{n_train:,} training {unit(results)}")
-    grid[0][0].set_ylabel("test FVU (lower is better)")
+        axes.set_title(f"{activation}, {n_train:,} training {unit(results)}")
+    for axes in grid[-1]:
+        axes.set_xlabel(xlabel)
+    for axes in grid[:, 0]:
+        axes.set_ylabel("test FVU (lower is better)")
     legend_below(figure, 3)
     return figure, f"{what} {data_name(results)}. Bars: 95 % t intervals over {len(rows[0]['seeds'])} seeds."
 

@@ -83,8 +83,11 @@ def test_paper_table_has_its_ablations(paper):
     parts = {row["part"] for row in results["rows"]}
     assert parts == {"sizes", "encoder_updates", "weight_decay", "mu_nu", "mu_nu_pull"}
     assert "encoder_updates" in render(results)
-    by_update = {row["setting"]: row["fvu"] for row in results["rows"] if row["part"] == "encoder_updates"}
-    assert len({tuple(v) for v in by_update.values()}) == 4
+    for activation in ("AbsTopK", "ReLU"):
+        for part in parts - {"sizes"}:
+            assert {row["activation"] for row in results["rows"] if row["part"] == part} == {"AbsTopK", "ReLU"}
+        updates = [row for row in results["rows"] if (row["part"], row["activation"]) == ("encoder_updates", activation)]
+        assert len({tuple(row["fvu"]) for row in updates}) == 4
 
 
 def test_every_figure_of_the_comparison_is_drawn(controlled, centred, paper, tmp_path, capsys):
