@@ -25,7 +25,7 @@ from splinterp.training.when import AtEnd, EveryEpoch, EverySteps
 _GRADIENT: dict[str, Any] = {
     "lr": 3e-3, "optimizer": "adam", "betas": (0.9, 0.999), "schedule": "cosine", "clip": None, "weight_decay": 0.0,
     "decay_biases": False, "l1": 0.0, "l0": 0.0, "warmup": 0.0, "decay": 0.0, "terms": (SquaredError(),), "penalty_warmup": 0.0,
-    "resample": None, "k_start": None, "k_share": 0.1, "bias_lr": 1.0,
+    "resample": None, "k_start": None, "k_share": 0.1, "bias_lr": 1.0, "decoder_lr": 1.0,
 }  # fmt: skip
 NEUTRAL: dict[type, dict[str, Any]] = {
     SGD: {**_GRADIENT, "unit_norm_decoder": False, "project_gradient": False},

@@ -49,6 +49,9 @@ class GradientOptions(metaclass=Named):
     bias_lr: float = 1.0
     """What multiplies the step size of b_enc. More than 1 lets some latents become busy and others rare; `SAE(init_bias=-1)` does so from
     the start, and costs less where that does not help."""
+    decoder_lr: float = 1.0
+    """What multiplies the step size of the decoder's own weights: W_dec, or the residual beside a tied one. Less than 1 lets the encoder
+    take large steps without the noise that such steps leave in a decoder."""
     optimizer: str | Callable[..., torch.optim.Optimizer] = "adam"
     """One of "adam", "adamw", "sgd", "muon" (`splinterp.training.Muon`); a torch optimizer class that takes `lr`; or a function of the
     parameter groups (dicts with "params" and "weight_decay") that returns an optimizer, whose own step sizes then stand in for `lr`."""
@@ -87,6 +90,7 @@ class GradientOptions(metaclass=Named):
     def __post_init__(self) -> None:
         at_least("lr", self.lr, 0.0, strict=True)
         at_least("bias_lr", self.bias_lr, 0.0, strict=True)
+        at_least("decoder_lr", self.decoder_lr, 0.0, strict=True)
         if isinstance(self.schedule, str):
             one_of("schedule", self.schedule, SCHEDULES)
         if isinstance(self.optimizer, str):
@@ -197,7 +201,7 @@ class GradientOptions(metaclass=Named):
         """An optimizer of all parameters of `sae` but the `fixed` ones, in two groups: decayed, and not.
 
         Decayed are the weights (two axes or more), and with `decay_biases` all but b_dec. Parameters that need no gradient stay. With
-        `bias_lr` b_enc is in a third group.
+        `bias_lr` and `decoder_lr` b_enc and the decoder's own weights are in further ones.
         """
         still = {id(p) for p in fixed}
         moved = [p for p in sae.parameters() if id(p) not in still]
@@ -216,6 +220,16 @@ class GradientOptions(metaclass=Named):
                     f"bias_lr={self.bias_lr} acts on b_enc, which is no trained parameter of its own here: leave it out"
                 )
             group["lr"] *= self.bias_lr
+        if self.decoder_lr != 1:
+            groups = {
+                id(group): group for p in model.decoder_block().weights if (group := set_apart(optimizer, (p,))) is not None
+            }
+            if not groups:
+                raise ValueError(
+                    f"decoder_lr={self.decoder_lr} acts on weights of the decoder's own, which gradients do not move here: leave it out"
+                )
+            for group in groups.values():
+                group["lr"] *= self.decoder_lr
         return optimizer
 
     def rate(self, state: TrainState) -> float:

@@ -125,7 +125,7 @@ def test_every_option_of_pam_changes_the_recipe(name):
         "ridge": 3.0, "gcv_inflation": 1.4, "bias_ridge": 1.0, "bias": "separate", "solve_gap": 1, "decoder_every": 3, "solve_first": True,
         "solve_parts": 3, "scale": "fit", "stats_dtype": torch.float32, "warmup": 0.1, "decay": 0.2, "penalty_warmup": 0.1,
         "terms": (SquaredError(weight=2.0),), "resample": Resampling(every=10, dead_after=100), "k_start": 30, "k_share": 0.2,
-        "readout": True, "racing": Racing(length=0.2), "bias_lr": 2.0,
+        "readout": True, "racing": Racing(length=0.2), "bias_lr": 2.0, "decoder_lr": 0.3,
     }[name]  # fmt: skip
     needed = {
         "decay_biases": {"weight_decay": 0.1}, "decay": {"schedule": "constant"}, "penalty_warmup": {"l1": 0.1}, "k_share": {"k_start": 30},

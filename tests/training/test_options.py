@@ -35,8 +35,8 @@ def test_shared_options_have_one_definition_and_default():
 
 
 SHARED = {
-    "bias_lr": 4.0, "lr": 1e-2, "optimizer": "sgd", "betas": (0.5, 0.9), "schedule": "constant", "clip": 1e-3, "weight_decay": 0.1,
-    "l1": 0.1,
+    "bias_lr": 4.0, "decoder_lr": 0.3, "lr": 1e-2, "optimizer": "sgd", "betas": (0.5, 0.9), "schedule": "constant", "clip": 1e-3,
+    "weight_decay": 0.1, "l1": 0.1,
 }  # fmt: skip
 
 
@@ -66,6 +66,44 @@ def test_the_bias_moves_by_its_own_step_size(method, decoder):
         moved[bias_lr] = {name: p.detach() - before[name] for name, p in sae.named_parameters()}
     for name, step in moved[1.0].items():
         torch.testing.assert_close(moved[4.0][name], (4 if name == "b_enc" else 1) * step)
+
+
+@pytest.mark.parametrize("decoder", ["free", "tied_residual"])
+@pytest.mark.parametrize("method", [SGD, PAMSGD])
+def test_the_decoders_own_weights_move_by_their_own_step_size(method, decoder):
+    x, moved = samples(), {}
+    for decoder_lr in (1.0, 0.25):
+        sae = make_sae("TopK", decoder)
+        own = method(decoder_lr=decoder_lr, bias_lr=3.0, optimizer="sgd", lr=1e-3, schedule="constant")
+        before = {name: p.detach().clone() for name, p in sae.named_parameters()}
+        own.step(sae, own.init(sae, x, total_steps=10), x[:64])
+        moved[decoder_lr] = {name: p.detach() - before[name] for name, p in sae.named_parameters()}
+    for name, step in moved[1.0].items():
+        torch.testing.assert_close(moved[0.25][name], (0.25 if name in ("W_dec", "residual") else 1) * step)
+
+
+@pytest.mark.parametrize("optimizer", ["adam", "adamw", "muon"])
+def test_the_decoders_step_size_follows_schedules_and_resumes(optimizer, tmp_path):
+    def run(**checkpoints):
+        method = PAMSGD(decoder_lr=0.25, warmup=0.2, optimizer=optimizer)
+        return fit(make_sae("TopK", "tied_residual"), samples(), method, epochs=4, batch_size=64, generator=3, **checkpoints)
+
+    whole = run(checkpoint=tmp_path / "whole")
+    lrs = [group["lr"] for group in whole.state.optimizer.param_groups]
+    assert max(lrs) == pytest.approx(4 * min(lrs))
+    assert same(stopped_and_resumed(run, 2, tmp_path / "c").sae, whole.sae)
+
+
+@pytest.mark.parametrize(
+    ("method", "decoder"),
+    [(SGD(decoder_lr=0.3), "tied"), (PAMSGD(decoder_lr=0.3), "tied"), (PAMSGD(decoder_lr=0.3, gradient="encoder"), "free"),
+     (PAMSGD(decoder_lr=0.3, gradient="tied"), "tied_residual")],
+)  # fmt: skip
+def test_a_decoder_that_no_gradient_moves_has_no_step_size(method, decoder):
+    with pytest.raises(ValueError, match=r"decoder_lr=0\.3 acts on weights of the decoder's own"):
+        fit(make_sae("TopK", decoder), samples(), method, epochs=1)
+    with pytest.raises(ValueError, match="decoder_lr=0"):
+        SGD(decoder_lr=0)
 
 
 def test_the_step_size_of_the_bias_follows_schedules_and_resumes(tmp_path):
