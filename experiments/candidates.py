@@ -1,7 +1,8 @@
-"""What else was proposed for the training of SAEs, for PAM-SGD and for SGD alike: Muon, noise on the inputs, fewer latents.
+"""What else was proposed for the training of SAEs, for PAM-SGD and for SGD alike: Muon, noise on the inputs, fewer latents, smaller steps of the decoder.
 
 Validation data only. Centred SAEs, the long budget, checkpoint of lowest validation FVU; each way at each step size, the best of
-them reported, with its change against the same method as it is. Noise is in standard deviations of the samples.
+them reported, with its change against the same method as it is. Noise is in standard deviations of the samples. --set extras="as it is,Muon"
+tries some of them, "as it is" first.
 """
 
 from __future__ import annotations
@@ -27,19 +28,22 @@ EXTRAS: dict[str, tuple[tuple[str, Any], ...]] = {
     "noise 0.5": (("input_noise", 0.5),),
     "Muon, noise 0.2": (("optimizer", "muon"), ("input_noise", 0.2)),
     FEWER: (),
+    "decoder_lr 0.3": (("decoder_lr", 0.3),),
+    "decoder_lr 0.1": (("decoder_lr", 0.1),),
 }
-WAYS: dict[str, Way] = {f"{method}; {extra}": (method, options) for method in METHODS for extra, options in EXTRAS.items()}
 
 
 @dataclass(frozen=True)
 class Config(opening.Config):
     """What is run."""
 
+    grid: tuple[float, ...] = (4e-3, 8e-3, 1.6e-2, 3.2e-2)
     sizes: tuple[int, ...] = (550, 2_750, 13_750)
+    extras: tuple[str, ...] = tuple(EXTRAS)
 
     @property
     def ways(self) -> Mapping[str, Way]:
-        return WAYS
+        return {f"{m}; {e}": (m, EXTRAS[e]) for m in METHODS for e in self.extras if m != "SGD tied" or "decoder" not in e}
 
     def run(self, cell: tuple[str, str, int], way: str, lr: float, seed: int) -> Run:
         run = super().run(cell, way, lr, seed)
@@ -48,22 +52,20 @@ class Config(opening.Config):
 
 CONFIGS = {
     "mnist": Config(),
-    "minilm": Config(
-        "minilm-3", k=32, n_latents=1_536, batch_size=256, grid=(4e-3, 8e-3), sizes=(9_000, 36_000), activations=("TopK",)
-    ),
+    "minilm": Config("minilm-3", k=32, n_latents=1_536, batch_size=256, grid=(4e-3, 8e-3, 1.6e-2), sizes=(9_000, 36_000)),
 }
 
 
 def render(results: dict[str, Any], markdown: bool = False) -> str:
     """Errors by method and way, and the change against the method as it is."""
     rows = {(*r["cell"], r["way"]): r for r in results["candidates"]}
-    lines = []
+    lines, extras = [], results["config"]["extras"]
     for budget, activation, n in dict.fromkeys(tuple(r["cell"]) for r in results["candidates"]):
         for method in METHODS:
-            vals = [rows[budget, activation, n, f"{method}; {extra}"]["val"] for extra in EXTRAS]
-            changes = [f"{100 * math.expm1(math.log(val / vals[0])):+.1f} %" for val in vals[1:]]
-            lines.append([activation, f"{n:,}", method, f"{vals[0]:.4f}", *changes])
-    header = ["activation", "N", "method", *EXTRAS]
+            found = [rows.get((budget, activation, n, f"{method}; {extra}"), {"val": math.nan})["val"] for extra in extras]
+            changes = ["" if math.isnan(val) else f"{100 * (val / found[0] - 1):+.1f} %" for val in found[1:]]
+            lines.append([activation, f"{n:,}", method, f"{found[0]:.4f}", *changes])
+    header = ["activation", "N", "method", *extras]
     return f"{results['config']['data']}: validation FVU, and its change\n\n{table(header, lines, markdown, keys=3)}"
 
 
