@@ -28,7 +28,7 @@ EXPERIMENTS = {
     "learning": "learning curves of SGD and PAM-SGD, against steps and seconds: --data mnist | minilm",
     "solves": "when PAM-SGD should solve for the decoder: --data mnist | minilm",
     "opening": "when the residual should be let in; readouts and races: --data mnist | minilm",
-    "candidates": "what else was proposed, for every method: Muon, noise, fewer latents, decoder steps: --data mnist | minilm",
+    "candidates": "what else was proposed, for every method: Muon, noise, fewer latents, decoder steps: --data mnist | minilm | gpt2",
     "variants": "the field's variants of SAEs by SGD and PAM-SGD: --data mnist | minilm | tree",
     "mnist": "sample efficiency on MNIST: --preset controlled | centred | paper",
 }

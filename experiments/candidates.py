@@ -1,8 +1,8 @@
-"""What else was proposed for the training of SAEs, for PAM-SGD and for SGD alike: Muon, noise on the inputs, fewer latents, smaller steps of the decoder.
+"""What else was proposed for the training of SAEs, by PAM-SGD and by SGD: Muon, noise on the inputs, fewer latents, smaller decoder steps.
 
 Validation data only. Centred SAEs, the long budget, checkpoint of lowest validation FVU; each way at each step size, the best of
-them reported, with its change against the same method as it is. Noise is in standard deviations of the samples. --set extras="as it is,Muon"
-tries some of them, "as it is" first.
+them reported, with its change against the same method as it is. Noise is in standard deviations of the samples.
+--set extras="as it is,Muon" tries some of them, "as it is" first.
 """
 
 from __future__ import annotations
@@ -17,10 +17,12 @@ from experiments import opening
 from experiments.choices import concluded, data_parser, run_on, store_of
 from experiments.opening import Way, tried
 from experiments.report import table
-from experiments.runs import DEFAULT, Run
+from experiments.runs import DEFAULT, Run, start_of
 
 METHODS = ("SGD tied", "SGD tied-residual", DEFAULT)
 FEWER = "half as many latents"
+OPEN = "decoder_lr 0.1, hold 0"
+"""Where codes are dense, which have another hold by default."""
 EXTRAS: dict[str, tuple[tuple[str, Any], ...]] = {
     "as it is": (),
     "Muon": (("optimizer", "muon"),),
@@ -30,6 +32,7 @@ EXTRAS: dict[str, tuple[tuple[str, Any], ...]] = {
     FEWER: (),
     "decoder_lr 0.3": (("decoder_lr", 0.3),),
     "decoder_lr 0.1": (("decoder_lr", 0.1),),
+    OPEN: (("decoder_lr", 0.1), ("hold", 0.0)),
 }
 
 
@@ -39,21 +42,34 @@ class Config(opening.Config):
 
     grid: tuple[float, ...] = (4e-3, 8e-3, 1.6e-2, 3.2e-2)
     sizes: tuple[int, ...] = (550, 2_750, 13_750)
-    extras: tuple[str, ...] = tuple(EXTRAS)
+    extras: tuple[str, ...] = tuple(extra for extra in EXTRAS if extra != OPEN)
+    pool: int = 0
 
     @property
     def ways(self) -> Mapping[str, Way]:
-        return {f"{m}; {e}": (m, EXTRAS[e]) for m in METHODS for e in self.extras if m != "SGD tied" or "decoder" not in e}
+        return {f"{m}; {e}": (m, EXTRAS[e]) for m in METHODS for e in self.extras if _goes_with(m, e)}
 
     def run(self, cell: tuple[str, str, int], way: str, lr: float, seed: int) -> Run:
-        run = super().run(cell, way, lr, seed)
-        return replace(run, n_latents=run.n_latents // 2) if way.endswith(FEWER) else run
+        run = replace(super().run(cell, way, lr, seed), pool=self.pool)
+        if way.endswith(FEWER):
+            run = replace(run, n_latents=run.n_latents // 2)
+        return replace(run, options=(*start_of(run), *run.options))
+
+
+def _goes_with(method: str, extra: str) -> bool:
+    if extra == OPEN:
+        return method == DEFAULT
+    return method != "SGD tied" or "decoder" not in extra
 
 
 CONFIGS = {
     "mnist": Config(),
     "minilm": Config("minilm-3", k=32, n_latents=1_536, batch_size=256, grid=(4e-3, 8e-3, 1.6e-2), sizes=(9_000, 36_000)),
-}
+    "gpt2": Config("small-gpt2-1", k=32, n_latents=1_536, batch_size=256, sizes=(9_000,), pool=72_000, extras=(
+        "as it is", "decoder_lr 0.3", "decoder_lr 0.1", OPEN,
+    )),
+}  # fmt: skip
+"""Validation data of what other choices were made on too."""
 
 
 def render(results: dict[str, Any], markdown: bool = False) -> str:
@@ -71,12 +87,12 @@ def render(results: dict[str, Any], markdown: bool = False) -> str:
 
 def main(config: Config, out: Path, data_dir: str | None = None, jobs: int = 1, device: str = "cpu") -> Path:
     """Run what is missing, write `candidates-DATA.json`, print the table. Returns the results file."""
-    store, source = store_of("candidates", config.data, out, data_dir)
+    store, source = store_of("candidates", config.data, out, data_dir, pool=config.pool or None)
     config = replace(config, source=source.key)
     rows = tried(config, store, "candidates", jobs=jobs, device=device, data_dir=data_dir)
     return concluded(store, "candidates", config, {"candidates": rows}, render)
 
 
 def command(argv: list[str]) -> Path:
-    """`python -m experiments candidates --data mnist | minilm`"""
+    """`python -m experiments candidates --data mnist | minilm | gpt2`"""
     return run_on(main, CONFIGS, data_parser("candidates", __doc__, CONFIGS).parse_args(argv))

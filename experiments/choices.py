@@ -64,13 +64,13 @@ def data_parser(experiment: str, description: str | None, names: Mapping[str, An
         prog=f"python -m experiments {experiment}", description=description, formatter_class=argparse.RawTextHelpFormatter
     )
     parser.add_argument("--data", choices=names, default="mnist", help="data to train on (default: mnist)")
-    add_data_dir(parser, f"{MNIST_HELP}; for minilm: with wikitext2/")
+    add_data_dir(parser, f"{MNIST_HELP}; for language models: with wikitext2/")
     add_common_options(parser)
     return parser
 
 
 def run_on(main: Callable[..., Path], configs: Mapping[str, Any], args: argparse.Namespace, text: str | None = None) -> Path:
     """main(config, out, data_dir, jobs, device) for what `data_parser` has read."""
-    data_dir = location(text, args.data_dir) if args.data == "minilm" else args.data_dir
+    data_dir = args.data_dir if configs[args.data].data in IMAGES else location(text, args.data_dir)
     config = changed(configs[args.data], args)
     return main(config, args.out, data_dir, args.jobs, args.device)

@@ -7,8 +7,8 @@ import json
 import pytest
 
 from experiments import candidates, tables
-from experiments.candidates import EXTRAS, FEWER, METHODS, Config
-from experiments.runs import build
+from experiments.candidates import EXTRAS, FEWER, METHODS, OPEN, Config
+from experiments.runs import DEFAULT, build
 from splinterp.encoders import InputNoise, Linear
 
 SMALL = Config(
@@ -24,7 +24,7 @@ def test_every_extra_is_what_its_name_says():
         assert {e for e in EXTRAS if "decoder_lr" in e} & set(extras) == {
             e for e, (_, made) in built.items() if made.decoder_lr < 1
         }
-        assert (len(extras) < len(EXTRAS)) == (method == "SGD tied")
+        assert ("decoder_lr 0.3" in extras) == (method != "SGD tied")
         assert {extra for extra, (_, made) in built.items() if made.optimizer == "muon"} == {"Muon", "Muon, noise 0.2"}
         noises = {extra: getattr(sae.encoder, "scale", 0.0) for extra, (sae, _) in built.items()}
         assert noises == {extra: {"noise 0.5": 0.5}.get(extra, 0.2) if "noise" in extra else 0.0 for extra in extras}
@@ -45,3 +45,12 @@ def test_tables_and_records(tmp_path, monkeypatch):
     before = path.read_bytes()
     candidates.main(SMALL, tmp_path)
     assert path.read_bytes() == before
+
+
+def test_dense_codes_start_as_by_default_and_hold_as_told():
+    dense = Config("digits", k=16, n_latents=96, extras=("as it is", OPEN))
+    assert set(dense.ways) == {*(f"{method}; as it is" for method in METHODS), f"{DEFAULT}; {OPEN}"}
+    for way, hold in ((f"{DEFAULT}; as it is", 0.5), (f"{DEFAULT}; {OPEN}", 0.0)):
+        sae, method = build(dense.run(CELL, way, 4e-3, 0), 64)
+        assert bool((sae.b_enc[64:] == -1).all())
+        assert method.hold == hold
