@@ -21,19 +21,20 @@ from experiments.runs import DEFAULT, Run, start_of
 
 METHODS = ("SGD tied", "SGD tied-residual", DEFAULT)
 FEWER = "half as many latents"
-OPEN = "decoder_lr 0.1, hold 0"
+OPEN = "decoder_lr 0.1 with hold 0"
 """Where codes are dense, which have another hold by default."""
 EXTRAS: dict[str, tuple[tuple[str, Any], ...]] = {
     "as it is": (),
     "Muon": (("optimizer", "muon"),),
     "noise 0.2": (("input_noise", 0.2),),
     "noise 0.5": (("input_noise", 0.5),),
-    "Muon, noise 0.2": (("optimizer", "muon"), ("input_noise", 0.2)),
+    "Muon and noise 0.2": (("optimizer", "muon"), ("input_noise", 0.2)),
     FEWER: (),
     "decoder_lr 0.3": (("decoder_lr", 0.3),),
     "decoder_lr 0.1": (("decoder_lr", 0.1),),
     OPEN: (("decoder_lr", 0.1), ("hold", 0.0)),
 }
+"""Names without commas, which --set reads as the ends of items."""
 
 
 @dataclass(frozen=True)

@@ -25,7 +25,7 @@ def test_every_extra_is_what_its_name_says():
             e for e, (_, made) in built.items() if made.decoder_lr < 1
         }
         assert ("decoder_lr 0.3" in extras) == (method != "SGD tied")
-        assert {extra for extra, (_, made) in built.items() if made.optimizer == "muon"} == {"Muon", "Muon, noise 0.2"}
+        assert {extra for extra, (_, made) in built.items() if made.optimizer == "muon"} == {"Muon", "Muon and noise 0.2"}
         noises = {extra: getattr(sae.encoder, "scale", 0.0) for extra, (sae, _) in built.items()}
         assert noises == {extra: {"noise 0.5": 0.5}.get(extra, 0.2) if "noise" in extra else 0.0 for extra in extras}
         assert all(isinstance(sae.encoder, InputNoise | Linear) for sae, _ in built.values())
