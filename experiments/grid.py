@@ -8,7 +8,7 @@ from dataclasses import dataclass, replace
 from typing import Any
 
 from experiments.compare import t_interval
-from experiments.runs import DEFAULT, HOLDS, Run, pool_size, start_of
+from experiments.runs import DEFAULT, HOLDS, SMALLER, SMALLER_CONTROLS, Run, pool_size, start_of
 from experiments.store import RecordStore
 from experiments.tuning import Cell, choose_step_sizes, tuning_error
 from splinterp.training.when import NEVER
@@ -17,11 +17,15 @@ CONTROLS = ("SGD tied", "SGD untied", "SGD untied from W_enc^T", "SGD tied-resid
 OURS = "PAM"
 FINAL = "PAM, one solve at the end"
 HELD = "PAM, held"
-APART = {"final": FINAL, "held": HELD, **{name.removeprefix(f"{DEFAULT}, ").replace(" ", "-"): name for name in HOLDS}}
-"""Variants of PAM carried out in every cell of the main table and reported apart, by part: tied SGD and one solve at the end; the
-residual held at 0 for the first tenth of the steps; and of the second comparison the fixed rules for when it is let in."""
+APART = {
+    "final": FINAL, "held": HELD, **{name.removeprefix(f"{DEFAULT}, ").replace(" ", "-"): name for name in (*HOLDS, *SMALLER)},
+    **{name.replace("SGD tied-residual, ", "sgd-").replace(" ", "-"): name for name in SMALLER_CONTROLS},
+}  # fmt: skip
+"""What is carried out in every cell of the main table and reported apart, by part. Variants of PAM: tied SGD and one solve at the end; the
+residual held at 0 for the first tenth of the steps; and of the second comparison the fixed rules for when it is let in, and smaller steps
+of it. Further controls: SGD with those."""
 FIRST = ("sizes", "final", "held")
-SECOND = ("sizes", *(part for part, name in APART.items() if name in HOLDS), "longer")
+SECOND = ("sizes", *(part for part, name in APART.items() if name not in (FINAL, HELD)), "longer")
 PENALISED = {"relu": ("ReLU", "l1"), "jumprelu": ("JumpReLU", "l0")}
 """Sweeps along a penalty, by part: activation, penalty."""
 MORE_TIME = 1.25

@@ -20,7 +20,7 @@ from experiments.grid import APART, CONTROLS, SECOND, Comparison, Config
 from experiments.options import MNIST_HELP, add_common_options, add_data_dir, changed
 from experiments.paper import PaperConfig, paper_parts, run_paper
 from experiments.report import render
-from experiments.runs import DEFAULT, HOLDS, Run
+from experiments.runs import DEFAULT, HOLDS, SMALLER, SMALLER_CONTROLS, Run
 from experiments.sources import source_of
 from experiments.store import MissingRunsError, RecordStore
 from experiments.verdicts import against_longer, contests, matched, verdicts
@@ -93,6 +93,12 @@ def run_preset(config: Config | PaperConfig, store: RecordStore, parts: Iterable
                 "the best of its fixed rules against the best control": contests(rows, tuple(HOLDS), CONTROLS),
                 "the default against the best of its fixed rules": contests(rows, (config.ours,), tuple(HOLDS)),
                 "the default against the best control, which has a quarter more steps": against_longer(rows, config.ours),
+                "the default against the best control, smaller decoder steps on offer to controls": contests(
+                    rows, (config.ours,), (*CONTROLS, *SMALLER_CONTROLS)
+                ),
+                "the best control and PAM-SGD, smaller decoder steps on offer to both": contests(
+                    rows, (config.ours, *SMALLER), (*CONTROLS, *SMALLER_CONTROLS)
+                ),
             }
     return results
 

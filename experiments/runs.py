@@ -48,6 +48,9 @@ DEFAULT = "PAM-SGD"
 """At the defaults of today, centred: the entry of the second comparison."""
 HOLDS = {f"{DEFAULT}, hold {hold:g}": hold for hold in (0.0, 0.1, 1.0)}
 """Beside it, fixed rules for when the residual is let in."""
+SMALLER = {f"{DEFAULT}, decoder_lr 0.3": 0.3}
+SMALLER_CONTROLS = {f"SGD tied-residual, decoder_lr {factor:g}": factor for factor in (0.3, 0.1)}
+"""PAM-SGD and the control on the same decoder, with smaller steps of the residual."""
 
 METHODS: dict[str, dict[str, Any]] = {
     # the rows of the comparison: one PAM entry, four controls with the same optimizer, schedule, W_enc and data order
@@ -62,6 +65,8 @@ METHODS: dict[str, dict[str, Any]] = {
     # of the second comparison
     DEFAULT: {"method": PAMSGD, "decoder": "tied_residual"},
     **{name: {"method": PAMSGD, "decoder": "tied_residual", "hold": hold} for name, hold in HOLDS.items()},
+    **{name: {"method": PAMSGD, "decoder": "tied_residual", "decoder_lr": factor} for name, factor in SMALLER.items()},
+    **{name: {"method": SGD, "decoder": "tied_residual", "decoder_lr": factor} for name, factor in SMALLER_CONTROLS.items()},
     "PAM, race from the start": {"method": PAMSGD, "decoder": "tied_residual", "hold": "race", "racing": Racing(begin=0.0)},
     "PAM, race of a tenth": {"method": PAMSGD, "decoder": "tied_residual", "hold": "race", "racing": Racing(length=0.1)},
     "PAM published": {

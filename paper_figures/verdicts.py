@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter
 
 from experiments.grid import FINAL, HELD, OURS
 from experiments.report import unit
-from experiments.runs import HOLDS
+from experiments.runs import HOLDS, SMALLER, SMALLER_CONTROLS
 from paper_figures.curves import data_name
 from paper_figures.style import METHOD_STYLES, ORDER, PAGE, in_order, label, legend_below
 
@@ -26,6 +26,7 @@ VARIANTS = {
     FINAL: "tied SGD, then one exact solve, its ridge by held-out samples",
     HELD: "the residual stays at 0 for the first tenth of the steps, and cross-validation decides when it comes in",
     **{name: f"the residual stays at 0 for a share {hold:g} of the steps" for name, hold in HOLDS.items()},
+    **{name: f"the residual's step size is {factor:g} of the others'" for name, factor in SMALLER.items()},
 }
 ACTIVATION_STYLES: dict[str, dict[str, Any]] = {
     "TopK": {"color": "#D55E00", "marker": "o"},
@@ -81,7 +82,7 @@ def _spread(ratios: Sequence[Sequence[float]]) -> tuple[float, float]:
 def verdicts(results: dict[str, Any]) -> tuple[Figure, str]:
     """Paired log ratio of test FVU to the best control's, with its interval; a panel for each activation, a line for each cell."""
     methods = {results["config"].get("ours", OURS): results["verdicts"], **results["apart"]}
-    methods = {method: found for method, found in methods.items() if found}
+    methods = {method: found for method, found in methods.items() if found and method not in SMALLER_CONTROLS}
     activations = in_order(v["activation"] for v in results["verdicts"])
     cells = sorted({(v["budget"], v["n_train"]) for v in results["verdicts"]})
     seeds = {len(row["seeds"]) for row in results["rows"] if row["part"] == "sizes"}

@@ -11,10 +11,10 @@ import pytest
 from experiments import __main__ as command_line
 from experiments import digits, mnist
 from experiments.files import read_results
-from experiments.grid import CONTROLS
+from experiments.grid import CONTROLS, IN_EVERY_CELL
 from experiments.paper import PaperConfig
 from experiments.report import render
-from experiments.runs import DEFAULT
+from experiments.runs import DEFAULT, SMALLER, SMALLER_CONTROLS
 from paper_figures import __main__ as figures
 
 SMALL = dataclasses.replace(
@@ -109,6 +109,22 @@ def test_every_figure_of_the_comparison_is_drawn(controlled, centred, paper, tmp
     assert (
         "PAM-SGD, hold 1: the residual stays at 0 for a share 1 of the steps" in (tmp_path / "verdicts_centred.txt").read_text()
     )
+
+
+def test_smaller_decoder_steps_are_on_offer_to_controls_too(centred):
+    results = read_results(centred)
+    here = {}
+    for row in results["rows"]:
+        if row["part"] in IN_EVERY_CELL:
+            here.setdefault((row["activation"], row["budget"], row["n_train"]), {})[row["method"]] = row
+    ours, both = (found for title, found in results["contests"].items() if "smaller decoder steps" in title)
+    assert len(ours) == len(both) == len(here)
+    for found, own in ((ours, (DEFAULT,)), (both, (DEFAULT, *SMALLER))):
+        for contest in found:
+            cell = here[contest["activation"], contest["budget"], contest["n_train"]]
+            for side, methods in (("ours", own), ("theirs", (*CONTROLS, *SMALLER_CONTROLS))):
+                assert contest[side] == min(methods, key=lambda method, cell=cell: cell[method]["val"])
+    assert len({row["val"] for cell in here.values() for row in cell.values()}) > len(here) * (len(CONTROLS) + 3)
 
 
 def test_sweeps_along_a_penalty_are_judged_at_equal_l0(centred):
