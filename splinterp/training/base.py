@@ -26,7 +26,16 @@ from splinterp.training.distributed import ProcessGroup
 from splinterp.training.named import Named
 from splinterp.training.optimizers import OPTIMIZERS, TwoModes, build, set_apart
 from splinterp.training.resampling import Resampling
-from splinterp.training.schedules import K_SHARE, SCHEDULES, annealed, check_scheduler, check_shares, rising, step_size
+from splinterp.training.schedules import (
+    K_SHARE,
+    SCHEDULES,
+    annealed,
+    check_factors,
+    check_scheduler,
+    check_shares,
+    rising,
+    step_size,
+)
 from splinterp.training.train_state import DivergenceError as DivergenceError
 from splinterp.training.train_state import TrainState as TrainState
 
@@ -192,6 +201,8 @@ class GradientOptions(metaclass=Named):
         if not isinstance(self.schedule, str):
             scheduler = self.schedule(optimizer)
             check_scheduler(scheduler)
+            if (self.bias_lr, self.decoder_lr) != (1, 1):
+                check_factors(optimizer, rates)
         return {
             "optimizer": optimizer, "data": data, "total_steps": total_steps, "model": model, "scheduler": scheduler,
             "terms": kept, "rates": rates, "last_rates": list(rates), "silence": silence,

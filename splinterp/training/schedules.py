@@ -4,7 +4,10 @@ from __future__ import annotations
 
 import inspect
 import math
+from collections.abc import Sequence
 from typing import Any
+
+import torch
 
 from splinterp._checks import share_of_steps
 
@@ -54,6 +57,16 @@ def check_shares(options: Any) -> None:
         raise ValueError(f"decay={options.decay} ends a constant step size: set schedule='constant'")
     if options.warmup and not isinstance(options.schedule, str):
         raise ValueError(f"warmup={options.warmup} is not for a torch scheduler, which has its own: leave it out")
+
+
+def check_factors(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:
+    """Raise ValueError where a scheduler starts all groups at one step size, which `bias_lr` or `decoder_lr` had told apart."""
+    starts = [group.get("initial_lr", rate) for group, rate in zip(optimizer.param_groups, rates, strict=True)]
+    if len(set(rates)) > 1 and len(set(starts)) == 1:
+        raise ValueError(
+            "the scheduler gives all parameter groups one step size, so that bias_lr and decoder_lr would do nothing: give it a list with "
+            f"one for each of the optimizer's groups, whose step sizes are {', '.join(f'{rate:g}' for rate in rates)}"
+        )
 
 
 def check_scheduler(scheduler: Any) -> None:

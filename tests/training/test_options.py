@@ -94,6 +94,26 @@ def test_the_decoders_step_size_follows_schedules_and_resumes(optimizer, tmp_pat
     assert same(stopped_and_resumed(run, 2, tmp_path / "c").sae, whole.sae)
 
 
+@pytest.mark.parametrize("option", [{"decoder_lr": 0.25}, {"bias_lr": 4.0}])
+def test_schedulers_that_know_one_step_size_are_refused_beside_others(option):
+    def one_cycle(max_lr):
+        return lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=max_lr, total_steps=40)
+
+    def trained_by(schedule):
+        method = SGD(lr=1e-2, schedule=schedule, **option)
+        result = fit(make_sae("TopK", "free"), samples(), method, epochs=1, generator=0)
+        return [group["lr"] for group in result.state.optimizer.param_groups]
+
+    with pytest.raises(ValueError, match=r"one for each of the optimizer's groups, whose step sizes are 0\.01, 0\.01, 0\.0"):
+        trained_by(one_cycle(1e-2))
+    (factor,) = option.values()
+    assert len(set(trained_by(one_cycle([1e-2, 1e-2, factor * 1e-2])))) == 2
+    lrs = trained_by(
+        lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.9**t)
+    )  # multiplies what it finds
+    assert max(lrs) == pytest.approx(4 * min(lrs))
+
+
 @pytest.mark.parametrize(
     ("method", "decoder"),
     [(SGD(decoder_lr=0.3), "tied"), (PAMSGD(decoder_lr=0.3), "tied"), (PAMSGD(decoder_lr=0.3, gradient="encoder"), "free"),
