@@ -7,7 +7,6 @@ them reported, with its change against the same method as it is. Noise is in sta
 
 from __future__ import annotations
 
-import math
 from collections.abc import Mapping
 from dataclasses import dataclass, replace
 from pathlib import Path
@@ -15,6 +14,7 @@ from typing import Any
 
 from experiments import opening
 from experiments.choices import concluded, data_parser, run_on, store_of
+from experiments.errors import UsageError
 from experiments.opening import Way, tried
 from experiments.report import table
 from experiments.runs import DEFAULT, Run, start_of
@@ -41,10 +41,17 @@ EXTRAS: dict[str, tuple[tuple[str, Any], ...]] = {
 class Config(opening.Config):
     """What is run."""
 
-    grid: tuple[float, ...] = (4e-3, 8e-3, 1.6e-2, 3.2e-2)
+    grid: tuple[float, ...] = (2e-3, 4e-3, 8e-3, 1.6e-2, 3.2e-2)
     sizes: tuple[int, ...] = (550, 2_750, 13_750)
     extras: tuple[str, ...] = tuple(extra for extra in EXTRAS if extra != OPEN)
     pool: int = 0
+
+    def __post_init__(self) -> None:
+        unknown = [extra for extra in self.extras if extra not in EXTRAS]
+        if unknown or self.extras[:1] != ("as it is",):
+            raise UsageError(
+                f"extras={','.join(self.extras)}: name 'as it is' first, then some of {', '.join(list(EXTRAS)[1:])}"
+            )
 
     @property
     def ways(self) -> Mapping[str, Way]:
@@ -57,6 +64,12 @@ class Config(opening.Config):
         return replace(run, options=(*start_of(run), *run.options))
 
 
+def _step_size(row: dict[str, Any]) -> str:
+    """The best one, with a star at an end of the grid."""
+    tried = [float(lr) for lr in row["by_lr"]]
+    return f"{row['lr']:g}{'*' if row['lr'] in (min(tried), max(tried)) else ''}"
+
+
 def _goes_with(method: str, extra: str) -> bool:
     if extra == OPEN:
         return method == DEFAULT
@@ -65,7 +78,7 @@ def _goes_with(method: str, extra: str) -> bool:
 
 CONFIGS = {
     "mnist": Config(),
-    "minilm": Config("minilm-3", k=32, n_latents=1_536, batch_size=256, grid=(4e-3, 8e-3, 1.6e-2), sizes=(9_000, 36_000)),
+    "minilm": Config("minilm-3", k=32, n_latents=1_536, batch_size=256, grid=(2e-3, 4e-3, 8e-3, 1.6e-2), sizes=(9_000, 36_000)),
     "gpt2": Config("small-gpt2-1", k=32, n_latents=1_536, batch_size=256, sizes=(9_000,), pool=72_000, extras=(
         "as it is", "decoder_lr 0.3", "decoder_lr 0.1", OPEN,
     )),
@@ -74,16 +87,20 @@ CONFIGS = {
 
 
 def render(results: dict[str, Any], markdown: bool = False) -> str:
-    """Errors by method and way, and the change against the method as it is."""
+    """Errors by method and way, the change against the method as it is, and the step sizes; * marks those at an end of the grid."""
     rows = {(*r["cell"], r["way"]): r for r in results["candidates"]}
     lines, extras = [], results["config"]["extras"]
     for budget, activation, n in dict.fromkeys(tuple(r["cell"]) for r in results["candidates"]):
         for method in METHODS:
-            found = [rows.get((budget, activation, n, f"{method}; {extra}"), {"val": math.nan})["val"] for extra in extras]
-            changes = ["" if math.isnan(val) else f"{100 * (val / found[0] - 1):+.1f} %" for val in found[1:]]
-            lines.append([activation, f"{n:,}", method, f"{found[0]:.4f}", *changes])
+            as_it_is = rows[budget, activation, n, f"{method}; {extras[0]}"]
+            line = [activation, f"{n:,}", method, f"{as_it_is['val']:.4f} ({_step_size(as_it_is)})"]
+            for extra in extras[1:]:
+                row = rows.get((budget, activation, n, f"{method}; {extra}"))
+                line.append("" if row is None else f"{100 * (row['val'] / as_it_is['val'] - 1):+.1f} % ({_step_size(row)})")
+            lines.append(line)
     header = ["activation", "N", "method", *extras]
-    return f"{results['config']['data']}: validation FVU, and its change\n\n{table(header, lines, markdown, keys=3)}"
+    title = f"{results['config']['data']}: validation FVU, its change, and step sizes (* at an end of the grid)"
+    return f"{title}\n\n{table(header, lines, markdown, keys=3)}"
 
 
 def main(config: Config, out: Path, data_dir: str | None = None, jobs: int = 1, device: str = "cpu") -> Path:

@@ -8,6 +8,7 @@ from typing import NamedTuple
 
 import numpy as np
 from scipy import stats
+from scipy.interpolate import PchipInterpolator
 
 NOT_WORSE = math.log(1.01)
 """A method is not worse if the upper end of the interval of its log ratio lies below this."""
@@ -61,8 +62,29 @@ def verdict(ratio: Interval) -> str:
 
 
 def log_ratio_at(l0: float, error: float, curve: Iterable[tuple[float, float]]) -> float:
-    """log(error / the error of `curve` at this l0); curve has (l0, error) pairs, joined in logarithms. NaN outside of it."""
-    pairs = sorted((math.log(a), math.log(b)) for a, b in curve if a > 0 and math.isfinite(a) and math.isfinite(b))
-    if len(pairs) < 2 or not l0 > 0 or not pairs[0][0] - 0.02 <= math.log(l0) <= pairs[-1][0] + 0.02:
+    """log(error / the error of `curve` at this l0); curve has (l0, error) pairs, joined in logarithms. NaN further than 2 % outside it."""
+    pairs = _in_logarithms(curve)
+    if len(pairs) < 2 or not _reaches(pairs, l0):
         return math.nan
     return math.log(error) - float(np.interp(math.log(l0), [a for a, _ in pairs], [b for _, b in pairs]))
+
+
+def bend_at(l0: float, curve: Iterable[tuple[float, float]]) -> float:
+    """How far a smooth monotone curve through the same points is from their chord at this l0, in log error: what `log_ratio_at` may be
+    wrong by. Infinite where there are two points alone."""
+    pairs = _in_logarithms(curve)
+    if len(pairs) < 3 or not _reaches(pairs, l0):
+        return math.inf
+    x, y = (np.array(values) for values in zip(*pairs, strict=True))
+    at = float(np.clip(math.log(l0), x[0], x[-1]))
+    return abs(float(PchipInterpolator(x, y)(at)) - float(np.interp(at, x, y)))
+
+
+def _in_logarithms(curve: Iterable[tuple[float, float]]) -> list[tuple[float, float]]:
+    """(log l0, log error), one error for each l0; without points that diverged or have no active latents."""
+    found = {math.log(a): math.log(b) for a, b in curve if a > 0 and math.isfinite(a) and math.isfinite(b)}
+    return sorted(found.items())
+
+
+def _reaches(pairs: Sequence[tuple[float, float]], l0: float) -> bool:
+    return l0 > 0 and pairs[0][0] - 0.02 <= math.log(l0) <= pairs[-1][0] + 0.02

@@ -93,10 +93,10 @@ def run_preset(config: Config | PaperConfig, store: RecordStore, parts: Iterable
                 "the best of its fixed rules against the best control": contests(rows, tuple(HOLDS), CONTROLS),
                 "the default against the best of its fixed rules": contests(rows, (config.ours,), tuple(HOLDS)),
                 "the default against the best control, which has a quarter more steps": against_longer(rows, config.ours),
-                "the default against the best control, smaller decoder steps on offer to controls": contests(
+                "the default against the best control, which may have decoder_lr 0.3 or 0.1 on the tied-residual decoder": contests(
                     rows, (config.ours,), (*CONTROLS, *SMALLER_CONTROLS)
                 ),
-                "the best control and PAM-SGD, smaller decoder steps on offer to both": contests(
+                "PAM-SGD, which may have decoder_lr 0.3, against the best of those controls": contests(
                     rows, (config.ours, *SMALLER), (*CONTROLS, *SMALLER_CONTROLS)
                 ),
             }

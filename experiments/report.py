@@ -11,7 +11,7 @@ from typing import Any
 
 import numpy as np
 
-from experiments.compare import t_interval
+from experiments.compare import log_ratio_at, t_interval
 from experiments.grid import IN_EVERY_CELL, OURS, PENALISED
 
 DETAILS = {"train": 3, "l0": 1, "frac_dead": 2, "seconds": 1}
@@ -203,13 +203,13 @@ def matched_l0(results: dict[str, Any], part: str, markdown: bool = False) -> st
         line = [ours["n_train"], f"{ours['options'][penalty]:g}", f"{ours['l0']:.1f}", f"{np.mean(ours['fvu']):.3f}"]
         for control in controls:
             points = [
-                (row["l0"], np.mean(row["fvu"]))
+                (row["l0"], float(np.mean(row["fvu"])))
                 for row in rows
                 if (row["method"], row["n_train"]) == (control, ours["n_train"])
             ]
-            l0, fvu = np.log(sorted(points)).T
-            inside = l0[0] <= np.log(ours["l0"]) <= l0[-1]
-            line.append(f"{np.exp(np.interp(np.log(ours['l0']), l0, fvu)):.3f}" if inside else "outside")
+            own = float(np.mean(ours["fvu"]))
+            ratio = log_ratio_at(ours["l0"], own, points) if math.isfinite(own) else math.nan
+            line.append("outside" if math.isnan(ratio) else f"{own / math.exp(ratio):.3f}")
         for found in judged:
             if (found["n_train"], found["options"]) == (ours["n_train"], ours["options"]):
                 line += [found["control"] or "", percent(found["log_ratio"]), found["verdict"]]

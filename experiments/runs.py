@@ -175,7 +175,8 @@ class Run:
     def recipe(self) -> str:
         """A hash of what the run's method means today: its options, and the SAE's, that are not neutral."""
         make, options, sae_options = _split(self, WIDTHS.get(self.data, 0))
-        return digest([essence(make(lr=self.lr, **options)), options_of(SAE, sae_options)], 12)
+        made = [essence(make(lr=self.lr, **options)), options_of(SAE, sae_options)]
+        return digest([*made, essence(activation_of(self))] if self.activation == "JumpReLU" else made, 12)
 
 
 @functools.lru_cache(maxsize=1)
@@ -221,7 +222,7 @@ def _split(run: Run, d_in: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     if options.get("solve_first") or options.get("decoder_every"):
         options.pop("solve_gap", None)
     if "input_noise" in options:
-        options["encoder"] = InputNoise(options.pop("input_noise"))
+        options["encoder"] = InputNoise(options.pop("input_noise"), seed=run.seed)
     sae_options = {name: options.pop(name) for name in SAE_OPTIONS if name in options}
     if make is PAMSGD and "hold" not in options and width_of(run.data):  # as the method decides, so that the record says it
         opens = sae_options["decoder"] == "tied_residual" and options.get("gradient", "both") == "both"

@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 from typing import Any
 
-from experiments.compare import log_ratio, log_ratio_at, t_interval, verdict
+from experiments.compare import Interval, bend_at, log_ratio, log_ratio_at, t_interval, verdict
 from experiments.grid import CONTROLS, IN_EVERY_CELL, OURS, PENALISED
 
 
@@ -81,31 +81,48 @@ def verdicts(rows: list[dict[str, Any]], method: str = OURS) -> list[dict[str, A
 
 def matched(rows: list[dict[str, Any]], ours: str = OURS) -> list[dict[str, Any]]:
     """A method at every penalty against the control that validation samples prefer at the method's l0, on the control's curve of error
-    against l0 (`log_ratio_at`), seed by seed; only controls whose curves reach that l0 with every seed take part."""
+    against l0 (`log_ratio_at`), seed by seed; only controls whose curves reach that l0 with every seed take part. The interval is widened
+    by how much the curve may bend between its points (`bend_at`). A method that diverges is worse."""
     found = []
     for row in rows:
         if row["part"] not in PENALISED or row["method"] != ours or "by_seed" not in row:
             continue
         beside = [r for r in rows if (r["part"], r["n_train"]) == (row["part"], row["n_train"]) and "by_seed" in r]
-        ratios = {
-            control: {split: _at_its_l0(row, [r for r in beside if r["method"] == control], split) for split in ("val", "test")}
-            for control in CONTROLS
-        }
+        curves = {control: [r for r in beside if r["method"] == control] for control in CONTROLS}
+        ratios = {m: {split: _at_its_l0(row, curve, split) for split in ("val", "test")} for m, curve in curves.items()}
         known = {m: r for m, r in ratios.items() if all(map(math.isfinite, (*r["val"], *r["test"])))}
         best = max(known, key=lambda m: sum(known[m]["val"]), default=None)  # beside which the method looks worst
-        ratio = t_interval([math.nan] if best is None else known[best]["test"])
+        if best is None:
+            ratio, said = Interval(math.nan, math.nan), _why_none(row)
+        else:
+            bends = [bend_at(l0, _curve(curves[best], "test", seed)) for seed, (l0, _) in enumerate(row["by_seed"]["test"])]
+            ratio = t_interval(known[best]["test"])
+            ratio = Interval(ratio.mean, ratio.half + sum(bends) / len(bends))
+            said = verdict(ratio)
         found.append(
             {
                 "part": row["part"], "n_train": row["n_train"], "options": row["options"], "control": best, "log_ratio": list(ratio),
-                "verdict": "no equal l0" if best is None else verdict(ratio),
+                "verdict": said,
             }
         )  # fmt: skip
     return found
 
 
+def _why_none(row: dict[str, Any]) -> str:
+    """What is said of a method that no control can be compared with."""
+    if any(math.isinf(error) for _, error in row["by_seed"]["test"]):
+        return "worse"
+    return "no active latents" if any(l0 == 0 for l0, _ in row["by_seed"]["test"]) else "no equal l0"
+
+
+def _curve(rows: list[dict[str, Any]], split: str, seed: int) -> list[tuple[float, float]]:
+    """(l0, error) along the penalty."""
+    return [tuple(row["by_seed"][split][seed]) for row in rows]
+
+
 def _at_its_l0(row: dict[str, Any], curve: list[dict[str, Any]], split: str) -> list[float]:
     """Of every seed."""
     return [
-        log_ratio_at(l0, error, (tuple(r["by_seed"][split][seed]) for r in curve))
+        log_ratio_at(l0, error, _curve(curve, split, seed)) if math.isfinite(error) else math.nan
         for seed, (l0, error) in enumerate(row["by_seed"][split])
     ]

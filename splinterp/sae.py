@@ -176,6 +176,7 @@ class SAE(SparseModel):
             unit = rms()
             if unit > 0 and not 0.5 <= unit <= 2:  # nearer to 1 it is as good, and reported runs are reproduced
                 self.b_enc[self.d_in :].mul_(unit)
+        self._few_by_default = False  # the samples have been seen
 
     @property
     def _waits_for_units(self) -> bool:

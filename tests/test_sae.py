@@ -235,6 +235,16 @@ def test_a_saved_start_waits_for_units_as_the_one_in_memory_does(options, tmp_pa
     assert torch.equal(again.b_enc, sae.b_enc)
 
 
+def test_a_start_is_brought_into_units_once(tmp_path):
+    sae = SAE(8, 64, TopK(3), "tied", generator=0)
+    sae.b_enc.requires_grad_(False)
+    fit(sae, 0.02 * samples(500), SGD(), epochs=1, generator=0)
+    sae.save(tmp_path / "sae")
+    back = SAE.load(tmp_path / "sae")  # whose bias is not frozen
+    start_at_mean(back, 0.02 * samples(500))
+    assert torch.equal(back.b_enc, sae.b_enc)
+
+
 def test_a_top_k_of_ones_own_says_itself_whether_latents_compete():
     class Halves(TopK):
         def forward(self, pre_acts):

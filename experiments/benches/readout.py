@@ -4,8 +4,8 @@ A tied-residual SAE is trained by PAM-SGD without readouts, for a thousand steps
 on the first half of the validation samples, or on some of them, and its error told on the other half, which neither training nor
 choice has seen: in per cent of that of the decoder as trained. "ridge": the best ridge for the whole prior; "and scale": the best
 ridge with the prior's best scale; then one, two and three functions of each kind with one pole (three are the package's); last, one
-function of each kind with five poles; then ridges that need no held-out samples, by the evidence, one for all latents and one for
-each. With all of the held-out samples first, then three functions with fewer. The second table has the
+function of each kind with five poles; then ridges that need no held-out samples, by the evidence, one for all latents and one
+for each. With all of the held-out samples first, then three functions with fewer. The second table has the
 error without a readout and with one for SAEs that SGD trained too, at the same step size: what is the readout's, and what the training's.
 """
 

@@ -59,8 +59,8 @@ class GradientOptions(metaclass=Named):
     """What multiplies the step size of b_enc. More than 1 lets some latents become busy and others rare; `SAE(init_bias=-1)` does so from
     the start, and costs less where that does not help."""
     decoder_lr: float = 1.0
-    """What multiplies the step size of the decoder's own weights: W_dec, or the residual beside a tied one. Less than 1 lets the encoder
-    take large steps without the noise that such steps leave in a decoder."""
+    """What multiplies the step size of the decoder's own weights: W_dec, the residual beside a tied one, or whatever else W_dec is
+    computed from. Less than 1 lets the encoder take large steps without the noise that such steps leave in a decoder."""
     optimizer: str | Callable[..., torch.optim.Optimizer] = "adam"
     """One of "adam", "adamw", "sgd", "muon" (`splinterp.training.Muon`); a torch optimizer class that takes `lr`; or a function of the
     parameter groups (dicts with "params" and "weight_decay") that returns an optimizer, whose own step sizes then stand in for `lr`."""
@@ -201,8 +201,7 @@ class GradientOptions(metaclass=Named):
         if not isinstance(self.schedule, str):
             scheduler = self.schedule(optimizer)
             check_scheduler(scheduler)
-            if (self.bias_lr, self.decoder_lr) != (1, 1):
-                check_factors(optimizer, rates)
+            check_factors(optimizer, {name: getattr(self, name) for name in ("bias_lr", "decoder_lr")})
         return {
             "optimizer": optimizer, "data": data, "total_steps": total_steps, "model": model, "scheduler": scheduler,
             "terms": kept, "rates": rates, "last_rates": list(rates), "silence": silence,
@@ -225,22 +224,21 @@ class GradientOptions(metaclass=Named):
         optimizer = build(self.optimizer, decayed, others, options)
         if self.bias_lr != 1:
             bias = model.encoder_bias()
-            group = None if bias is None else set_apart(optimizer, sharing(sae, bias))
-            if group is None or len(group["params"]) > 1 or group["params"][0].ndim > 1:
+            groups = [] if bias is None else set_apart(optimizer, (p for p in sharing(sae, bias) if p.requires_grad))
+            if len(groups) != 1 or len(groups[0]["params"]) > 1 or groups[0]["params"][0].ndim > 1:
                 raise ValueError(
                     f"bias_lr={self.bias_lr} acts on b_enc, which is no trained parameter of its own here: leave it out"
                 )
-            group["lr"] *= self.bias_lr
+            _multiply(groups, self.bias_lr)
         if self.decoder_lr != 1:
-            groups = {
-                id(group): group for p in model.decoder_block().weights if (group := set_apart(optimizer, (p,))) is not None
-            }
-            if not groups:
+            block = model.decoder_block()
+            groups = set_apart(optimizer, (p for p in block.weights if p.requires_grad))
+            if not groups or {id(p) for p in block.weights} & {id(p) for p in block.bias}:
                 raise ValueError(
-                    f"decoder_lr={self.decoder_lr} acts on weights of the decoder's own, which gradients do not move here: leave it out"
+                    f"decoder_lr={self.decoder_lr} acts on the decoder's own weights, which are no trained parameters of their own here: "
+                    "leave it out"
                 )
-            for group in groups.values():
-                group["lr"] *= self.decoder_lr
+            _multiply(groups, self.decoder_lr)
         return optimizer
 
     def rate(self, state: TrainState) -> float:
@@ -418,3 +416,8 @@ def training_data(model: Any, x: ArrayLike | ActivationStore) -> Tensor | Activa
     if len(data) < 2:
         raise ValueError(f"training needs at least 2 samples, got {len(data)}")
     return data
+
+
+def _multiply(groups: Iterable[dict[str, Any]], factor: float) -> None:
+    for group in groups:
+        group["lr"] = group["lr"] * factor  # a new one: groups may share a tensor

@@ -78,16 +78,18 @@ def build(
     return made_by(groups, lr=options["lr"], **extra)
 
 
-def set_apart(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> dict[str, Any] | None:
-    """Move parameters from their group to a new one with the same options, and return it; None where it moves none of them."""
-    wanted = {id(p) for p in parameters}
-    for group in optimizer.param_groups:
+def set_apart(optimizer: torch.optim.Optimizer, parameters: Iterable[nn.Parameter]) -> list[dict[str, Any]]:
+    """Move parameters to groups that hold no others, with the options of those that they come from; returns them, none where the
+    optimizer moves none of the parameters."""
+    wanted, found = {id(p) for p in parameters}, []
+    for group in list(optimizer.param_groups):
         chosen = [p for p in group["params"] if id(p) in wanted]
         if not chosen:
             continue
         if len(chosen) == len(group["params"]):
-            return group
+            found.append(group)
+            continue
         group["params"] = [p for p in group["params"] if id(p) not in wanted]
         optimizer.add_param_group({**group, "params": chosen})
-        return optimizer.param_groups[-1]
-    return None
+        found.append(optimizer.param_groups[-1])
+    return found

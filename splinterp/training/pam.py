@@ -131,6 +131,11 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("gradient", self.gradient, ("both", "tied", "encoder"))
+        if self.decoder_lr != 1 and (self.hold == 1 or self.ridge == math.inf):
+            what = "hold=1" if self.hold == 1 else "ridge=inf"
+            raise ValueError(
+                f"decoder_lr={self.decoder_lr} changes nothing with {what}, which keeps the residual at 0: leave it out"
+            )
         whole("encoder_updates", self.encoder_updates, 1)
         at_least("prox_enc", self.prox_enc, 0.0)
         if isinstance(self.hold, str):
@@ -315,8 +320,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         decay, which costs no pass of its own: clipping has to see it, and a scheduler of one's own may count the groups."""
         optimizer = super().make_optimizer(sae, fixed)
         if self.gradient == "both" and self.optimizer in L2_DECAY and self.clip is None and isinstance(self.schedule, str):
-            group = set_apart(optimizer, as_model(sae).decoder_block().weights)
-            if group is not None:
+            for group in set_apart(optimizer, as_model(sae).decoder_block().weights):
                 group[PULLED] = True
         return optimizer
 

@@ -4,7 +4,6 @@ from __future__ import annotations
 
 import inspect
 import math
-from collections.abc import Sequence
 from typing import Any
 
 import torch
@@ -59,14 +58,16 @@ def check_shares(options: Any) -> None:
         raise ValueError(f"warmup={options.warmup} is not for a torch scheduler, which has its own: leave it out")
 
 
-def check_factors(optimizer: torch.optim.Optimizer, rates: Sequence[float]) -> None:
-    """Raise ValueError where a scheduler starts all groups at one step size, which `bias_lr` or `decoder_lr` had told apart."""
-    starts = [group.get("initial_lr", rate) for group, rate in zip(optimizer.param_groups, rates, strict=True)]
-    if len(set(rates)) > 1 and len(set(starts)) == 1:
-        raise ValueError(
-            "the scheduler gives all parameter groups one step size, so that bias_lr and decoder_lr would do nothing: give it a list with "
-            f"one for each of the optimizer's groups, whose step sizes are {', '.join(f'{rate:g}' for rate in rates)}"
-        )
+def check_factors(optimizer: torch.optim.Optimizer, factors: dict[str, float]) -> None:
+    """Raise ValueError where a scheduler has one step size for all groups, which options by name had told apart: those that are not 1."""
+    given = " and ".join(f"{name}={factor:g}" for name, factor in factors.items() if factor != 1)
+    for name in ("initial_lr", "max_lr", "swa_lr") if given else ():
+        rates = [float(group[name]) for group in optimizer.param_groups if name in group]
+        if len(rates) > 1 and len(set(rates)) == 1:
+            raise ValueError(
+                f"the scheduler has one {name} for all {len(rates)} groups of parameters, so that {given} would do nothing: give it a "
+                "list, with a step size for each group"
+            )
 
 
 def check_scheduler(scheduler: Any) -> None:

@@ -8,6 +8,7 @@ import pytest
 
 from experiments import candidates, tables
 from experiments.candidates import EXTRAS, FEWER, METHODS, OPEN, Config
+from experiments.errors import UsageError
 from experiments.runs import DEFAULT, build
 from splinterp.encoders import InputNoise, Linear
 
@@ -54,3 +55,14 @@ def test_dense_codes_start_as_by_default_and_hold_as_told():
         sae, method = build(dense.run(CELL, way, 4e-3, 0), 64)
         assert bool((sae.b_enc[64:] == -1).all())
         assert method.hold == hold
+
+
+def test_extras_are_asked_for_by_name():
+    for extras in (("as it is", "Muno"), ("Muon", "as it is"), ()):
+        with pytest.raises(UsageError, match="name 'as it is' first, then some of Muon, noise"):
+            Config("digits", extras=extras)
+
+
+def test_choices_at_an_end_of_the_grid_are_marked():
+    assert candidates._step_size({"lr": 4e-3, "by_lr": {"0.004": 0.1, "0.008": 0.2, "0.016": 0.3}}) == "0.004*"
+    assert candidates._step_size({"lr": 8e-3, "by_lr": {"0.004": 0.3, "0.008": 0.2, "0.016": 0.3}}) == "0.008"

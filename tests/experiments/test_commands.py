@@ -117,7 +117,7 @@ def test_smaller_decoder_steps_are_on_offer_to_controls_too(centred):
     for row in results["rows"]:
         if row["part"] in IN_EVERY_CELL:
             here.setdefault((row["activation"], row["budget"], row["n_train"]), {})[row["method"]] = row
-    ours, both = (found for title, found in results["contests"].items() if "smaller decoder steps" in title)
+    ours, both = (found for title, found in results["contests"].items() if "decoder_lr" in title)
     assert len(ours) == len(both) == len(here)
     for found, own in ((ours, (DEFAULT,)), (both, (DEFAULT, *SMALLER))):
         for contest in found:

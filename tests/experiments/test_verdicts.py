@@ -46,6 +46,10 @@ def test_controls_that_do_not_reach_the_l0_take_no_part():
     assert found["control"] is None
     assert found["verdict"] == "no equal l0"
     assert math.isnan(found["log_ratio"][0])
+    (found,) = matched([*rows, row("PAM", 0.1, math.nan, math.inf)])
+    assert found["verdict"] == "worse"
+    (found,) = matched([*rows, row("PAM", 0.1, 0.0, 1.0)])
+    assert found["verdict"] == "no active latents"
     lost = row(CONTROLS[0], 9.0, math.nan, math.inf)  # a run that diverged is no point of a curve
     (found,) = matched([*curve(CONTROLS[0], 1.0), lost, row("PAM", 0.1, 10.0, 0.9 / math.sqrt(10.0))])
     assert found["verdict"] == "better"
@@ -57,3 +61,16 @@ def test_parts_and_sizes_are_kept_apart():
     (found,) = matched([*curve(CONTROLS[0], 1.0), *other, *smaller, row("PAM", 0.1, 10.0, 0.9 / math.sqrt(10.0))])
     assert found["log_ratio"][0] == pytest.approx(math.log(0.9))
     assert matched([{**row("PAM", 0.1, 1.0, 1.0), "part": "sizes"}]) == []
+
+
+def test_what_a_curve_may_bend_is_no_verdict():
+    bent = [row(CONTROLS[0], 1 / l0, l0, fvu) for l0, fvu in ((4.0, 0.5), (16.0, 0.2), (64.0, 0.18))]
+    (found,) = matched([*bent, row("PAM", 0.1, 30.0, 0.19)])
+    chord = math.log(0.19) - math.log(0.2) - math.log(0.18 / 0.2) * math.log(30 / 16) / math.log(4)
+    assert found["log_ratio"][0] == pytest.approx(chord)
+    assert found["log_ratio"][1] > 0.003
+    assert found["verdict"] == "undecided"
+    (found,) = matched([*bent, row("PAM", 0.1, 16.0, 0.19)])  # at a point of it
+    assert found["verdict"] == "better"
+    (found,) = matched([*bent[:2], row("PAM", 0.1, 9.0, 0.1)])  # two points say nothing about bends
+    assert found["verdict"] == "undecided"

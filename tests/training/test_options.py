@@ -8,7 +8,7 @@ import math
 import pytest
 import torch
 
-from splinterp import PAMSGD, SGD, BiasAdaptation, DivergenceError, fit
+from splinterp import PAMSGD, SGD, ArchetypalSAE, BiasAdaptation, DivergenceError, TopK, fit
 from splinterp.training import GradientOptions
 from tests.helpers import ACTIVATIONS, DECODERS, make_sae, rng, samples, stopped_and_resumed
 
@@ -96,6 +96,8 @@ def test_the_decoders_step_size_follows_schedules_and_resumes(optimizer, tmp_pat
 
 @pytest.mark.parametrize("option", [{"decoder_lr": 0.25}, {"bias_lr": 4.0}])
 def test_schedulers_that_know_one_step_size_are_refused_beside_others(option):
+    ((name, factor),) = option.items()
+
     def one_cycle(max_lr):
         return lambda optimizer: torch.optim.lr_scheduler.OneCycleLR(optimizer, max_lr=max_lr, total_steps=40)
 
@@ -104,10 +106,11 @@ def test_schedulers_that_know_one_step_size_are_refused_beside_others(option):
         result = fit(make_sae("TopK", "free"), samples(), method, epochs=1, generator=0)
         return [group["lr"] for group in result.state.optimizer.param_groups]
 
-    with pytest.raises(ValueError, match=r"one for each of the optimizer's groups, whose step sizes are 0\.01, 0\.01, 0\.0"):
+    with pytest.raises(ValueError, match=rf"one initial_lr for all 3 groups.*{name}={factor:g} would do nothing"):
         trained_by(one_cycle(1e-2))
-    (factor,) = option.values()
     assert len(set(trained_by(one_cycle([1e-2, 1e-2, factor * 1e-2])))) == 2
+    with pytest.raises(ValueError, match="one swa_lr for all 3 groups"):
+        trained_by(lambda optimizer: torch.optim.swa_utils.SWALR(optimizer, swa_lr=5e-3))
     lrs = trained_by(
         lambda optimizer: torch.optim.lr_scheduler.LambdaLR(optimizer, lambda t: 0.9**t)
     )  # multiplies what it finds
@@ -120,10 +123,39 @@ def test_schedulers_that_know_one_step_size_are_refused_beside_others(option):
      (PAMSGD(decoder_lr=0.3, gradient="tied"), "tied_residual")],
 )  # fmt: skip
 def test_a_decoder_that_no_gradient_moves_has_no_step_size(method, decoder):
-    with pytest.raises(ValueError, match=r"decoder_lr=0\.3 acts on weights of the decoder's own"):
+    with pytest.raises(ValueError, match=r"decoder_lr=0\.3 acts on the decoder's own weights"):
         fit(make_sae("TopK", decoder), samples(), method, epochs=1)
     with pytest.raises(ValueError, match="decoder_lr=0"):
         SGD(decoder_lr=0)
+
+
+@pytest.mark.parametrize("options", [{"hold": 1.0}, {"ridge": math.inf}])
+def test_a_residual_that_stays_at_0_has_no_step_size(options):
+    with pytest.raises(ValueError, match="changes nothing with (hold=1|ridge=inf)"):
+        PAMSGD(decoder_lr=0.3, **options)
+    PAMSGD(**options)
+
+
+def test_frozen_parameters_have_no_step_size():
+    for name, option in (("W_dec", {"decoder_lr": 0.3}), ("b_enc", {"bias_lr": 3.0})):
+        sae = make_sae("TopK", "free")
+        getattr(sae, name).requires_grad_(False)
+        with pytest.raises(ValueError, match="no trained parameter"):
+            fit(sae, samples(), SGD(**option), epochs=1)
+
+
+def test_step_sizes_that_share_a_tensor_are_told_apart():
+    method = SGD(bias_lr=4.0, decoder_lr=0.1, optimizer=lambda groups: torch.optim.Adam(groups, lr=torch.tensor(0.01)))
+    optimizer = method.make_optimizer(make_sae("TopK", "free"))
+    assert sorted({round(float(group["lr"]), 6) for group in optimizer.param_groups}) == [0.001, 0.01, 0.04]
+
+
+def test_every_weight_of_a_decoder_has_its_step_size():
+    sae = ArchetypalSAE(8, 12, TopK(2), points=torch.randn(30, 8, generator=rng(1)), relaxation=0.1, generator=0)
+    optimizer = SGD(lr=0.01, decoder_lr=0.1).make_optimizer(sae)
+    rates = {id(p): group["lr"] for group in optimizer.param_groups for p in group["params"]}
+    slow = {name for name, p in sae.named_parameters() if rates[id(p)] == pytest.approx(1e-3)}
+    assert slow == {"mixing", "deviation", "log_scale"}
 
 
 def test_the_step_size_of_the_bias_follows_schedules_and_resumes(tmp_path):
