@@ -27,7 +27,8 @@ from experiments.verdicts import against_longer, contests, matched, verdicts
 
 CENTRED = Config(
     ours=DEFAULT, options=(("b_pre", "fixed"),), parts=(*SECOND, "relu", "jumprelu"), full_from=2.0, seeds=(10, 11, 12, 13),
-    tuning_seeds=(110,), shares=(0.01, 0.05, 0.25), relu_shares=(0.25,), relu_methods=(*CONTROLS, DEFAULT), part_seeds=(10, 11, 12),
+    tuning_seeds=(110,), shares=(0.01, 0.05, 0.25), relu_shares=(0.25,), part_seeds=(10, 11, 12),
+    relu_methods=(*CONTROLS, *SMALLER_CONTROLS, DEFAULT, *SMALLER),
 )  # fmt: skip
 CONFIGS: dict[str, Config | PaperConfig] = {"controlled": Config(), "centred": CENTRED, "paper": PaperConfig()}
 
@@ -87,7 +88,7 @@ def run_preset(config: Config | PaperConfig, store: RecordStore, parts: Iterable
     if isinstance(config, Config):
         apart = {part: method for part, method in APART.items() if part in config.parts}
         results |= {"verdicts": verdicts(rows, config.ours), "apart": {m: verdicts(rows, m) for m in apart.values()}}
-        results["matched"] = matched(rows, config.ours)
+        results["matched"] = matched(rows, (config.ours, *SMALLER), (*CONTROLS, *SMALLER_CONTROLS))
         if set(SECOND) <= set(config.parts):
             results["contests"] = {
                 "the best of its fixed rules against the best control": contests(rows, tuple(HOLDS), CONTROLS),

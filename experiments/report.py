@@ -13,6 +13,7 @@ import numpy as np
 
 from experiments.compare import log_ratio_at, t_interval
 from experiments.grid import IN_EVERY_CELL, OURS, PENALISED
+from experiments.runs import SMALLER
 
 DETAILS = {"train": 3, "l0": 1, "frac_dead": 2, "seconds": 1}
 """Numbers of a row that tables print beside the error, and their digits."""
@@ -193,14 +194,20 @@ def part_table(results: dict[str, Any], part: str, markdown: bool = False) -> st
 
 def matched_l0(results: dict[str, Any], part: str, markdown: bool = False) -> str:
     """PAM's FVU along a penalty beside each control's at the same l0, interpolated linearly in (log l0, log mean FVU), and the verdict."""
-    method = results["config"].get("ours", OURS)
+    ours_there = (results["config"].get("ours", OURS), *SMALLER)
     activation, penalty = PENALISED[part]
     rows = [row for row in results["rows"] if row["part"] == part]
-    controls = [m for m in dict.fromkeys(row["method"] for row in rows) if m != method]
+    controls = [m for m in dict.fromkeys(row["method"] for row in rows) if m not in ours_there]
     judged = [found for found in results.get("matched", ()) if found["part"] == part]
     lines = []
-    for ours in (row for row in rows if row["method"] == method):
-        line = [ours["n_train"], f"{ours['options'][penalty]:g}", f"{ours['l0']:.1f}", f"{np.mean(ours['fvu']):.3f}"]
+    for ours in (row for row in rows if row["method"] in ours_there):
+        line = [
+            ours["n_train"],
+            ours["method"],
+            f"{ours['options'][penalty]:g}",
+            f"{ours['l0']:.1f}",
+            f"{np.mean(ours['fvu']):.3f}",
+        ]
         for control in controls:
             points = [
                 (row["l0"], float(np.mean(row["fvu"])))
@@ -211,12 +218,12 @@ def matched_l0(results: dict[str, Any], part: str, markdown: bool = False) -> st
             ratio = log_ratio_at(ours["l0"], own, points) if math.isfinite(own) else math.nan
             line.append("outside" if math.isnan(ratio) else f"{own / math.exp(ratio):.3f}")
         for found in judged:
-            if (found["n_train"], found["options"]) == (ours["n_train"], ours["options"]):
+            if all(found[name] == ours[name] for name in ("n_train", "method", "options")):
                 line += [found["control"] or "", percent(found["log_ratio"]), found["verdict"]]
         lines.append(line)
-    header = [unit(results), penalty, "l0 of PAM", "PAM", *(f"{m} at that l0" for m in controls)]
-    header += ["best control there", "PAM against it", "verdict"] if judged else []
-    return f"{activation} at matched l0: mean test FVU\n\n{table(header, lines, markdown, keys=2)}"
+    header = [unit(results), "method", penalty, "its l0", "its FVU", *(f"{m} at that l0" for m in controls)]
+    header += ["best control there", "against it", "verdict"] if judged else []
+    return f"{activation} at matched l0: mean test FVU\n\n{table(header, lines, markdown, keys=3)}"
 
 
 def render(results: dict[str, Any], markdown: bool = False) -> str:

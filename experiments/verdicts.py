@@ -79,16 +79,18 @@ def verdicts(rows: list[dict[str, Any]], method: str = OURS) -> list[dict[str, A
     return found
 
 
-def matched(rows: list[dict[str, Any]], ours: str = OURS) -> list[dict[str, Any]]:
-    """A method at every penalty against the control that validation samples prefer at the method's l0, on the control's curve of error
-    against l0 (`log_ratio_at`), seed by seed; only controls whose curves reach that l0 with every seed take part. The interval is widened
-    by how much the curve may bend between its points (`bend_at`). A method that diverges is worse."""
+def matched(
+    rows: list[dict[str, Any]], ours: tuple[str, ...] = (OURS,), theirs: tuple[str, ...] = CONTROLS
+) -> list[dict[str, Any]]:
+    """Each of some methods at every penalty against the control that validation samples prefer at the method's l0, on the control's
+    curve of error against l0 (`log_ratio_at`), seed by seed; only controls whose curves reach that l0 with every seed take part. The
+    interval is widened by how much the curve may bend between its points (`bend_at`). A method that diverges is worse."""
     found = []
     for row in rows:
-        if row["part"] not in PENALISED or row["method"] != ours or "by_seed" not in row:
+        if row["part"] not in PENALISED or row["method"] not in ours or "by_seed" not in row:
             continue
         beside = [r for r in rows if (r["part"], r["n_train"]) == (row["part"], row["n_train"]) and "by_seed" in r]
-        curves = {control: [r for r in beside if r["method"] == control] for control in CONTROLS}
+        curves = {control: [r for r in beside if r["method"] == control] for control in theirs}
         ratios = {m: {split: _at_its_l0(row, curve, split) for split in ("val", "test")} for m, curve in curves.items()}
         known = {m: r for m, r in ratios.items() if all(map(math.isfinite, (*r["val"], *r["test"])))}
         best = max(known, key=lambda m: sum(known[m]["val"]), default=None)  # beside which the method looks worst
@@ -101,8 +103,8 @@ def matched(rows: list[dict[str, Any]], ours: str = OURS) -> list[dict[str, Any]
             said = verdict(ratio)
         found.append(
             {
-                "part": row["part"], "n_train": row["n_train"], "options": row["options"], "control": best, "log_ratio": list(ratio),
-                "verdict": said,
+                "part": row["part"], "n_train": row["n_train"], "method": row["method"], "options": row["options"], "control": best,
+                "log_ratio": list(ratio), "verdict": said,
             }
         )  # fmt: skip
     return found

@@ -41,7 +41,7 @@ def controlled(tmp_path_factory):
 @pytest.fixture(scope="module")
 def centred(tmp_path_factory):
     second = dataclasses.replace(
-        SMALL, ours=DEFAULT, options=(("b_pre", "fixed"),), parts=mnist.CENTRED.parts, relu_methods=(*CONTROLS, DEFAULT)
+        SMALL, ours=DEFAULT, options=(("b_pre", "fixed"),), parts=mnist.CENTRED.parts, relu_methods=mnist.CENTRED.relu_methods
     )
     return run(second, "mnist-centred", tmp_path_factory.mktemp("centred"))
 
@@ -129,10 +129,10 @@ def test_smaller_decoder_steps_are_on_offer_to_controls_too(centred):
 
 def test_sweeps_along_a_penalty_are_judged_at_equal_l0(centred):
     results = read_results(centred)
-    assert len(results["matched"]) == 2 + 4  # strengths of ReLU and JumpReLU
+    assert len(results["matched"]) == 2 * (2 + 4)  # default and smaller steps, strengths of ReLU and JumpReLU
     for part, activation in (("relu", "ReLU"), ("jumprelu", "JumpReLU")):
         rows = [row for row in results["rows"] if row["part"] == part]
-        assert {row["method"] for row in rows} == {*CONTROLS, DEFAULT}
+        assert {row["method"] for row in rows} == {*CONTROLS, *SMALLER_CONTROLS, DEFAULT, *SMALLER}
         assert {row["activation"] for row in rows} == {activation}
         assert all(len(row["by_seed"][split]) == len(row["seeds"]) for row in rows for split in ("val", "test"))
         assert f"{activation} at matched l0" in render(results)
