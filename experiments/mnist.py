@@ -20,7 +20,7 @@ from experiments.grid import APART, CONTROLS, SECOND, Comparison, Config
 from experiments.options import MNIST_HELP, add_common_options, add_data_dir, changed
 from experiments.paper import PaperConfig, paper_parts, run_paper
 from experiments.report import render
-from experiments.runs import DEFAULT, HOLDS, SMALLER, SMALLER_CONTROLS, Run
+from experiments.runs import DEFAULT, HOLDS, SLOWER, SMALLER, SMALLER_CONTROLS, Run
 from experiments.sources import source_of
 from experiments.store import MissingRunsError, RecordStore
 from experiments.verdicts import against_longer, contests, matched, verdicts
@@ -28,7 +28,7 @@ from experiments.verdicts import against_longer, contests, matched, verdicts
 CENTRED = Config(
     ours=DEFAULT, options=(("b_pre", "fixed"),), parts=(*SECOND, "relu", "jumprelu"), full_from=2.0, seeds=(10, 11, 12, 13),
     tuning_seeds=(110,), shares=(0.01, 0.05, 0.25), relu_shares=(0.25,), part_seeds=(10, 11, 12),
-    relu_methods=(*CONTROLS, *SMALLER_CONTROLS, DEFAULT, *SMALLER),
+    relu_methods=(*CONTROLS, SLOWER, DEFAULT, *SMALLER),
 )  # fmt: skip
 CONFIGS: dict[str, Config | PaperConfig] = {"controlled": Config(), "centred": CENTRED, "paper": PaperConfig()}
 

@@ -51,6 +51,8 @@ HOLDS = {f"{DEFAULT}, hold {hold:g}": hold for hold in (0.0, 0.1, 1.0)}
 SMALLER = {f"{DEFAULT}, decoder_lr 0.3": 0.3}
 SMALLER_CONTROLS = {f"SGD tied-residual, decoder_lr {factor:g}": factor for factor in (0.3, 0.1)}
 """PAM-SGD and the control on the same decoder, with smaller steps of the residual."""
+SLOWER = next(iter(SMALLER_CONTROLS))
+"""That control with the steps of `SMALLER`."""
 
 METHODS: dict[str, dict[str, Any]] = {
     # the rows of the comparison: one PAM entry, four controls with the same optimizer, schedule, W_enc and data order

@@ -14,7 +14,7 @@ from experiments.files import read_results
 from experiments.grid import CONTROLS, IN_EVERY_CELL
 from experiments.paper import PaperConfig
 from experiments.report import render
-from experiments.runs import DEFAULT, SMALLER, SMALLER_CONTROLS
+from experiments.runs import DEFAULT, SLOWER, SMALLER, SMALLER_CONTROLS
 from paper_figures import __main__ as figures
 
 SMALL = dataclasses.replace(
@@ -132,7 +132,7 @@ def test_sweeps_along_a_penalty_are_judged_at_equal_l0(centred):
     assert len(results["matched"]) == 2 * (2 + 4)  # default and smaller steps, strengths of ReLU and JumpReLU
     for part, activation in (("relu", "ReLU"), ("jumprelu", "JumpReLU")):
         rows = [row for row in results["rows"] if row["part"] == part]
-        assert {row["method"] for row in rows} == {*CONTROLS, *SMALLER_CONTROLS, DEFAULT, *SMALLER}
+        assert {row["method"] for row in rows} == {*CONTROLS, SLOWER, DEFAULT, *SMALLER}
         assert {row["activation"] for row in rows} == {activation}
         assert all(len(row["by_seed"][split]) == len(row["seeds"]) for row in rows for split in ("val", "test"))
         assert f"{activation} at matched l0" in render(results)
