@@ -88,6 +88,7 @@ def _figures() -> dict[str, tuple[Callable[..., Any], Source | tuple[Source, ...
         "llm_ablations": (curves.ablations, LLM_PAPER),
         "sparsity": (curves.sparsity, CONTROLLED),
         "sparsity_llm": (curves.sparsity, LLM),
+        "sparsity_centred": (curves.sparsity, CENTRED),
         "variants": (curves.variants, CONTROLLED),
         "ridge": (curves.ridge, CONTROLLED),
         "paper_sizes": (curves.paper_sizes, PAPER),

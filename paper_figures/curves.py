@@ -118,20 +118,25 @@ def _draw_ratios(axes: Axes, points: Sequence[Row], chosen: Sequence[Row], best:
     axes.plot(x, y, linewidth=1.0, markersize=3, **style)
 
 
+LEAST_L0 = 0.5
+"""Active latents a sample, of what a figure of error against l0 shows."""
+
+
 def sparsity(results: Row) -> tuple[Figure, str]:
     """Test FVU against l0 along a penalty, of ReLU and where there is one of JumpReLU, a panel for each number of training images."""
     rows = [row for row in results["rows"] if row["part"] in PENALISED]
     places = sorted(
         {(row["part"], row["n_train"]) for row in rows}, key=lambda place: (list(PENALISED).index(place[0]), place[1])
     )
-    figure, grid = plt.subplots(1, len(places), figsize=(COLUMN * len(places), 2.6), squeeze=False, sharey=True)
+    width = PAGE if len({row["method"] for row in rows}) > 4 else COLUMN * len(places)  # what the legend needs
+    figure, grid = plt.subplots(1, len(places), figsize=(width, 2.8), squeeze=False, sharey=True)
     sweeps: dict[str, list[float]] = {}
     for axes, (part, n_train) in zip(grid[0], places, strict=True):
         activation, penalty = PENALISED[part]
         chosen = [row for row in rows if (row["part"], row["n_train"]) == (part, n_train)]
         sweeps[penalty.upper()] = sorted({row["options"][penalty] for row in chosen})
         for method in dict.fromkeys(row["method"] for row in chosen):
-            points = [row for row in chosen if row["method"] == method and row["l0"] > 0]
+            points = [row for row in chosen if row["method"] == method and row["l0"] >= LEAST_L0]
             points.sort(key=lambda row: row["options"][penalty])
             draw(axes, [p["l0"] for p in points], points, method)
         axes.set(xlabel=r"$\ell_0$ (active latents a sample)", title=f"{activation}, {n_train:,} training {unit(results)}")

@@ -101,7 +101,7 @@ def test_every_figure_of_the_comparison_is_drawn(controlled, centred, paper, tmp
             assert (tmp_path / f"{name}.{kind}").stat().st_size > 100
         assert "made by: python -m experiments" in (tmp_path / f"{name}.txt").read_text()
         drawn += 1
-    assert drawn == 13
+    assert drawn == 14
     caption = (tmp_path / "verdicts_centred.tex").read_text()
     assert r"\texttt{PAM-SGD, hold 1}" in caption
     assert r"95 \% t interval" in caption
