@@ -239,9 +239,11 @@ ABLATIONS = {
 
 
 def ablations(results: Row) -> tuple[Figure, str]:
-    """Test FVU against each setting of the published algorithm, a panel a setting."""
-    figure, axes = plt.subplots(1, len(ABLATIONS), figsize=(PAGE, 2.2), sharey=True)
-    for ax, (part, xlabel) in zip(axes, ABLATIONS.items(), strict=True):
+    """Test FVU against each setting of the published algorithm, a panel a setting; activations last."""
+    figure, axes = plt.subplots(
+        1, len(ABLATIONS) + 1, figsize=(PAGE, 2.4), sharey=True, width_ratios=[*[1.0] * len(ABLATIONS), 0.6]
+    )
+    for ax, (part, xlabel) in zip(axes, ABLATIONS.items(), strict=False):
         rows = [row for row in results["rows"] if row["part"] == part]
         values = sorted({float(_setting(row, part)) for row in rows})
         for method in dict.fromkeys(row["method"] for row in rows):
@@ -249,16 +251,35 @@ def ablations(results: Row) -> tuple[Figure, str]:
             draw(ax, [values.index(float(_setting(p, part))) for p in points], points, method)
         ax.set_xticks(range(len(values)), [f"{v:g}" for v in values], rotation=45)
         ax.set_xlabel(xlabel)
-    axes[0].set(ylabel="test FVU", ylim=(0, 1.05 * axes[0].get_ylim()[1]))  # shared by all
-    legend_below(figure, 2)
     first = next(row for row in results["rows"] if row["part"] == "k")
+    methods = list(dict.fromkeys(row["method"] for row in results["rows"] if row["part"] == "k"))
+    l0 = _by_activation(
+        axes[-1], [row for row in results["rows"] if row["part"] == "sizes" and row["n_train"] == first["n_train"]], methods
+    )
+    axes[0].set(ylabel="test FVU (lower is better)", ylim=(0, 1.05 * axes[0].get_ylim()[1]))  # shared by all
+    figure.align_xlabels(axes)
+    legend_below(figure, 2)
     config = results["config"]
     return figure, (
         f"Settings of the published algorithm on {data_name(results)}, {first['n_train']:,} training {unit(results)}, "
         f"{first['activation']} with {config['n_latents']:,} latents, k = {config['k']} but where it varies, {config['epochs']} epochs: "
-        "encoder updates a batch, k, weight decay (squared in the decoder solve), and mu = nu as the paper's text has it, a proximal "
-        f"pull. Bars: 95 % t intervals over {len(first['seeds'])} seeds."
+        "encoder updates a batch and mu = nu as the paper's text has it, a proximal pull (both of PAM-SGD alone), k, weight decay "
+        f"(squared in the decoder solve), and activations, which are not matched in l0 ({l0}). Bars: 95 % t intervals over "
+        f"{len(first['seeds'])} seeds."
     )
+
+
+def _by_activation(ax: Axes, rows: list[Row], methods: list[str]) -> str:
+    """A column for each activation; returns the active latents of those that do not fix them."""
+    activations = in_order(row["activation"] for row in rows)
+    said = []
+    for method in methods:
+        points = sorted((row for row in rows if row["method"] == method), key=lambda row: activations.index(row["activation"]))
+        draw(ax, [activations.index(p["activation"]) for p in points], points, method, joined=False)
+        said += [f"{p['activation']}: {p['l0']:.0f} by {label(method)}" for p in points if p["activation"] == "ReLU"]
+    ax.set_xticks(range(len(activations)), activations, rotation=45)
+    ax.set(xlabel="activation", xlim=(-0.5, len(activations) - 0.5))
+    return ", ".join(said)
 
 
 def _setting(row: Row, part: str) -> Any:
