@@ -253,9 +253,8 @@ def ablations(results: Row) -> tuple[Figure, str]:
         ax.set_xlabel(xlabel)
     first = next(row for row in results["rows"] if row["part"] == "k")
     methods = list(dict.fromkeys(row["method"] for row in results["rows"] if row["part"] == "k"))
-    l0 = _by_activation(
-        axes[-1], [row for row in results["rows"] if row["part"] == "sizes" and row["n_train"] == first["n_train"]], methods
-    )
+    same = [row for row in results["rows"] if row["part"] == "sizes" and row["n_train"] == first["n_train"]]
+    l0 = _by_activation(axes[-1], same, methods)
     axes[0].set(ylabel="test FVU (lower is better)", ylim=(0, 1.05 * axes[0].get_ylim()[1]))  # shared by all
     figure.align_xlabels(axes)
     legend_below(figure, 2)
@@ -264,19 +263,19 @@ def ablations(results: Row) -> tuple[Figure, str]:
         f"Settings of the published algorithm on {data_name(results)}, {first['n_train']:,} training {unit(results)}, "
         f"{first['activation']} with {config['n_latents']:,} latents, k = {config['k']} but where it varies, {config['epochs']} epochs: "
         "encoder updates a batch and mu = nu as the paper's text has it, a proximal pull (both of PAM-SGD alone), k, weight decay "
-        f"(squared in the decoder solve), and activations, which are not matched in l0 ({l0}). Bars: 95 % t intervals over "
+        f"(squared in the decoder solve), and activations, which are not matched in l0 (under ReLU {l0}). Bars: 95 % t intervals over "
         f"{len(first['seeds'])} seeds."
     )
 
 
 def _by_activation(ax: Axes, rows: list[Row], methods: list[str]) -> str:
-    """A column for each activation; returns the active latents of those that do not fix them."""
+    """A column for each activation; returns the active latents under ReLU, which does not fix them."""
     activations = in_order(row["activation"] for row in rows)
     said = []
     for method in methods:
         points = sorted((row for row in rows if row["method"] == method), key=lambda row: activations.index(row["activation"]))
         draw(ax, [activations.index(p["activation"]) for p in points], points, method, joined=False)
-        said += [f"{p['activation']}: {p['l0']:.0f} by {label(method)}" for p in points if p["activation"] == "ReLU"]
+        said += [f"{p['l0']:.0f} for {label(method)}" for p in points if p["activation"] == "ReLU"]
     ax.set_xticks(range(len(activations)), activations, rotation=45)
     ax.set(xlabel="activation", xlim=(-0.5, len(activations) - 0.5))
     return ", ".join(said)
