@@ -225,8 +225,12 @@ def settings(results: Row, part: str, xlabel: str, what: str) -> tuple[Figure, s
     for axes in grid[-1]:
         axes.set_xlabel(xlabel)
     for axes in grid[:, 0]:
-        axes.set_ylabel("test FVU (lower is better)")
+        axes.set(ylabel="test FVU (lower is better)", ylim=(max(0.0, axes.get_ylim()[0]), None))
     legend_below(figure, 3)
+    if len(activations) > 1:
+        what = (
+            f"{what.removesuffix(' on').removesuffix(',')}, ReLU codes not matched in l0 and without points that diverged, on"
+        )
     return figure, f"{what} {data_name(results)}. Bars: 95 % t intervals over {len(rows[0]['seeds'])} seeds."
 
 
