@@ -62,9 +62,10 @@ def verdict(ratio: Interval) -> str:
 
 
 def log_ratio_at(l0: float, error: float, curve: Iterable[tuple[float, float]]) -> float:
-    """log(error / the error of `curve` at this l0); curve has (l0, error) pairs, joined in logarithms. NaN further than 2 % outside it."""
+    """log(error / the error of `curve` at this l0); curve has (l0, error) pairs, joined in logarithms. NaN further than 2 % outside it, and
+    for an error that diverged."""
     pairs = _in_logarithms(curve)
-    if len(pairs) < 2 or not _reaches(pairs, l0):
+    if len(pairs) < 2 or not _reaches(pairs, l0) or not math.isfinite(error):
         return math.nan
     return math.log(error) - float(np.interp(math.log(l0), [a for a, _ in pairs], [b for _, b in pairs]))
 

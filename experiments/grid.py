@@ -249,7 +249,10 @@ def _row(
     budget, base = _budget(cell), cell.base
     tests = [r.get(TESTS[budget]) or {"fvu": r[cell.metric], "l0": r["l0"], "frac_dead": r["frac_dead"]} for r in records]
     ridges = [ridge for record in records for ridge in record.get("ridge", ())]
-    by_seed = {"test": [(t["l0"], t["fvu"]) for t in tests], "val": [(r.get("l0", math.nan), r["val_last"]) for r in records]}
+    points: dict[str, Any] = {}
+    if budget == "penalised":  # what is compared at equal l0
+        val = [(r.get("l0", math.nan), r["val_last"]) for r in records]
+        points["by_seed"] = {"test": [(t["l0"], t["fvu"]) for t in tests], "val": val}
     return {
         "part": part, "activation": base.activation, "budget": budget, "n_train": base.n_train, "epochs": base.epochs,
         "steps": base.epochs * base.steps_per_epoch, "options": dict(base.options), "method": method, "lr": lr,
@@ -259,5 +262,5 @@ def _row(
         "train": t_interval([r.get("train_last", math.inf) for r in records]).mean,
         "seconds": t_interval([r.get("seconds", math.nan) for r in records]).mean,
         "ridge_infinite": sum(math.isinf(r) for r in ridges) / len(ridges) if ridges else None,
-        **({"by_seed": by_seed} if budget == "penalised" else {}),
+        **points,
     }  # fmt: skip

@@ -215,7 +215,7 @@ def matched_l0(results: dict[str, Any], part: str, markdown: bool = False) -> st
                 if (row["method"], row["n_train"]) == (control, ours["n_train"])
             ]
             own = float(np.mean(ours["fvu"]))
-            ratio = log_ratio_at(ours["l0"], own, points) if math.isfinite(own) else math.nan
+            ratio = log_ratio_at(ours["l0"], own, points)
             line.append("outside" if math.isnan(ratio) else f"{own / math.exp(ratio):.3f}")
         for found in judged:
             if all(found[name] == ours[name] for name in ("n_train", "method", "options")):

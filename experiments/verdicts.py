@@ -3,26 +3,20 @@
 from __future__ import annotations
 
 import math
+from collections.abc import Collection
 from typing import Any
 
 from experiments.compare import Interval, bend_at, log_ratio, log_ratio_at, t_interval, verdict
 from experiments.grid import CONTROLS, IN_EVERY_CELL, OURS, PENALISED
 
 
-def _cells(rows: list[dict[str, Any]]) -> dict[tuple[str, str, int], dict[str, dict[str, Any]]]:
-    """The rows of every cell of the main table, by method."""
+def _cells(
+    rows: list[dict[str, Any]], parts: Collection[str] = IN_EVERY_CELL
+) -> dict[tuple[str, str, int], dict[str, dict[str, Any]]]:
+    """The rows of every cell, by method: of the main table, or of other parts that are reported by cells."""
     cells: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = {}
     for row in rows:
-        if row["part"] in IN_EVERY_CELL:
-            cells.setdefault(_place(row), {})[row["method"]] = row
-    return cells
-
-
-def _of_part(rows: list[dict[str, Any]], part: str) -> dict[tuple[str, str, int], dict[str, dict[str, Any]]]:
-    """The rows of a part that is reported by cells but apart, by method."""
-    cells: dict[tuple[str, str, int], dict[str, dict[str, Any]]] = {}
-    for row in rows:
-        if row["part"] == part:
+        if row["part"] in parts:
             cells.setdefault(_place(row), {})[row["method"]] = row
     return cells
 
@@ -53,7 +47,7 @@ def _contest(one: dict[str, Any], other: dict[str, Any]) -> dict[str, Any]:
 
 def against_longer(rows: list[dict[str, Any]], ours: str) -> list[dict[str, Any]]:
     """A method against the best of the controls that had more time, of lowest mean validation FVU, in every cell that has both."""
-    longer = _of_part(rows, "longer")
+    longer = _cells(rows, ("longer",))
     main = _cells(rows)
     return [
         _contest(main[place][ours], min(theirs.values(), key=lambda row: row["val"]))
@@ -124,7 +118,4 @@ def _curve(rows: list[dict[str, Any]], split: str, seed: int) -> list[tuple[floa
 
 def _at_its_l0(row: dict[str, Any], curve: list[dict[str, Any]], split: str) -> list[float]:
     """Of every seed."""
-    return [
-        log_ratio_at(l0, error, _curve(curve, split, seed)) if math.isfinite(error) else math.nan
-        for seed, (l0, error) in enumerate(row["by_seed"][split])
-    ]
+    return [log_ratio_at(l0, error, _curve(curve, split, seed)) for seed, (l0, error) in enumerate(row["by_seed"][split])]

@@ -67,3 +67,13 @@ def stopped_and_resumed(run, epoch: int, path):
     with pytest.raises(KeyboardInterrupt):
         run(checkpoint=path, callback=stop)
     return run(checkpoint=path, resume=True)
+
+
+class Averaging(torch.optim.SGD):
+    """An optimizer of two modes, as schedule-free ones are."""
+
+    def train(self):
+        """To the point that moves."""
+
+    def eval(self):
+        """To the average."""

@@ -18,7 +18,7 @@ from splinterp.losses import AuxK, Matryoshka, RowNormL1, SquaredError
 from splinterp.metrics import evaluate, fvu
 from splinterp.sae_files import CHECKSUM
 from splinterp.training import Resampling
-from tests.helpers import ACTIVATIONS, rng, samples, stats_of, stopped_and_resumed
+from tests.helpers import ACTIVATIONS, Averaging, rng, samples, stats_of, stopped_and_resumed
 
 X = samples(240)
 POINTS = centroids(X[:200], 30)
@@ -195,13 +195,6 @@ def test_encoder_gradients_leave_the_whole_decoder():
 
 
 def test_averaging_optimizers_are_refused():
-    class Averaging(torch.optim.SGD):
-        def train(self):
-            """To the point that moves."""
-
-        def eval(self):
-            """To the average."""
-
     with pytest.raises(ValueError, match="Averaging ends with need not be"):
         fit(make(), X[:200], SGD(optimizer=lambda groups, **_: Averaging(groups, lr=0.1)), epochs=1)
 

@@ -17,7 +17,7 @@ from splinterp.losses import JacobianL1, SquaredError
 from splinterp.losses.forward import Forward
 from splinterp.metrics import MLP, active_jacobian, evaluate
 from splinterp.training import BiasAdaptation, Resampling
-from tests.helpers import DECODERS, rng, samples, stopped_and_resumed
+from tests.helpers import DECODERS, Averaging, rng, samples, stopped_and_resumed
 
 METHODS = {"SGD": SGD(lr=1e-2), "PAMSGD": PAMSGD(lr=1e-2), "SGD, penalty": SGD(lr=1e-2, terms=(SquaredError(), JacobianL1(weight=0.1))),
            "PAMSGD, penalty": PAMSGD(lr=1e-2, terms=(SquaredError(), JacobianL1(weight=0.1)))}  # fmt: skip
@@ -213,14 +213,6 @@ def test_what_does_not_fit_is_named():
             fit(make(decoder, dtype=torch.float32), pairs, SGD(resample=Resampling(every=2, dead_after=50)), epochs=2)
     with pytest.raises(ValueError, match="has a solve of its own: leave it out"):
         fit(make(dtype=torch.float32), pairs, PAMSGD(readout=True), epochs=1, x_val=pairs)
-
-
-class Averaging(torch.optim.SGD):
-    def train(self):
-        """To the point that moves."""
-
-    def eval(self):
-        """To the average."""
 
 
 @pytest.mark.parametrize("decoder", DECODERS)
