@@ -20,10 +20,9 @@ from typing import Any
 import splinterp
 from experiments.choices import Choice, concluded, data_parser, run_on, store_of
 from experiments.report import table, with_interval
-from experiments.runs import DEFAULT, Run
+from experiments.runs import DEFAULT, OPEN, Run
 
 Options = tuple[tuple[str, Any], ...]
-OPEN = f"{DEFAULT}, hold 0"
 LATE: Options = (("hold", 0.5),)
 METHODS: tuple[tuple[str, Options], ...] = (("SGD tied", ()), ("SGD untied", ()), (OPEN, ()), (DEFAULT, LATE))
 STEPS: tuple[Options, ...] = ((), (("bias_lr", 4.0),), (("bias_lr", 16.0),))
@@ -50,9 +49,10 @@ class Config(Choice):
 
     def run(self, method: str, lr: float, seed: int, options: Options = (), n_latents: int | None = None) -> Run:
         """One run, whose record has no test error."""
+        even = () if method.startswith("SGD") else (("decoder_lr", 1.0),)  # as then, whatever the codes
         run = self.validation_run(
             method=method, activation=self.activation, n_train=self.n_train, epochs=self.epochs, lr=lr, seed=seed,
-            batch_size=self.batch_size, pool=self.pool, options=(("b_pre", "fixed"), *options),
+            batch_size=self.batch_size, pool=self.pool, options=(("b_pre", "fixed"), *options, *even),
         )  # fmt: skip
         return replace(run, n_latents=n_latents or self.n_latents)
 

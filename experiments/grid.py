@@ -4,26 +4,29 @@ from __future__ import annotations
 
 import math
 from collections.abc import Callable, Iterable, Sequence
+from contextlib import suppress
 from dataclasses import dataclass, replace
 from typing import Any
 
 from experiments.compare import t_interval
-from experiments.runs import DEFAULT, HOLDS, SMALLER, SMALLER_CONTROLS, Run, pool_size, start_of
-from experiments.store import RecordStore
+from experiments.runs import DEFAULT, HOLDS, SMALLER_CONTROLS, STEPS, Run, pool_size, start_of
+from experiments.store import MissingRunsError, RecordStore
 from experiments.tuning import Cell, choose_step_sizes, tuning_error
 from splinterp.training.when import NEVER
 
 CONTROLS = ("SGD tied", "SGD untied", "SGD untied from W_enc^T", "SGD tied-residual")
+ALL_CONTROLS = (*CONTROLS, *SMALLER_CONTROLS)
+"""Those of the second comparison."""
 OURS = "PAM"
 FINAL = "PAM, one solve at the end"
 HELD = "PAM, held"
 APART = {
-    "final": FINAL, "held": HELD, **{name.removeprefix(f"{DEFAULT}, ").replace(" ", "-"): name for name in (*HOLDS, *SMALLER)},
+    "final": FINAL, "held": HELD, **{name.removeprefix(f"{DEFAULT}, ").replace(" ", "-"): name for name in (*HOLDS, *STEPS)},
     **{name.replace("SGD tied-residual, ", "sgd-").replace(" ", "-"): name for name in SMALLER_CONTROLS},
 }  # fmt: skip
 """What is carried out in every cell of the main table and reported apart, by part. Variants of PAM: tied SGD and one solve at the end; the
-residual held at 0 for the first tenth of the steps; and of the second comparison the fixed rules for when it is let in, and smaller steps
-of it. Further controls: SGD with those."""
+residual held at 0 for the first tenth of the steps; and of the second comparison the fixed rules for when it is let in, and for the size
+of its steps. Further controls: SGD with smaller ones."""
 FIRST = ("sizes", "final", "held")
 SECOND = ("sizes", *(part for part, name in APART.items() if name not in (FINAL, HELD)), "longer")
 PENALISED = {"relu": ("ReLU", "l1"), "jumprelu": ("JumpReLU", "l0")}
@@ -126,8 +129,9 @@ Complete = Callable[[Iterable[Run], str], None]
 class Comparison:
     """Carries out tuned comparisons against a store and collects table rows."""
 
-    def __init__(self, config: Config, store: RecordStore, complete: Complete) -> None:
-        self.config, self.store, self.complete = config, store, complete
+    def __init__(self, config: Config, store: RecordStore, complete: Complete, whole: bool = True) -> None:
+        """`whole`: a missing run is an error of `complete`; else the cell of the main table that needs it is left out."""
+        self.config, self.store, self.complete, self.whole = config, store, complete, whole
         self.rows: list[dict[str, Any]] = []
 
     def tune(self, cells: Sequence[Cell], label: str) -> dict[Cell, dict[str, float]]:
@@ -154,9 +158,14 @@ class Comparison:
             Cell(config.run(activation, share, budget), METRICS[budget], methods, config.grid)
             for activation in config.activations for share in small for budget in BUDGETS
         ]  # fmt: skip
+        full = [s for s in config.shares if s >= config.full_from]
+        if not self.whole and not full:
+            for cell in cells:
+                with suppress(MissingRunsError):
+                    self.report(part, self.tune([cell], part), config.seeds)
+            return
         choices = self.tune(cells, f"{part}: step sizes")
         self.report(part, choices, config.seeds)
-        full = [s for s in config.shares if s >= config.full_from]
         reference = {(c.base.activation, c.metric): chosen for c, chosen in choices.items() if c.base == config.run(
             c.base.activation, max(small), _budget(c))}  # fmt: skip
         cells = [
@@ -170,8 +179,9 @@ class Comparison:
         """The controls with `MORE_TIME` as many steps of the long budget, at the step sizes chosen for it: at least PAM-SGD's time."""
         config = self.config
         cells = [
-            Cell(config.run(activation, share, "long"), METRICS["long"], CONTROLS, config.grid)
+            Cell(config.run(activation, share, "long"), METRICS["long"], methods, config.grid)
             for activation in config.activations for share in config.shares if share < config.full_from
+            for methods in (CONTROLS, *((name,) for name in SMALLER_CONTROLS))
         ]  # fmt: skip
         choices = {
             replace(cell, base=replace(cell.base, epochs=math.ceil(MORE_TIME * cell.base.epochs))): chosen

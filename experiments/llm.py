@@ -25,7 +25,7 @@ from experiments.grid import CAUSES, CONTROLS, FIRST, OURS, SECOND, Config
 from experiments.mnist import add_parts, check_parts, main, parts_of
 from experiments.options import add_common_options, changed
 from experiments.paper import LANGUAGE_MODEL, SMALL_LANGUAGE_MODEL, PaperConfig
-from experiments.runs import DEFAULT, SLOWER, SMALLER, TOKEN_POOL, pool_size
+from experiments.runs import DEFAULT, OPEN, SLOWER, TOKEN_POOL, pool_size
 from experiments.sources import LAST, source_of, split_name
 from experiments.texts import add_text_options, location
 
@@ -49,7 +49,7 @@ QUICK = dataclasses.replace(
 )  # fmt: skip
 CENTRED = dataclasses.replace(
     CONFIG, ours=DEFAULT, options=(("b_pre", "fixed"),), parts=(*SECOND, "relu", "jumprelu"), full_from=2.0, shares=CONFIG.shares[:3],
-    seeds=(10, 11, 12, 13), tuning_seeds=(110,), relu_methods=(*CONTROLS, SLOWER, DEFAULT, *SMALLER), part_seeds=(10, 11, 12),
+    seeds=(10, 11, 12, 13), tuning_seeds=(110,), relu_methods=(*CONTROLS, SLOWER, DEFAULT, OPEN), part_seeds=(10, 11, 12),
 )  # fmt: skip
 PRESETS: dict[str, Config | PaperConfig] = {
     "quick": QUICK, "controlled": CONFIG, "centred": CENTRED, "paper": SMALL_LANGUAGE_MODEL, "paper-gemma": LANGUAGE_MODEL,

@@ -16,11 +16,11 @@ from dataclasses import asdict, replace
 from pathlib import Path
 from typing import Any
 
-from experiments.grid import APART, CONTROLS, SECOND, Comparison, Config
+from experiments.grid import ALL_CONTROLS, APART, CONTROLS, SECOND, Comparison, Config
 from experiments.options import MNIST_HELP, add_common_options, add_data_dir, changed
 from experiments.paper import PaperConfig, paper_parts, run_paper
 from experiments.report import render
-from experiments.runs import DEFAULT, HOLDS, SLOWER, SMALLER, SMALLER_CONTROLS, Run
+from experiments.runs import DEFAULT, HOLDS, OPEN, SLOWER, STEPS, Run
 from experiments.sources import source_of
 from experiments.store import MissingRunsError, RecordStore
 from experiments.verdicts import against_longer, contests, matched, verdicts
@@ -28,7 +28,7 @@ from experiments.verdicts import against_longer, contests, matched, verdicts
 CENTRED = Config(
     ours=DEFAULT, options=(("b_pre", "fixed"),), parts=(*SECOND, "relu", "jumprelu"), full_from=2.0, seeds=(10, 11, 12, 13),
     tuning_seeds=(110,), shares=(0.01, 0.05, 0.25), relu_shares=(0.25,), part_seeds=(10, 11, 12),
-    relu_methods=(*CONTROLS, SLOWER, DEFAULT, *SMALLER),
+    relu_methods=(*CONTROLS, SLOWER, DEFAULT, OPEN),
 )  # fmt: skip
 CONFIGS: dict[str, Config | PaperConfig] = {"controlled": Config(), "centred": CENTRED, "paper": PaperConfig()}
 
@@ -68,7 +68,7 @@ def arguments(argv: list[str] | None = None) -> argparse.Namespace:
 def run_preset(config: Config | PaperConfig, store: RecordStore, parts: Iterable[str], **how: Any) -> dict[str, Any]:
     """Carry out what is missing of `parts`; returns the results file's content: config, rows and (controlled) verdicts.
 
-    Other parts are in it too, where all their runs have been made before.
+    Other parts are in it too, where their runs have been made before: those of the main table cell by cell.
     """
     asked = [part for part in parts_of(config) if part in set(parts)]
     rows: list[dict[str, Any]] = []
@@ -81,33 +81,30 @@ def run_preset(config: Config | PaperConfig, store: RecordStore, parts: Iterable
             store.complete(runs, label=label if label.startswith(part) else f"{part}: {label}", **how)
 
         try:
-            rows += _carry_out(config, part, store, complete if wanted else store.require)
+            rows += _carry_out(config, part, store, complete if wanted else store.require, whole=wanted)
         except MissingRunsError:
             continue
     results: dict[str, Any] = {"config": asdict(config), "rows": rows}
     if isinstance(config, Config):
-        apart = {part: method for part, method in APART.items() if part in config.parts}
-        results |= {"verdicts": verdicts(rows, config.ours), "apart": {m: verdicts(rows, m) for m in apart.values()}}
-        results["matched"] = matched(rows, (config.ours, *SMALLER), (*CONTROLS, *SMALLER_CONTROLS))
+        apart = [method for part, method in APART.items() if part in config.parts and method not in ALL_CONTROLS]
+        results |= {"verdicts": verdicts(rows, config.ours), "apart": {m: verdicts(rows, m) for m in apart}}
+        results["matched"] = matched(rows, (config.ours, OPEN), ALL_CONTROLS)
         if set(SECOND) <= set(config.parts):
             results["contests"] = {
-                "the best of its fixed rules against the best control": contests(rows, tuple(HOLDS), CONTROLS),
-                "the default against the best of its fixed rules": contests(rows, (config.ours,), tuple(HOLDS)),
+                "the best of hold 0, 0.1 and 1 against the best control": contests(rows, tuple(HOLDS), ALL_CONTROLS),
+                "the default against the best of hold 0, 0.1 and 1": contests(rows, (config.ours,), tuple(HOLDS)),
                 "the default against the best control, which has a quarter more steps": against_longer(rows, config.ours),
-                "the default against the best control, which may have decoder_lr 0.3 or 0.1 on the tied-residual decoder": contests(
-                    rows, (config.ours,), (*CONTROLS, *SMALLER_CONTROLS)
-                ),
-                "PAM-SGD, which may have decoder_lr 0.3, against the best of those controls": contests(
-                    rows, (config.ours, *SMALLER), (*CONTROLS, *SMALLER_CONTROLS)
-                ),
+                "the better of decoder_lr 1 and 0.3 against the best control": contests(rows, tuple(STEPS), ALL_CONTROLS),
+                "the default against the better of decoder_lr 1 and 0.3": contests(rows, (config.ours,), tuple(STEPS)),
+                "the default against the best of the first four controls": contests(rows, (config.ours,), CONTROLS),
             }
     return results
 
 
-def _carry_out(config: Config | PaperConfig, part: str, store: RecordStore, complete: Any) -> list[dict[str, Any]]:
+def _carry_out(config: Config | PaperConfig, part: str, store: RecordStore, complete: Any, whole: bool) -> list[dict[str, Any]]:
     if isinstance(config, PaperConfig):
         return run_paper(config, part, store, complete)
-    comparison = Comparison(config, store, complete)
+    comparison = Comparison(config, store, complete, whole)
     comparison.carry_out(part)
     return comparison.rows
 

@@ -20,17 +20,19 @@ from experiments.store import RecordStore
 
 Way = tuple[str, tuple[tuple[str, Any], ...]]
 """Method and options."""
+EVEN = ("decoder_lr", 1.0)
+"""What was the default under TopK when this was tried."""
 WAYS: dict[str, Way] = {
     "SGD tied": ("SGD tied", ()),
     "SGD tied-residual": ("SGD tied-residual", ()),
-    "hold 0.1, no readout": ("PAM-SGD", (("hold", 0.1), ("readout", False))),
-    "hold 0": ("PAM-SGD", (("hold", 0.0),)),
-    "hold 0, ridge by GCV": ("PAM-SGD", (("hold", 0.0), ("ridge", "gcv"))),
-    "hold 0.1": ("PAM-SGD", (("hold", 0.1),)),
+    "hold 0.1, no readout": ("PAM-SGD", (("hold", 0.1), ("readout", False), EVEN)),
+    "hold 0": ("PAM-SGD", (("hold", 0.0), EVEN)),
+    "hold 0, ridge by GCV": ("PAM-SGD", (("hold", 0.0), ("ridge", "gcv"), EVEN)),
+    "hold 0.1": ("PAM-SGD", (("hold", 0.1), EVEN)),
     "hold 1": ("PAM-SGD", (("hold", 1.0),)),
-    "race": ("PAM-SGD", (("hold", "race"),)),
-    "race from the start": ("PAM, race from the start", ()),
-    "race of a tenth": ("PAM, race of a tenth", ()),
+    "race": ("PAM-SGD", (("hold", "race"), EVEN)),
+    "race from the start": ("PAM, race from the start", (EVEN,)),
+    "race of a tenth": ("PAM, race of a tenth", (EVEN,)),
 }
 
 

@@ -79,14 +79,17 @@ def essence(value: Any) -> Any:
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name not in ("solver", "when")}
         if value.gradient != "both" and value.hold == "auto":
             fields["hold"] = 0.0  # which it is there, whatever the codes
+        if value.decoder_lr is None and (value.gradient != "both" or value.hold == 1):
+            fields["decoder_lr"] = 1.0  # likewise
         shorthands = ("ridge", "gcv_inflation", *SOLVER_SHORTHANDS, *WHEN_SHORTHANDS)
         timed = {} if isinstance(value.when, EveryEpoch | EverySteps | AtEnd) else {"when": value.when}
         return options_of(type(value), {**fields, **{name: getattr(value, name) for name in shorthands}, **timed})
     if dataclasses.is_dataclass(value):
         silent = _silent(value) if isinstance(value, BiasAdaptation) else set()
-        return options_of(
-            type(value), {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name not in silent}
-        )
+        fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name not in silent}
+        if isinstance(value, SGD) and value.decoder_lr is None:
+            fields["decoder_lr"] = 1.0  # which it is
+        return options_of(type(value), fields)
     if hasattr(value, "get_params"):  # scikit-learn's way to say what an estimator was made with
         return options_of(type(value), value.get_params(deep=False))
     raise TypeError(f"{type(value).__name__} cannot name a record: pass plain values, dataclasses, activations or estimators")

@@ -57,7 +57,7 @@ def _adapted(
     return Row(activation, decoder, method)
 
 
-PAM = partial(PAMSGD, solve_gap=1_000, hold=0.0, readout=False, ridge="gcv")
+PAM = partial(PAMSGD, solve_gap=1_000, hold=0.0, decoder_lr=1.0, readout=False, ridge="gcv")
 """A solve takes seconds at 2,048 latents: after the first 1,000 steps, and so on to the end."""
 ROWS: dict[str, Row] = {
     "TopK, k = 20": _topk(20),

@@ -13,7 +13,7 @@ import numpy as np
 
 from experiments.compare import log_ratio_at, t_interval
 from experiments.grid import IN_EVERY_CELL, OURS, PENALISED
-from experiments.runs import SMALLER
+from experiments.runs import OPEN
 
 DETAILS = {"train": 3, "l0": 1, "frac_dead": 2, "seconds": 1}
 """Numbers of a row that tables print beside the error, and their digits."""
@@ -194,7 +194,7 @@ def part_table(results: dict[str, Any], part: str, markdown: bool = False) -> st
 
 def matched_l0(results: dict[str, Any], part: str, markdown: bool = False) -> str:
     """PAM's FVU along a penalty beside each control's at the same l0, interpolated linearly in (log l0, log mean FVU), and the verdict."""
-    ours_there = (results["config"].get("ours", OURS), *SMALLER)
+    ours_there = (results["config"].get("ours", OURS), OPEN)
     activation, penalty = PENALISED[part]
     rows = [row for row in results["rows"] if row["part"] == part]
     controls = [m for m in dict.fromkeys(row["method"] for row in rows) if m not in ours_there]

@@ -6,7 +6,7 @@ import copy
 import functools
 import math
 from collections.abc import Callable
-from dataclasses import asdict, dataclass, field
+from dataclasses import asdict, dataclass, field, replace
 from typing import Any, NamedTuple
 
 import torch
@@ -24,7 +24,6 @@ from splinterp.losses import AuxK, SquaredError
 from splinterp.metrics import evaluate
 from splinterp.sae_start import started_bias
 from splinterp.training import Racing, Resampling
-from splinterp.training.pam import DENSE_HOLD
 
 VALIDATION = {"mnist": 5_000, "digits": 237}
 WIDTHS = {"mnist": 784, "digits": 64}
@@ -40,7 +39,7 @@ LOGGED_ROWS = 20
 SOLVE_GAP = 50
 """Least number of steps between solves of all samples, in the comparisons; by default their cost decides since (`solves`)."""
 
-TIMED_AS_THEN: dict[str, Any] = {"solve_gap": SOLVE_GAP, "hold": 0.0, "readout": False}
+TIMED_AS_THEN: dict[str, Any] = {"solve_gap": SOLVE_GAP, "hold": 0.0, "decoder_lr": 1.0, "readout": False}
 AS_THEN: dict[str, Any] = {**TIMED_AS_THEN, "ridge": "gcv"}
 """What was the default when the first comparison was made; the former for those that have a ridge of their own."""
 
@@ -48,11 +47,11 @@ DEFAULT = "PAM-SGD"
 """At the defaults of today, centred: the entry of the second comparison."""
 HOLDS = {f"{DEFAULT}, hold {hold:g}": hold for hold in (0.0, 0.1, 1.0)}
 """Beside it, fixed rules for when the residual is let in."""
-SMALLER = {f"{DEFAULT}, decoder_lr 0.3": 0.3}
+STEPS = {f"{DEFAULT}, decoder_lr {factor:g}": factor for factor in (1.0, 0.3)}
 SMALLER_CONTROLS = {f"SGD tied-residual, decoder_lr {factor:g}": factor for factor in (0.3, 0.1)}
-"""PAM-SGD and the control on the same decoder, with smaller steps of the residual."""
-SLOWER = next(iter(SMALLER_CONTROLS))
-"""That control with the steps of `SMALLER`."""
+"""PAM-SGD, whatever the activation, and the control on the same decoder, by the step size of the residual."""
+OPEN, SLOWER = next(iter(HOLDS)), next(iter(SMALLER_CONTROLS))
+"""PAM-SGD with its residual let in from the start; the control with the larger of the smaller steps."""
 
 METHODS: dict[str, dict[str, Any]] = {
     # the rows of the comparison: one PAM entry, four controls with the same optimizer, schedule, W_enc and data order
@@ -67,7 +66,7 @@ METHODS: dict[str, dict[str, Any]] = {
     # of the second comparison
     DEFAULT: {"method": PAMSGD, "decoder": "tied_residual"},
     **{name: {"method": PAMSGD, "decoder": "tied_residual", "hold": hold} for name, hold in HOLDS.items()},
-    **{name: {"method": PAMSGD, "decoder": "tied_residual", "decoder_lr": factor} for name, factor in SMALLER.items()},
+    **{name: {"method": PAMSGD, "decoder": "tied_residual", "decoder_lr": factor} for name, factor in STEPS.items()},
     **{name: {"method": SGD, "decoder": "tied_residual", "decoder_lr": factor} for name, factor in SMALLER_CONTROLS.items()},
     "PAM, race from the start": {"method": PAMSGD, "decoder": "tied_residual", "hold": "race", "racing": Racing(begin=0.0)},
     "PAM, race of a tenth": {"method": PAMSGD, "decoder": "tied_residual", "hold": "race", "racing": Racing(length=0.1)},
@@ -226,9 +225,10 @@ def _split(run: Run, d_in: int) -> tuple[Any, dict[str, Any], dict[str, Any]]:
     if "input_noise" in options:
         options["encoder"] = InputNoise(options.pop("input_noise"), seed=run.seed)
     sae_options = {name: options.pop(name) for name in SAE_OPTIONS if name in options}
-    if make is PAMSGD and "hold" not in options and width_of(run.data):  # as the method decides, so that the record says it
-        opens = sae_options["decoder"] == "tied_residual" and options.get("gradient", "both") == "both"
-        options["hold"] = DENSE_HOLD if opens and is_dense_run(run) else 0.0
+    if make is PAMSGD and width_of(run.data):  # as the method decides, so that the record says it
+        opening = PAMSGD(lr=run.lr, **options).opening(activation_of(run), width_of(run.data))
+        known = opening if sae_options.get("decoder") == "tied_residual" else (0.0, 1.0)
+        options = {**dict(zip(("hold", "decoder_lr"), known, strict=True)), **options}
     if "share" in options:
         options["share"] = run.k / run.n_latents
     if options.get("mu") or options.get("nu"):
@@ -260,6 +260,14 @@ def start_of(run: Run) -> tuple[tuple[str, Any], ...]:
         return ()
     bias, few = started_bias(None, width_of(run.data), run.n_latents, activation_of(run), Linear())
     return (("init_bias", bias),) if few else ()
+
+
+def as_default(run: Run) -> Run:
+    """The default's run where a variant of it is the same training, as `hold` 0 is where the default has that; else the run."""
+    if run.method not in (*HOLDS, *STEPS):
+        return run
+    default = replace(run, method=DEFAULT)
+    return default if default.recipe() == run.recipe() else run
 
 
 def run_from_record(record: dict[str, Any]) -> Run | None:

@@ -6,7 +6,7 @@ from collections.abc import Callable, Iterable
 from dataclasses import dataclass, replace
 from typing import Any
 
-from experiments.runs import Run
+from experiments.runs import Run, as_default
 
 MAX_EXTENSIONS = 3
 
@@ -26,8 +26,8 @@ class Cell:
     extend: bool = True
 
     def run(self, method: str, lr: float, seed: int, role: str = "reported") -> Run:
-        """The run of one method in this cell."""
-        return replace(self.base, method=method, lr=lr, seed=seed, role=role)
+        """The run of one method in this cell; the default's where it is the same training."""
+        return as_default(replace(self.base, method=method, lr=lr, seed=seed, role=role))
 
 
 def choose_step_sizes(

@@ -74,7 +74,7 @@ class VariantRun:
     def method(self, d_in: int) -> SGD | PAMSGD:
         """The method."""
         parts = self.parts(d_in)
-        options: dict[str, Any] = {**({"hold": 0.0} if self.optimizer == "PAM-SGD" else {}), **parts.options}
+        options: dict[str, Any] = {**({"hold": 0.0, "decoder_lr": 1.0} if self.optimizer == "PAM-SGD" else {}), **parts.options}
         return OPTIMIZERS[self.optimizer](lr=self.lr, terms=parts.terms, **options)
 
     def recipe(self) -> str:

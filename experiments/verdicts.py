@@ -7,7 +7,7 @@ from collections.abc import Collection
 from typing import Any
 
 from experiments.compare import Interval, bend_at, log_ratio, log_ratio_at, t_interval, verdict
-from experiments.grid import CONTROLS, IN_EVERY_CELL, OURS, PENALISED
+from experiments.grid import ALL_CONTROLS, CONTROLS, IN_EVERY_CELL, OURS, PENALISED
 
 
 def _cells(
@@ -56,13 +56,15 @@ def against_longer(rows: list[dict[str, Any]], ours: str) -> list[dict[str, Any]
 
 
 def verdicts(rows: list[dict[str, Any]], method: str = OURS) -> list[dict[str, Any]]:
-    """A method against the control of lowest mean validation FVU, in every cell of the main table that it was run in."""
+    """A method against the control of lowest mean validation FVU, in every cell of the main table that it was run in; the controls are the
+    four, and the further ones that were run there."""
     found = []
     for (activation, budget, n_train), here in _cells(rows).items():
         if not {method, *CONTROLS} <= set(here):
             continue
-        best = min((here[m] for m in CONTROLS), key=lambda row: row["val"])
-        ratios = {m: log_ratio(here[method]["fvu"], here[m]["fvu"]) for m in CONTROLS}
+        controls = [m for m in ALL_CONTROLS if m in here]
+        best = min((here[m] for m in controls), key=lambda row: row["val"])
+        ratios = {m: log_ratio(here[method]["fvu"], here[m]["fvu"]) for m in controls}
         found.append(
             {
                 "activation": activation, "budget": budget, "n_train": n_train, "control": best["method"],

@@ -17,14 +17,17 @@ OUT = ROOT / "results" / "figures"
 COMPUTED = ("", "python -m paper_figures NAME")
 ATOMS = ("atoms-mnist.json", "python -m experiments atoms --data-dir FOLDER")
 CONTROLLED = ("mnist-controlled.json", "python -m experiments mnist --data-dir FOLDER --jobs 2")
+MAIN = "sizes sgd-decoder_lr-0.3 sgd-decoder_lr-0.1"
+"""Parts of the second comparison that verdicts go by."""
 CENTRED = ("mnist-centred.json", "python -m experiments mnist --preset centred --data-dir FOLDER --jobs 2")
 CENTRED_LLM = ("llm-minilm-1-centred.json",
-               "python -m experiments llm --preset centred --parts sizes --layer 1 --data-dir FOLDER --jobs 2")  # fmt: skip
+               f"python -m experiments llm --preset centred --parts {MAIN} --layer 1 --data-dir FOLDER --jobs 2")  # fmt: skip
 CENTRED_LLM_4 = ("llm-minilm-4-centred.json",
-                 "python -m experiments llm --preset centred --parts sizes --layer 4 --data-dir FOLDER --jobs 2")  # fmt: skip
+                 f"python -m experiments llm --preset centred --parts {MAIN} --layer 4 --data-dir FOLDER --jobs 2")  # fmt: skip
 GPT2 = tuple(
     (f"llm-small-gpt2-{layer}-centred.json",
-     f"python -m experiments llm --preset centred --parts sizes --model small-gpt2 --layer {layer} --pool 72000 --data-dir FOLDER --jobs 2")
+     f"python -m experiments llm --preset centred --parts {MAIN} --model small-gpt2 --layer {layer} --pool 72000 --data-dir FOLDER "
+     "--jobs 2")
     for layer in (1, 2, 3, 4)
 )  # fmt: skip
 HEADLINE = (CENTRED, CENTRED_LLM_4, CENTRED_LLM, *GPT2)
@@ -41,6 +44,7 @@ SIGNS_GPT2 = ("abstopk-small-gpt2.json", "python -m experiments abstopk --model 
 LLM_PAPER = ("llm-minilm-3-paper.json", "python -m experiments llm --preset paper --data-dir FOLDER --jobs 2")
 RECOVERY = ("recovery.json", "python -m experiments recovery --jobs 2")
 FAMILIES = ("variants-tree.json", "python -m experiments variants --data tree --jobs 2")
+FAMILIES_MNIST = ("variants-mnist.json", "python -m experiments variants --data mnist --data-dir FOLDER --jobs 2")
 PAPER = ("mnist-paper.json", "python -m experiments mnist --preset paper --data-dir FOLDER --jobs 2")
 
 
@@ -108,6 +112,7 @@ def _figures() -> dict[str, tuple[Callable[..., Any], Source | tuple[Source, ...
         "recovery": (recovery.recovery, RECOVERY),
         "resonance": (recovery.resonance, RECOVERY),
         "families": (families.families, FAMILIES),
+        "families_mnist": (families.families, FAMILIES_MNIST),
         "slices": (slices.slices, GEOMETRY),
         "slice_errors": (slices.slice_errors, GEOMETRY),
         "region_growth": (slices.region_growth, GEOMETRY),

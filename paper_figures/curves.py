@@ -13,7 +13,7 @@ from matplotlib.figure import Figure
 from matplotlib.ticker import FuncFormatter
 
 from experiments.compare import t_interval
-from experiments.grid import PENALISED
+from experiments.grid import ALL_CONTROLS, IN_EVERY_CELL, OURS, PENALISED
 from experiments.report import unit
 from experiments.sources import IMAGES, split_name
 from paper_figures.style import COLUMN, METHOD_STYLES, PAGE, in_order, label, legend_below, lettered
@@ -64,7 +64,8 @@ def log_axes(axes: Axes, ticks: Iterable[float], limit: float | None = None) -> 
 
 def sample_efficiency(results: Row) -> tuple[Figure, str]:
     """Test FVU against the number of training samples, by activation and budget; under each panel the ratios to the best control."""
-    rows = [row for row in results["rows"] if row["part"] == "sizes"]
+    ours = results["config"].get("ours", OURS)
+    rows = [row for row in results["rows"] if row["part"] in IN_EVERY_CELL and row["method"] in (*ALL_CONTROLS, ours)]
     activations = in_order(row["activation"] for row in rows)
     config = results["config"]
     titles = {"early": f"{config['early_epochs']} epochs", "long": "long training, best checkpoint"}

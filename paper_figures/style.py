@@ -36,6 +36,7 @@ METHOD_STYLES: dict[str, dict[str, Any]] = {
     "PAM-SGD, hold 0": {"color": "#D55E00", "marker": "h", "linestyle": ":"},
     "PAM-SGD, hold 0.1": {"color": "#0072B2", "marker": "^", "linestyle": "-."},
     "PAM-SGD, hold 1": {"color": "#000000", "marker": "s", "linestyle": "--"},
+    "PAM-SGD, decoder_lr 1": {"color": "#E69F00", "marker": "X", "linestyle": "-."},
     "PAM-SGD, decoder_lr 0.3": {"color": "#CC79A7", "marker": "P", "linestyle": "-"},
     "SGD tied-residual, decoder_lr 0.3": {"color": "#009E73", "marker": "<", "linestyle": ":"},
     "SGD tied-residual, decoder_lr 0.1": {"color": "#009E73", "marker": ">", "linestyle": "-."},
@@ -92,13 +93,18 @@ def styled() -> Iterator[None]:
 
 
 def legend_below(figure: Figure, columns: int) -> None:
-    """One legend under all panels, each entry once."""
+    """One legend under all panels, each entry once, in at most so many columns as fit the figure."""
     entries: dict[str, Any] = {}
     for axes in figure.axes:
         for handle, name in zip(*axes.get_legend_handles_labels(), strict=True):
             # of a line with bars the line alone, whose dashes can then be told
             entries.setdefault(name, handle.lines[0] if isinstance(handle, ErrorbarContainer) and handle.lines[0] else handle)
-    figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns)
+    while True:
+        legend = figure.legend(list(entries.values()), list(entries), loc="outside lower center", ncols=columns)
+        if columns == 1 or legend.get_window_extent().width <= figure.bbox.width:
+            return
+        legend.remove()
+        columns -= 1
 
 
 def bare(axes: Axes, frame: bool) -> None:

@@ -14,7 +14,7 @@ from matplotlib.ticker import FuncFormatter
 
 from experiments.grid import FINAL, HELD, OURS
 from experiments.report import unit
-from experiments.runs import HOLDS, SMALLER, SMALLER_CONTROLS
+from experiments.runs import HOLDS, STEPS
 from paper_figures.curves import data_name
 from paper_figures.style import METHOD_STYLES, ORDER, PAGE, in_order, label, legend_below
 
@@ -26,7 +26,7 @@ VARIANTS = {
     FINAL: "tied SGD, then one exact solve, its ridge by held-out samples",
     HELD: "the residual stays at 0 for the first tenth of the steps, and cross-validation decides when it comes in",
     **{name: f"the residual stays at 0 for a share {hold:g} of the steps" for name, hold in HOLDS.items()},
-    **{name: f"the residual's step size is {factor:g} of the others'" for name, factor in SMALLER.items()},
+    **{name: f"the residual's step size is {factor:g} of the others'" for name, factor in STEPS.items()},
 }
 ACTIVATION_STYLES: dict[str, dict[str, Any]] = {
     "TopK": {"color": "#D55E00", "marker": "o"},
@@ -79,10 +79,20 @@ def _spread(ratios: Sequence[Sequence[float]]) -> tuple[float, float]:
     return max(low, -LIMIT), min(high, LIMIT)
 
 
+def _drawn(results: dict[str, Any]) -> dict[str, list[dict[str, Any]]]:
+    """Verdicts by method: the default's, and those of its variants in cells where they are not the default."""
+    default = {(v["activation"], v["budget"], v["n_train"]): v["log_ratio"] for v in results["verdicts"]}
+    variants = {
+        method: [v for v in found if v["log_ratio"] != default[v["activation"], v["budget"], v["n_train"]]]
+        for method, found in results["apart"].items()
+    }
+    ours = results["config"].get("ours", OURS)
+    return {ours: results["verdicts"], **{method: found for method, found in variants.items() if found}}
+
+
 def verdicts(results: dict[str, Any]) -> tuple[Figure, str]:
     """Paired log ratio of test FVU to the best control's, with its interval; a panel for each activation, a line for each cell."""
-    methods = {results["config"].get("ours", OURS): results["verdicts"], **results["apart"]}
-    methods = {method: found for method, found in methods.items() if found and method not in SMALLER_CONTROLS}
+    methods = _drawn(results)
     activations = in_order(v["activation"] for v in results["verdicts"])
     cells = sorted({(v["budget"], v["n_train"]) for v in results["verdicts"]})
     seeds = {len(row["seeds"]) for row in results["rows"] if row["part"] == "sizes"}
@@ -108,11 +118,19 @@ def verdicts(results: dict[str, Any]) -> tuple[Figure, str]:
     legend_below(figure, len(methods))
     return figure, (
         f"PAM-SGD at its defaults{' and variants of it' if len(methods) > 1 else ''} on {data_name(results)}: paired ratio of test FVU to "
-        "that of the control of lowest validation FVU (four SGD controls), mean and 95 % t interval over seeds. An interval left of the "
-        "solid line is better, one that ends before the dotted line (+1 %) not worse; an arrow lies outside the axis."
+        f"that of the control of lowest validation FVU ({how_many(results)} SGD controls), mean and 95 % t interval over seeds. An "
+        "interval left of the solid line is better, one that ends before the dotted line (+1 %) not worse; an arrow lies outside the axis."
         f"{f' Hollow, with *: {min(seeds)} seeds in place of {max(seeds)}.' if few else ''}"
         f"{''.join(f' `{name}`: {VARIANTS[name]}.' for name in methods if name in VARIANTS)}"
+        f"{' Variants are left out where they are the default.' if len(methods) > 1 else ''}"
     )
+
+
+def how_many(*found: dict[str, Any]) -> str:
+    """Controls that verdicts are against."""
+    counts = sorted({len(v["against"]) for results in found for v in results["verdicts"]})
+    names = {4: "four", 6: "six"}
+    return " or ".join(names.get(n, str(n)) for n in counts)
 
 
 def headline(*found: dict[str, Any]) -> tuple[Figure, str]:
@@ -144,9 +162,9 @@ def headline(*found: dict[str, Any]) -> tuple[Figure, str]:
     better = sum(v["verdict"] == "better" for results in found for v in results["verdicts"])
     total = sum(len(results["verdicts"]) for results in found)
     return figure, (
-        "PAM-SGD at its defaults against the best of four SGD controls, each with its own step size chosen on validation data from the "
-        "same number of trials: paired ratio of test FVU, mean and 95 % t interval over four seeds. Left of the line PAM-SGD has the lower "
-        f"error: better in {better} of {total} cells, worse in {worse}. Early: ten epochs on images, four on tokens, the model at the "
-        "end; long: at least 2,000 steps, the checkpoint of lowest validation FVU. An arrow lies outside the axis. GPT-2: "
+        f"PAM-SGD at its defaults against the best of {how_many(*found)} SGD controls, each with its own step size chosen on validation "
+        "data from the same number of trials: paired ratio of test FVU, mean and 95 % t interval over four seeds. Left of the line PAM-SGD "
+        f"has the lower error: better in {better} of {total} cells, worse in {worse}. Early: ten epochs on images, four on tokens, the "
+        "model at the end; long: at least 2,000 steps, the checkpoint of lowest validation FVU. An arrow lies outside the axis. GPT-2: "
         "a small one, of 128 dimensions, trained on Python's documentation."
     )

@@ -58,9 +58,10 @@ class GradientOptions(metaclass=Named):
     bias_lr: float = 1.0
     """What multiplies the step size of b_enc. More than 1 lets some latents become busy and others rare; `SAE(init_bias=-1)` does so from
     the start, and costs less where that does not help."""
-    decoder_lr: float = 1.0
+    decoder_lr: float | None = None
     """What multiplies the step size of the decoder's own weights: W_dec, the residual beside a tied one, or whatever else W_dec is
-    computed from. Less than 1 lets the encoder take large steps without the noise that such steps leave in a decoder."""
+    computed from. Less than 1 lets the encoder take large steps without the noise that such steps leave in a decoder. None: 1, or what
+    `decoder_rate` says for the model."""
     optimizer: str | Callable[..., torch.optim.Optimizer] = "adam"
     """One of "adam", "adamw", "sgd", "muon" (`splinterp.training.Muon`); a torch optimizer class that takes `lr`; or a function of the
     parameter groups (dicts with "params" and "weight_decay") that returns an optimizer, whose own step sizes then stand in for `lr`."""
@@ -99,7 +100,8 @@ class GradientOptions(metaclass=Named):
     def __post_init__(self) -> None:
         at_least("lr", self.lr, 0.0, strict=True)
         at_least("bias_lr", self.bias_lr, 0.0, strict=True)
-        at_least("decoder_lr", self.decoder_lr, 0.0, strict=True)
+        if self.decoder_lr is not None:
+            at_least("decoder_lr", self.decoder_lr, 0.0, strict=True)
         if isinstance(self.schedule, str):
             one_of("schedule", self.schedule, SCHEDULES)
         if isinstance(self.optimizer, str):
@@ -201,7 +203,7 @@ class GradientOptions(metaclass=Named):
         if not isinstance(self.schedule, str):
             scheduler = self.schedule(optimizer)
             check_scheduler(scheduler)
-            check_factors(optimizer, {name: getattr(self, name) for name in ("bias_lr", "decoder_lr")})
+            check_factors(optimizer, {"bias_lr": self.bias_lr, "decoder_lr": self.decoder_rate(model)})
         return {
             "optimizer": optimizer, "data": data, "total_steps": total_steps, "model": model, "scheduler": scheduler,
             "terms": kept, "rates": rates, "last_rates": list(rates), "silence": silence,
@@ -230,16 +232,21 @@ class GradientOptions(metaclass=Named):
                     f"bias_lr={self.bias_lr} acts on b_enc, which is no trained parameter of its own here: leave it out"
                 )
             _multiply(groups, self.bias_lr)
-        if self.decoder_lr != 1:
+        factor = self.decoder_rate(model)
+        if factor != 1:
             block = model.decoder_block()
             groups = set_apart(optimizer, (p for p in block.weights if p.requires_grad))
             if not groups or {id(p) for p in block.weights} & {id(p) for p in block.bias}:
                 raise ValueError(
-                    f"decoder_lr={self.decoder_lr} acts on the decoder's own weights, which are no trained parameters of their own here: "
+                    f"decoder_lr={factor} acts on the decoder's own weights, which are no trained parameters of their own here: "
                     "leave it out"
                 )
-            _multiply(groups, self.decoder_lr)
+            _multiply(groups, factor)
         return optimizer
+
+    def decoder_rate(self, model: SparseModel) -> float:
+        """What multiplies the step size of the decoder's own weights: `decoder_lr`, or 1."""
+        return 1.0 if self.decoder_lr is None else self.decoder_lr
 
     def rate(self, state: TrainState) -> float:
         """What multiplies the step size at the start in the coming step."""

@@ -3,6 +3,7 @@
 from __future__ import annotations
 
 from collections.abc import Callable
+from dataclasses import dataclass
 from pathlib import Path
 from typing import Any, NamedTuple
 
@@ -112,98 +113,151 @@ def fit(
         >>> len(result.history), result.history[-1]["l0"] <= 2
         (2, True)
     """
-    if epochs is not None and steps is not None:
-        raise ValueError(f"epochs={epochs} and steps={steps} are two budgets: pass one of them")
-    epochs, steps, log_every_steps, checkpoint_every_steps = (
-        None if value is None else whole(name, value, 1)
-        for name, value in {
-            "epochs": epochs, "steps": steps, "log_every_steps": log_every_steps, "checkpoint_every_steps": checkpoint_every_steps,
-        }.items()
+    options = _Options(
+        epochs=epochs, steps=steps, batch_size=batch_size, log_every=log_every, log_every_steps=log_every_steps,
+        train_eval_samples=train_eval_samples, keep_best=keep_best, callback=callback,
+        checkpoint=None if checkpoint is None else Path(checkpoint), checkpoint_every=checkpoint_every,
+        checkpoint_every_steps=checkpoint_every_steps, resume=resume, progress=progress, processes=processes, autocast=autocast,
     )  # fmt: skip
-    batch_size, log_every = whole("batch_size", batch_size, 1), whole("log_every", log_every, 1)
-    checkpoint_every = whole("checkpoint_every", checkpoint_every, 1)
-    train_eval_samples = whole("train_eval_samples", train_eval_samples, 2)
-    if log_every_steps is not None and log_every != 1:
-        raise ValueError(f"log_every={log_every} changes nothing beside log_every_steps={log_every_steps}: drop one of them")
     check_method(method)
     if keep_best and x_val is None:
         raise ValueError("keep_best=True chooses by val_fvu: pass x_val")
-    if autocast not in (None, torch.bfloat16):
-        raise ValueError(f"autocast={autocast} is not torch.bfloat16 (float16 would need its gradients scaled)")
-    if resume and checkpoint is None:
-        raise ValueError("resume=True needs checkpoint=PATH")
-    model = as_model(sae)
-    check_dtype(model)
-    stream = x if isinstance(x, ActivationStream) else None
-    if isinstance(x, ActivationStream):
-        check_streams(method, epochs, processes, x_val)
-        data = training_data(model, looked_at(x, train_eval_samples))
-    else:
-        data = training_data(model, x)
-    if method.wants_x_val and x_val is None:
-        data, x_val = set_aside(data, type(method).__name__)
-    x_val = None if x_val is None else _validation_data(x_val, data)
-    mean = inspect(model, data, x_val, train_eval_samples)
-    batches: Batches | StreamBatches
-    if stream is None:
-        batches = Batches(data, batch_size, model.b_dec.device, model.b_dec.dtype)
-        total = steps if steps is not None else (20 if epochs is None else epochs) * len(batches)
-    else:
-        batches = StreamBatches(stream, batch_size, model.b_dec.device, model.b_dec.dtype)
-        total = batches.budget(steps)
-    run = Run(sae, method, as_generator(generator), keep_best, autocast, total, batches)
-    kept = checkpoint is not None
-    run.describe(data, x_val, generator is None, kept, compared=kept or processes is not None)
-    start_at(sae, data, mean)
-    if checkpoint is not None and (processes is None or processes.first):
-        check_writable(Path(checkpoint))
-    run.state = method.init(sae, data, total_steps=total, x_val=x_val)
-    if not isinstance(run.state, State):
-        missing = [name for name in STATE_NAMES if name not in dir(run.state)]
-        raise TypeError(f"the state of {type(method).__name__} lacks {', '.join(missing)}: see splinterp.training.State")
-    if resume and Path(str(checkpoint)).exists():
-        run.load(Path(str(checkpoint)), len(batches))
-    else:
-        run.start_fvu = fvu_at_start(sae, model, data[:train_eval_samples])
-
-    if processes is not None:
-        run.join(processes)
-        if checkpoint is not None and processes.first:
-            run.save(Path(checkpoint))
-    first = processes is None or processes.first
-    bar = tqdm(total=total, initial=run.step, disable=not (progress and first), unit="step")
-
-    def tell(row: dict[str, float]) -> None:
-        bar.set_postfix(fvu=row["train_fvu"])
-        if callback is not None and first:
-            callback(row)
-
-    def log() -> None:
-        run.log(data[:train_eval_samples], x_val, tell)
-
-    def save() -> None:
-        if checkpoint is not None and first:
-            run.save(Path(checkpoint))
-
-    try:
-        last = False
-        while run.step < total and not last:
-            found = run.train_epoch(bar, log_every_steps, log, checkpoint_every_steps, save)
-            last = run.step == total or not found
-            if not found:
-                warn_ended(batches, run.step, total)
-            if not run.logged and (last or (log_every_steps is None and run.epoch % log_every == 0)):
-                log()
-            if last or run.epoch % checkpoint_every == 0:
-                save()
-    finally:
-        bar.close()
-        sae.eval()
-        run.state.set_training(False)
+    run, data, held_out = _started(sae, x, method, x_val, generator, options)
+    _carry_out(run, data, held_out, options)
     warn_silent(run.history[-1])
     if run.best is not None:
         sae.load_state_dict(run.best)
     return FitResult(sae, run.history, run.state)
+
+
+@dataclass(frozen=True, kw_only=True)
+class _Options:
+    """Of a call of `fit`. Raises TypeError, ValueError: one out of range, or two that exclude each other."""
+
+    epochs: int | None
+    steps: int | None
+    batch_size: int
+    log_every: int
+    log_every_steps: int | None
+    train_eval_samples: int
+    keep_best: bool
+    callback: Callable[[dict[str, float]], object] | None
+    checkpoint: Path | None
+    checkpoint_every: int
+    checkpoint_every_steps: int | None
+    resume: bool
+    progress: bool
+    processes: ProcessGroup | None
+    autocast: torch.dtype | None
+
+    def __post_init__(self) -> None:
+        if self.epochs is not None and self.steps is not None:
+            raise ValueError(f"epochs={self.epochs} and steps={self.steps} are two budgets: pass one of them")
+        for name in (
+            "epochs",
+            "steps",
+            "log_every_steps",
+            "checkpoint_every_steps",
+            "batch_size",
+            "log_every",
+            "checkpoint_every",
+        ):
+            if getattr(self, name) is not None:
+                object.__setattr__(self, name, whole(name, getattr(self, name), 1))
+        object.__setattr__(self, "train_eval_samples", whole("train_eval_samples", self.train_eval_samples, 2))
+        if self.log_every_steps is not None and self.log_every != 1:
+            raise ValueError(
+                f"log_every={self.log_every} changes nothing beside log_every_steps={self.log_every_steps}: drop one of them"
+            )
+        if self.autocast not in (None, torch.bfloat16):
+            raise ValueError(f"autocast={self.autocast} is not torch.bfloat16 (float16 would need its gradients scaled)")
+        if self.resume and self.checkpoint is None:
+            raise ValueError("resume=True needs checkpoint=PATH")
+
+    @property
+    def first(self) -> bool:
+        """Whether this process writes, calls back and shows progress."""
+        return self.processes is None or self.processes.first
+
+
+Samples = Tensor | ActivationStore
+
+
+def _started(
+    sae: SAELike, x: Any, method: Method, x_val: Any, generator: torch.Generator | int | None, options: _Options
+) -> tuple[Run, Samples, Samples | None]:
+    """The run where it begins or goes on, the training samples (or what is looked at of a stream), and the held-out ones."""
+    model = as_model(sae)
+    check_dtype(model)
+    if isinstance(x, ActivationStream):
+        check_streams(method, options.epochs, options.processes, x_val)
+        data = training_data(model, looked_at(x, options.train_eval_samples))
+    else:
+        data = training_data(model, x)
+    if method.wants_x_val and x_val is None:
+        data, x_val = set_aside(data, type(method).__name__)
+    held_out = None if x_val is None else _validation_data(x_val, data)
+    mean = inspect(model, data, held_out, options.train_eval_samples)
+    batches: Batches | StreamBatches
+    if isinstance(x, ActivationStream):
+        batches = StreamBatches(x, options.batch_size, model.b_dec.device, model.b_dec.dtype)
+        total = batches.budget(options.steps)
+    else:
+        batches = Batches(data, options.batch_size, model.b_dec.device, model.b_dec.dtype)
+        epochs = 20 if options.epochs is None else options.epochs
+        total = epochs * len(batches) if options.steps is None else options.steps
+    run = Run(sae, method, as_generator(generator), options.keep_best, options.autocast, total, batches)
+    kept = options.checkpoint is not None
+    run.describe(data, held_out, generator is None, kept, compared=kept or options.processes is not None)
+    start_at(sae, data, mean)
+    if options.checkpoint is not None and options.first:
+        check_writable(options.checkpoint)
+    run.state = method.init(sae, data, total_steps=total, x_val=held_out)
+    if not isinstance(run.state, State):
+        missing = [name for name in STATE_NAMES if name not in dir(run.state)]
+        raise TypeError(f"the state of {type(method).__name__} lacks {', '.join(missing)}: see splinterp.training.State")
+    if options.resume and options.checkpoint is not None and options.checkpoint.exists():
+        run.load(options.checkpoint, len(batches))
+    else:
+        run.start_fvu = fvu_at_start(sae, model, data[: options.train_eval_samples])
+    if options.processes is not None:
+        run.join(options.processes)
+        if options.checkpoint is not None and options.first:
+            run.save(options.checkpoint)
+    return run, data, held_out
+
+
+def _carry_out(run: Run, data: Samples, held_out: Samples | None, options: _Options) -> None:
+    """Epochs until the budget is spent, with rows and checkpoints where they are due; the SAE is left in evaluation mode."""
+    bar = tqdm(total=run.total, initial=run.step, disable=not (options.progress and options.first), unit="step")
+
+    def tell(row: dict[str, float]) -> None:
+        bar.set_postfix(fvu=row["train_fvu"])
+        if options.callback is not None and options.first:
+            options.callback(row)
+
+    def log() -> None:
+        run.log(data[: options.train_eval_samples], held_out, tell)
+
+    def save() -> None:
+        if options.checkpoint is not None and options.first:
+            run.save(options.checkpoint)
+
+    try:
+        last = False
+        while run.step < run.total and not last:
+            found = run.train_epoch(bar, options.log_every_steps, log, options.checkpoint_every_steps, save)
+            last = run.step == run.total or not found
+            if not found:
+                warn_ended(run.batches, run.step, run.total)
+            if not run.logged and (last or (options.log_every_steps is None and run.epoch % options.log_every == 0)):
+                log()
+            if last or run.epoch % options.checkpoint_every == 0:
+                save()
+    finally:
+        bar.close()
+        run.sae.eval()
+        run.state.set_training(False)
 
 
 def _validation_data(x_val: ArrayLike | ActivationStore, data: Tensor | ActivationStore) -> Tensor | ActivationStore:

@@ -18,9 +18,10 @@ from torch import nn
 from splinterp._checks import at_least, one_of, share_of_steps, whole
 from splinterp._documented import documented
 from splinterp._typing import ArrayLike, Tensor
-from splinterp.activations._dense import is_dense
+from splinterp.activations.base import Activation
 from splinterp.data.store import ActivationStore
 from splinterp.decoder import Readout
+from splinterp.losses.terms import L1
 from splinterp.protocol import Block, SAELike, SparseModel, as_model
 from splinterp.training.base import GradientOptions
 from splinterp.training.optimizers import L2_DECAY, evaluated, set_apart
@@ -29,6 +30,7 @@ from splinterp.training.pam_state import PAMState
 from splinterp.training.race import Racing
 from splinterp.training.race_step import plan, race_step
 from splinterp.training.reading import read_is_paid, read_out, write
+from splinterp.training.residual import residual_defaults
 from splinterp.training.rules import ENOUGH, GCV, HeldOut, Rule, named
 from splinterp.training.shorthands import WHEN_SHORTHANDS, Shorthands, gap_of
 from splinterp.training.solver import DecoderSolver
@@ -37,8 +39,6 @@ from splinterp.training.when import AtEnd, EveryEpoch, EverySteps, When
 
 PULLED = "pulled by the ridge"
 """Mark of the group of parameters whose decay is the ridge's."""
-DENSE_HOLD = 0.5
-"""`hold` where it is not given and codes are dense."""
 READ_SAMPLES = 10_000
 """Training samples that a readout at a history row goes by, or four times the latents; the last one goes by all."""
 
@@ -52,7 +52,8 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     gradient steps' time allows, the decoder is solved for exactly. With at least 200 held-out samples (`x_val` of `fit`) those choose the
     solves' ridge, and the result, `keep_best` and some of the rows have a readout, a combination of solutions that they weigh, if it is
     better; without them the ridge is by GCV, which takes near-copies among the samples (a language model's tokens) for evidence.
-    Where codes keep at least a sixth of d_in latents the residual waits for half of the steps (`hold`).
+    Under TopK the residual takes smaller steps than the rest (`decoder_lr`); where codes keep at least a sixth of d_in latents, or an
+    L1 penalty decides how many they keep, it waits for half of the steps instead (`hold`).
     Something else: `hold=0.1` or `hold=1` (tied SGD, then one readout) where few samples are seen hundreds of times, by 2 % at best and not
     always; `PAMSGD.published()` for the paper's algorithm; SGD where nothing may be held back and no solve is wanted. See
     experiments/RESULTS.md.
@@ -79,9 +80,9 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     hold: float | str = "auto"
     """Share of the steps for which the residual of a tied-residual decoder stays as it starts, at 0, and nothing is solved; the first
     solve after it decides by its ridge whether the residual comes in. 0: let in from the first step. "auto": 0.5 where codes keep at
-    least a sixth of d_in latents, the number of steps is known and gradients move a residual; else 0, which is best for
-    centred SAEs of sparser codes in all but the smallest data. Where the number of steps is unknown, any other share means until the
-    first solve. "race": decided in the run, see `racing`."""
+    least a sixth of d_in latents, or have an L1 penalty and no fixed number (ReLU), the number of steps is known and gradients
+    move a residual; else 0, which is best for centred SAEs of sparser codes in all but the smallest data. Where the number of steps is
+    unknown, any other share means until the first solve. "race": decided in the run, see `racing`."""
     racing: Racing = field(default=Racing())
     """Of hold="race": after a first part of the steps two arms train on the same batches, one with the residual held and one with it let
     in, and the one of the lower held-out error, both after a readout, goes on. The steps of both count, so that the run makes no more
@@ -131,7 +132,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     def __post_init__(self) -> None:
         super().__post_init__()
         one_of("gradient", self.gradient, ("both", "tied", "encoder"))
-        if self.decoder_lr != 1 and (self.hold == 1 or self.ridge == math.inf):
+        if self.decoder_lr not in (None, 1) and (self.hold == 1 or self.ridge == math.inf):
             what = "hold=1" if self.hold == 1 else "ridge=inf"
             raise ValueError(
                 f"decoder_lr={self.decoder_lr} changes nothing with {what}, which keeps the residual at 0: leave it out"
@@ -238,6 +239,34 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         """
         model = self.check_module(sae)
         block = model.decoder_block()
+        self._check_block(sae, model, block)
+        hold = self._hold_of(model, block, total_steps)
+        if (self.gradient == "tied" or hold) and block.residual is None:
+            option = "gradient='tied'" if self.gradient == "tied" else f"hold={hold!r}"
+            raise ValueError(f"{option} holds a residual: it needs SAE(decoder='tied_residual')")
+        unread = self._unread(model, block)
+        if self._reader and unread:
+            raise ValueError(f"{self._reader} {unread}")
+        if self.hold == "race" and total_steps is None:
+            raise ValueError("hold='race' is planned by the number of steps, which is not known: pass total_steps")
+        scales = () if block.scales is None else (block.scales,)
+        fixed = {"both": (), "tied": block.weights, "encoder": (*block.weights, *block.bias, *scales)}[self.gradient]
+        known = self.solver.ridge
+        ridge = None if block.tied or isinstance(known, Rule) else float(known)
+        n_held_out = 0 if x_val is None or unread else len(x_val)
+        state = PAMState(
+            **self.start(sae, x, total_steps, fixed), ridge=ridge, held=hold != 0, hold=hold, held_out=x_val, sae=sae
+        )
+        state.reads = n_held_out >= ENOUGH if self.readout is None else self.readout and n_held_out > 0
+        state.one_process = self._reader
+        model.check_linear()
+        state.totals = self.no_totals(model)
+        self.when.start(state, self.solver.dtype)
+        self._set_anchor(state)
+        return state
+
+    def _check_block(self, sae: SAELike, model: SparseModel, block: Block) -> None:
+        """Raise TypeError, ValueError unless the decoder can be solved for with these options."""
         if self.scale == "fit" and not (block.residual is not None and block.scales is not None):
             raise ValueError("scale='fit' needs SAE(decoder='tied_residual', tie_scale=True)")
         if not block.bias or not (block.weights or block.tied):
@@ -266,37 +295,37 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
             raise ValueError(f"ridge={self.ridge}, prox_dec={self.prox_dec} do not act on a tied decoder: leave them out")
         if block.prior is None and self.ridge == math.inf:
             raise ValueError("ridge=inf would hold a free W_dec at 0: choose a finite ridge or decoder='tied_residual'")
-        hold = self._hold_of(model, block, total_steps)
-        if (self.gradient == "tied" or hold) and block.residual is None:
-            option = "gradient='tied'" if self.gradient == "tied" else f"hold={hold!r}"
-            raise ValueError(f"{option} holds a residual: it needs SAE(decoder='tied_residual')")
-        unread = self._unread(model, block)
-        if self._reader and unread:
-            raise ValueError(f"{self._reader} {unread}")
-        if self.hold == "race" and total_steps is None:
-            raise ValueError("hold='race' is planned by the number of steps, which is not known: pass total_steps")
-        scales = () if block.scales is None else (block.scales,)
-        fixed = {"both": (), "tied": block.weights, "encoder": (*block.weights, *block.bias, *scales)}[self.gradient]
-        known = self.solver.ridge
-        ridge = None if block.tied or isinstance(known, Rule) else float(known)
-        n_held_out = 0 if x_val is None or unread else len(x_val)
-        state = PAMState(
-            **self.start(sae, x, total_steps, fixed), ridge=ridge, held=hold != 0, hold=hold, held_out=x_val, sae=sae
-        )
-        state.reads = n_held_out >= ENOUGH if self.readout is None else self.readout and n_held_out > 0
-        state.one_process = self._reader
-        model.check_linear()
-        state.totals = self.no_totals(model)
-        self.when.start(state, self.solver.dtype)
-        self._set_anchor(state)
-        return state
 
     def _hold_of(self, model: SparseModel, block: Block, total_steps: int | None) -> float | str:
         """`hold`, its "auto" decided for a model and a number of steps."""
-        if self.hold != "auto":
-            return self.hold
-        opens = self.gradient == "both" and block.residual is not None and total_steps is not None and not self.when.streams
-        return DENSE_HOLD if opens and is_dense(model.nonlinearity, model.shape[0]) else 0.0
+        if self.hold == "auto" and (total_steps is None or block.residual is None):
+            return 0.0
+        return self.opening(model.nonlinearity, model.shape[0])[0]
+
+    def decoder_rate(self, model: SparseModel) -> float:
+        """What multiplies the step size of the decoder's own weights: `decoder_lr`, that of `opening` for a residual where it is not given,
+        or 1."""
+        if self.decoder_lr is not None or model.decoder_block().residual is None:
+            return super().decoder_rate(model)
+        return self.opening(model.nonlinearity, model.shape[0])[1]
+
+    def opening(self, activation: Activation | None, d_in: int) -> tuple[float | str, float]:
+        """(`hold`, `decoder_lr`) for a tied-residual SAE of this activation in a run whose number of steps is known.
+
+        Where they are not given, and gradients move the residual: (0.5, 1) where codes keep at least a sixth of d_in latents, or have no
+        fixed number and an L1 penalty; (0, 0.3) under TopK by Adam or AdamW on a schedule by name; else (0, 1). Other activations do not
+        benefit from smaller steps for sure (experiments/RESULTS.md, "Other candidates").
+        """
+        hold, rate = 0.0, 1.0
+        if self.gradient == "both" and not self.when.streams:
+            hold, rate = residual_defaults(activation, d_in, any(type(term) is L1 for term in self.loss_terms))
+        own = (
+            self.hold != 1 and self.ridge != math.inf and isinstance(self.schedule, str) and self.optimizer in ("adam", "adamw")
+        )
+        return (
+            hold if self.hold == "auto" else self.hold,
+            self.decoder_lr if self.decoder_lr is not None else rate if own else 1.0,
+        )
 
     @property
     def wants_x_val(self) -> bool:  # type: ignore[override]

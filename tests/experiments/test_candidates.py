@@ -7,10 +7,11 @@ import json
 import pytest
 
 from experiments import candidates, tables
-from experiments.candidates import EXTRAS, FEWER, METHODS, OPEN, Config
+from experiments.candidates import EVEN, EXTRAS, FEWER, METHODS, OPEN, Config
 from experiments.errors import UsageError
 from experiments.runs import DEFAULT, build
 from splinterp.encoders import InputNoise, Linear
+from splinterp.protocol import as_model
 
 SMALL = Config(
     "digits", k=3, n_latents=16, batch_size=16, grid=(4e-3, 8e-3), sizes=(100,), activations=("TopK",), long_steps=40
@@ -22,9 +23,10 @@ def test_every_extra_is_what_its_name_says():
     for method in METHODS:
         extras = [extra for extra in EXTRAS if f"{method}; {extra}" in SMALL.ways]
         built = {extra: build(SMALL.run(CELL, f"{method}; {extra}", 4e-3, 0), 64) for extra in extras}
-        assert {e for e in EXTRAS if "decoder_lr" in e} & set(extras) == {
-            e for e, (_, made) in built.items() if made.decoder_lr < 1
-        }
+        usual = 0.3 if method == DEFAULT else 1.0
+        for extra, (sae, made) in built.items():
+            asked = float(extra.split()[1]) if "decoder_lr" in extra else usual
+            assert made.decoder_rate(as_model(sae)) == asked
         assert ("decoder_lr 0.3" in extras) == (method != "SGD tied")
         assert {extra for extra, (_, made) in built.items() if made.optimizer == "muon"} == {"Muon", "Muon and noise 0.2"}
         noises = {extra: getattr(sae.encoder, "scale", 0.0) for extra, (sae, _) in built.items()}
@@ -33,10 +35,18 @@ def test_every_extra_is_what_its_name_says():
         assert {extra: sae.n_latents for extra, (sae, _) in built.items()} == {e: 8 if e == FEWER else 16 for e in extras}
 
 
+def test_changes_are_counted_from_the_first_extra():
+    assert set(Config("digits", extras=(EVEN, "decoder_lr 0.3")).ways) == {
+        "SGD tied; decoder_lr 1", *(f"{method}; decoder_lr {f}" for method in METHODS[1:] for f in (1, 0.3))
+    }  # fmt: skip
+
+
 def test_tables_and_records(tmp_path, monkeypatch):
     path = candidates.main(SMALL, tmp_path)
     results = json.loads(path.read_text())
-    assert len({r["val"] for r in results["candidates"]}) == len(SMALL.ways)  # every option changes the result
+    errors = {r["way"]: r["val"] for r in results["candidates"]}
+    assert errors[f"{DEFAULT}; decoder_lr 0.3"] == errors[f"{DEFAULT}; as it is"]  # which is its default here
+    assert len(set(errors.values())) == len(SMALL.ways) - 1  # every other option changes the result
     records = json.loads((tmp_path / "candidates-digits-runs.json").read_text())["records"]
     assert len(records) == 2 * len(SMALL.ways)
     assert not any("test_last" in r for r in records)  # a choice reads validation data alone
@@ -59,7 +69,7 @@ def test_dense_codes_start_as_by_default_and_hold_as_told():
 
 def test_extras_are_asked_for_by_name():
     for extras in (("as it is", "Muno"), ("Muon", "as it is"), ()):
-        with pytest.raises(UsageError, match="name 'as it is' first, then some of Muon, noise"):
+        with pytest.raises(UsageError, match="name 'as it is' or 'decoder_lr 1' first, then some of Muon, noise"):
             Config("digits", extras=extras)
 
 

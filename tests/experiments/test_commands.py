@@ -7,15 +7,18 @@ import shutil
 from pathlib import Path
 
 import pytest
+from matplotlib import pyplot as plt
 
 from experiments import __main__ as command_line
 from experiments import digits, mnist
 from experiments.files import read_results
-from experiments.grid import CONTROLS, IN_EVERY_CELL
+from experiments.grid import ALL_CONTROLS, CONTROLS, IN_EVERY_CELL
 from experiments.paper import PaperConfig
 from experiments.report import render
-from experiments.runs import DEFAULT, SLOWER, SMALLER, SMALLER_CONTROLS
+from experiments.runs import DEFAULT, HOLDS, OPEN, SLOWER, SMALLER_CONTROLS, STEPS
+from experiments.verdicts import verdicts
 from paper_figures import __main__ as figures
+from paper_figures import verdicts as verdicts_figure
 
 SMALL = dataclasses.replace(
     digits.CONFIG, n_latents=16, k=2, shares=(0.05, 0.1, 0.2), full_from=0.2, activations=("TopK",), early_epochs=1, long_steps=3,
@@ -111,28 +114,61 @@ def test_every_figure_of_the_comparison_is_drawn(controlled, centred, paper, tmp
     )
 
 
-def test_smaller_decoder_steps_are_on_offer_to_controls_too(centred):
+def test_verdicts_are_against_every_control_that_was_run(centred):
     results = read_results(centred)
     here = {}
     for row in results["rows"]:
         if row["part"] in IN_EVERY_CELL:
             here.setdefault((row["activation"], row["budget"], row["n_train"]), {})[row["method"]] = row
-    ours, both = (found for title, found in results["contests"].items() if "decoder_lr" in title)
-    assert len(ours) == len(both) == len(here)
-    for found, own in ((ours, (DEFAULT,)), (both, (DEFAULT, *SMALLER))):
-        for contest in found:
+    assert {(v["activation"], v["budget"], v["n_train"]) for v in results["verdicts"]} == set(here)
+    for found in results["verdicts"]:
+        cell = here[found["activation"], found["budget"], found["n_train"]]
+        assert set(found["against"]) == set(ALL_CONTROLS)
+        assert found["control"] == min(ALL_CONTROLS, key=lambda method, cell=cell: cell[method]["val"])
+    without = [row for row in results["rows"] if row["method"] not in SMALLER_CONTROLS]
+    assert all(set(v["against"]) == set(CONTROLS) for v in verdicts(without, DEFAULT))
+    sides = {
+        "the better of decoder_lr 1 and 0.3 against the best control": (STEPS, ALL_CONTROLS),
+        "the default against the better of decoder_lr 1 and 0.3": ((DEFAULT,), STEPS),
+        "the default against the best of the first four controls": ((DEFAULT,), CONTROLS),
+        "the best of hold 0, 0.1 and 1 against the best control": (HOLDS, ALL_CONTROLS),
+        "the default against the best of hold 0, 0.1 and 1": ((DEFAULT,), HOLDS),
+    }
+    assert set(sides) == {title for title in results["contests"] if "more steps" not in title}
+    for title, (ours, theirs) in sides.items():
+        assert len(results["contests"][title]) == len(here)
+        for contest in results["contests"][title]:
             cell = here[contest["activation"], contest["budget"], contest["n_train"]]
-            for side, methods in (("ours", own), ("theirs", (*CONTROLS, *SMALLER_CONTROLS))):
+            for side, methods in (("ours", ours), ("theirs", theirs)):
                 assert contest[side] == min(methods, key=lambda method, cell=cell: cell[method]["val"])
-    assert len({row["val"] for cell in here.values() for row in cell.values()}) > len(here) * (len(CONTROLS) + 3)
+    for (activation, *_), cell in here.items():  # a variant that is the default has its records
+        same = cell[f"{DEFAULT}, decoder_lr {0.3 if activation == 'TopK' else 1:g}"]
+        if same["lr"] == cell[DEFAULT]["lr"]:
+            assert same["fvu"] == cell[DEFAULT]["fvu"]
+
+
+def test_parts_that_were_not_asked_for_are_shown_as_far_as_they_go(tmp_path):
+    """Further controls that were run for one activation stand in its cells, and nowhere else."""
+    both = dataclasses.replace(
+        SMALL, ours=DEFAULT, options=(("b_pre", "fixed"),), shares=(0.05, 0.1), full_from=2.0, activations=("TopK", "AbsTopK"),
+        parts=("sizes", "sgd-decoder_lr-0.3", "sgd-decoder_lr-0.1"),
+    )  # fmt: skip
+    run(both, "both", tmp_path, ["sizes"])
+    run(dataclasses.replace(both, activations=("TopK",)), "both", tmp_path, ["sgd-decoder_lr-0.3", "sgd-decoder_lr-0.1"])
+    results = read_results(run(both, "both", tmp_path, ["sizes"]))
+    assert {(v["activation"], len(v["against"])) for v in results["verdicts"]} == {("TopK", 6), ("AbsTopK", 4)}
+    assert len(results["verdicts"]) == 8
+    found = verdicts_figure.verdicts({**results, "apart": {}})
+    plt.close(found[0])
+    assert "four or six SGD controls" in found[1]
 
 
 def test_sweeps_along_a_penalty_are_judged_at_equal_l0(centred):
     results = read_results(centred)
-    assert len(results["matched"]) == 2 * (2 + 4)  # default and smaller steps, strengths of ReLU and JumpReLU
+    assert len(results["matched"]) == 2 * (2 + 4)  # default and hold 0, strengths of ReLU and JumpReLU
     for part, activation in (("relu", "ReLU"), ("jumprelu", "JumpReLU")):
         rows = [row for row in results["rows"] if row["part"] == part]
-        assert {row["method"] for row in rows} == {*CONTROLS, SLOWER, DEFAULT, *SMALLER}
+        assert {row["method"] for row in rows} == {*CONTROLS, SLOWER, DEFAULT, OPEN}
         assert {row["activation"] for row in rows} == {activation}
         assert all(len(row["by_seed"][split]) == len(row["seeds"]) for row in rows for split in ("val", "test"))
         assert f"{activation} at matched l0" in render(results)
@@ -162,19 +198,20 @@ def test_controls_with_more_time_are_the_same_runs_for_longer(centred):
     long = {
         (r["activation"], r["n_train"], r["method"]): r
         for r in results["rows"]
-        if r["part"] == "sizes" and r["budget"] == "long"
+        if r["part"] in IN_EVERY_CELL and r["budget"] == "long"
     }
     longer = [row for row in results["rows"] if row["part"] == "longer"]
     sizes = {row["n_train"] for row in longer}
     assert sizes == {key[1] for key in long if key[1] < max(key[1] for key in long)}  # the whole pool is tuned in another way
-    assert len(longer) == 4 * len(sizes)
+    assert {row["method"] for row in longer} == set(ALL_CONTROLS)
+    assert len(longer) == 6 * len(sizes)
     for row in longer:
         same = long[row["activation"], row["n_train"], row["method"]]
         assert row["lr"] == same["lr"]
         assert row["seeds"] == same["seeds"]
         assert 1.25 * same["steps"] <= row["steps"] < 1.25 * same["steps"] + same["steps"] / same["epochs"] + 1
     contests = results["contests"]["the default against the best control, which has a quarter more steps"]
-    assert len(contests) == len(longer) // 4
+    assert len(contests) == len(longer) // 6
     assert all(c["ours"] == DEFAULT and c["theirs"].startswith("SGD") for c in contests)
 
 

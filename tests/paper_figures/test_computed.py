@@ -10,6 +10,7 @@ import torch
 
 pytest.importorskip("matplotlib", reason="needs matplotlib: pip install -e '.[plot]'")
 
+from matplotlib import pyplot as plt
 from matplotlib.path import Path
 from scipy.spatial import ConvexHull
 
@@ -17,7 +18,7 @@ from experiments import atoms
 from experiments.geometry import Config
 from paper_figures import __main__ as figures
 from paper_figures import diagrams
-from paper_figures.style import lettered
+from paper_figures.style import legend_below, lettered, styled
 from splinterp.geometry import PowerDiagram
 
 
@@ -72,3 +73,20 @@ def test_atoms_from_training_to_figure(tmp_path, monkeypatch):
     path = atoms.command(["--out", str(tmp_path)])
     assert figures.main(["atoms", "--results", str(path), "--out", str(tmp_path)]) == 0
     assert (tmp_path / "atoms.png").stat().st_size > 1_000
+
+
+def test_a_legend_has_the_columns_that_fit():
+    columns = []
+    for width in (3.4, 7.0, 30.0):
+        with styled():
+            figure, axes = plt.subplots(figsize=(width, 2))
+            for n in range(5):
+                axes.plot([0, 1], label=f"a method with a name of its own, {n}")
+            legend_below(figure, 5)
+            figure.canvas.draw()
+            (legend,) = figure.legends
+            box = legend.get_window_extent()
+            assert figure.bbox.x0 <= box.x0 < box.x1 <= figure.bbox.x1
+            columns.append(len({round(text.get_window_extent().x0) for text in legend.get_texts()}))
+            plt.close(figure)
+    assert columns[0] < columns[1] < columns[2] == 5
