@@ -67,7 +67,10 @@ def chosen_rows(config: Config, out: Path) -> dict[tuple[int, str], dict[str, An
     }
     missing = [key for key in ((n, m) for n in config.sizes for m in METHODS) if key not in rows]
     if missing:
-        raise UsageError(f"{path} has no long run of {missing[0][1]} on {missing[0][0]:,} samples: make its part sizes first")
+        n, method = missing[0]
+        raise UsageError(
+            f"{path} has no long run of {method} on {n:,} samples: make its parts sizes and sgd-decoder_lr-0.3 first"
+        )
     return rows
 
 

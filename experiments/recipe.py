@@ -11,6 +11,7 @@ import dataclasses
 import hashlib
 import inspect
 import json
+import math
 from typing import Any
 
 import torch
@@ -79,7 +80,7 @@ def essence(value: Any) -> Any:
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name not in ("solver", "when")}
         if value.gradient != "both" and value.hold == "auto":
             fields["hold"] = 0.0  # which it is there, whatever the codes
-        if value.decoder_lr is None and (value.gradient != "both" or value.hold == 1):
+        if value.decoder_lr is None and (value.gradient != "both" or value.hold == 1 or value.ridge == math.inf):
             fields["decoder_lr"] = 1.0  # likewise
         shorthands = ("ridge", "gcv_inflation", *SOLVER_SHORTHANDS, *WHEN_SHORTHANDS)
         timed = {} if isinstance(value.when, EveryEpoch | EverySteps | AtEnd) else {"when": value.when}
@@ -87,7 +88,7 @@ def essence(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         silent = _silent(value) if isinstance(value, BiasAdaptation) else set()
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name not in silent}
-        if isinstance(value, SGD) and value.decoder_lr is None:
+        if isinstance(value, SGD) and type(value).decoder_rate is SGD.decoder_rate and value.decoder_lr is None:
             fields["decoder_lr"] = 1.0  # which it is
         return options_of(type(value), fields)
     if hasattr(value, "get_params"):  # scikit-learn's way to say what an estimator was made with

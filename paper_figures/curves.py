@@ -104,7 +104,7 @@ def sample_efficiency(results: Row) -> tuple[Figure, str]:
         f"Sample efficiency on {data_name(results)}: fraction of variance unexplained on the test split (lower is better) against the "
         f"number of training {unit(results)}, {config['n_latents']:,} latents, k = {config['k']}, and below it the ratio of the means to "
         "the control of lowest validation FVU (cut at +20 %). Every method starts from the same encoder, sees the same batches and has its "
-        "own step size, chosen on validation data from the same number of trials. Bars: 95 % t intervals over "
+        "own step size, chosen on validation data from a grid that grows by the same rule. Bars: 95 % t intervals over "
         f"{' or '.join(map(str, n_seeds))} seeds. Left: {config['early_epochs']} epochs, the model at the end. Right: at least "
         f"{config['long_steps']:,} steps, the checkpoint of lowest validation FVU."
     )

@@ -32,7 +32,7 @@ def key_ideas(results: dict[str, Any]) -> tuple[Figure, str]:
         "map, drawn as what it does to a small square (dotted) about a point of the region (solid). (b) PAM-SGD moves the encoder, and "
         "with it the regions, by stochastic gradients, and solves for the decoder, which is a linear regression on the code, exactly. "
         f"(c) Test FVU on {data_name(results)} of PAM-SGD at its defaults against the best of {how_many(results)} SGD controls at equal "
-        "start, steps and tuning trials, checkpoint of lowest validation FVU: paired ratio, mean and 95 % interval over seeds."
+        "start and steps, checkpoint of lowest validation FVU: paired ratio, mean and 95 % interval over seeds."
     )
 
 

@@ -163,8 +163,8 @@ def headline(*found: dict[str, Any]) -> tuple[Figure, str]:
     total = sum(len(results["verdicts"]) for results in found)
     return figure, (
         f"PAM-SGD at its defaults against the best of {how_many(*found)} SGD controls, each with its own step size chosen on validation "
-        "data from the same number of trials: paired ratio of test FVU, mean and 95 % t interval over four seeds. Left of the line PAM-SGD "
-        f"has the lower error: better in {better} of {total} cells, worse in {worse}. Early: ten epochs on images, four on tokens, the "
-        "model at the end; long: at least 2,000 steps, the checkpoint of lowest validation FVU. An arrow lies outside the axis. GPT-2: "
-        "a small one, of 128 dimensions, trained on Python's documentation."
+        "data from a grid that grows by the same rule: paired ratio of test FVU, mean and 95 % t interval over four seeds. Left of the "
+        f"line PAM-SGD has the lower error: better in {better} of {total} cells, worse in {worse}. Early: ten epochs on images, four on "
+        "tokens, the model at the end; long: at least 2,000 steps, the checkpoint of lowest validation FVU. An arrow lies outside the "
+        "axis. GPT-2: a small one, of 128 dimensions, trained on Python's documentation."
     )

@@ -55,6 +55,8 @@ CASES = {
     "fit(make(), X, 'sgd', epochs=1)": ("TypeError", "SGD(lr=1e-3)"),
     "fit(SAE, X, SGD(), epochs=1)": ("TypeError", "class SAE"),
     "fit(X, make(), SGD(), epochs=1)": ("TypeError", "comes first"),
+    **{f"fit(make(), X, SGD(), epochs=1, {n}=None)": ("TypeError", f"{n}=None must be an int")
+       for n in ("batch_size", "log_every", "checkpoint_every", "train_eval_samples")},
     "PAMSGD(1e-3)": ("TypeError", "PAMSGD(lr=0.001)"),
     "SGD(1e-3)": ("TypeError", "SGD(lr=0.001)"),
     "PAMSGD(learning_rate=1e-3)": ("TypeError", "did you mean lr?"),

@@ -35,7 +35,7 @@ METHODS: dict[str, tuple[str, SGD | PAMSGD]] = {
     "SGD tied": ("tied", SGD(lr=LR)),
     "SGD untied": ("free", SGD(lr=LR)),
     "SGD tied-residual": ("tied_residual", SGD(lr=LR)),
-    "PAM-SGD": ("tied_residual", PAMSGD(lr=LR, readout=False)),
+    "PAM-SGD": ("tied_residual", PAMSGD(lr=LR, decoder_lr=1.0, readout=False)),
 }
 """Decoder and method; the last one's decoders are those of the first table."""
 POLES = (0.01, 0.1, 1.0, 10.0, 100.0)

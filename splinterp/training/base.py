@@ -236,12 +236,14 @@ class GradientOptions(metaclass=Named):
         if factor != 1:
             block = model.decoder_block()
             groups = set_apart(optimizer, (p for p in block.weights if p.requires_grad))
-            if not groups or {id(p) for p in block.weights} & {id(p) for p in block.bias}:
+            alone = bool(groups) and not {id(p) for p in block.weights} & {id(p) for p in block.bias}
+            if not alone and self.decoder_lr is not None:
                 raise ValueError(
                     f"decoder_lr={factor} acts on the decoder's own weights, which are no trained parameters of their own here: "
                     "leave it out"
                 )
-            _multiply(groups, factor)
+            if alone:
+                _multiply(groups, factor)
         return optimizer
 
     def decoder_rate(self, model: SparseModel) -> float:

@@ -153,18 +153,10 @@ class _Options:
     def __post_init__(self) -> None:
         if self.epochs is not None and self.steps is not None:
             raise ValueError(f"epochs={self.epochs} and steps={self.steps} are two budgets: pass one of them")
-        for name in (
-            "epochs",
-            "steps",
-            "log_every_steps",
-            "checkpoint_every_steps",
-            "batch_size",
-            "log_every",
-            "checkpoint_every",
-        ):
-            if getattr(self, name) is not None:
-                object.__setattr__(self, name, whole(name, getattr(self, name), 1))
-        object.__setattr__(self, "train_eval_samples", whole("train_eval_samples", self.train_eval_samples, 2))
+        given = [n for n in ("epochs", "steps", "log_every_steps", "checkpoint_every_steps") if getattr(self, n) is not None]
+        least = {**dict.fromkeys((*given, "batch_size", "log_every", "checkpoint_every"), 1), "train_eval_samples": 2}
+        for name, low in least.items():
+            object.__setattr__(self, name, whole(name, getattr(self, name), low))
         if self.log_every_steps is not None and self.log_every != 1:
             raise ValueError(
                 f"log_every={self.log_every} changes nothing beside log_every_steps={self.log_every_steps}: drop one of them"

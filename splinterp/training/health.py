@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from splinterp._typing import Tensor
+from splinterp._warned import outside
 from splinterp.metrics import evaluate
 from splinterp.protocol import SparseModel
 from splinterp.training.batches import evenly_spaced
@@ -60,5 +61,6 @@ def warn_silent(row: dict[str, float]) -> None:
     """Warn where no latent of a trained SAE fires."""
     if row["frac_dead"] == 1:
         warnings.warn(
-            "no latent fires on any sample looked at: lower the penalties or the step size, or standardise x", stacklevel=3
+            "no latent fires on any sample looked at: lower the penalties or the step size, or standardise x",
+            stacklevel=outside(),
         )

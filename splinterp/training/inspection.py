@@ -10,6 +10,7 @@ import torch
 
 from splinterp._checks import check_finite
 from splinterp._typing import ArrayLike, Tensor
+from splinterp._warned import outside
 from splinterp.data.store import ActivationStore
 from splinterp.protocol import SAELike, SparseModel, as_model
 from splinterp.training.base import training_data
@@ -17,8 +18,6 @@ from splinterp.training.base import training_data
 OUTLIER_RATIO = 100.0
 HELD_OUT = 50, 5_000
 """Least and most samples that are set aside for a method that chooses by held-out ones."""
-CALLER = 4
-"""Frames from a warning here to the call of `fit`."""
 
 
 def inspect(
@@ -63,7 +62,7 @@ def check_scale(deviations: Tensor, d_in: int, dtype: torch.dtype) -> None:
     if 0 < rms < USUAL_SCALE[0] or rms > USUAL_SCALE[1]:
         warnings.warn(
             f"entries of x vary by the order of {rms:.2g}: step sizes, the start and Adam's eps are for data of order 1; {advice}",
-            stacklevel=CALLER,
+            stacklevel=outside(),
         )
 
 
@@ -75,7 +74,7 @@ def warn_outliers(norms: Tensor) -> None:
         warnings.warn(
             f"x[{worst}] has norm {float(norms[worst]):.3g}, over {OUTLIER_RATIO:.0f} times the median {median:.3g}: "
             "it dominates the loss; standardise the data or drop the sample",
-            stacklevel=CALLER,
+            stacklevel=outside(),
         )
 
 
@@ -90,7 +89,7 @@ def _warn_offset(mean: Tensor, deviations: Tensor) -> None:
         warnings.warn(
             f"the mean of x is {ratio:.1f} times as long as its deviations, and the encoder sees x uncentred: latents die of it; "
             'take SAE(b_pre="fixed"), or subtract the mean first',
-            stacklevel=CALLER,
+            stacklevel=outside(),
         )
 
 
@@ -174,6 +173,6 @@ def set_aside(data: Tensor | ActivationStore, method: str) -> tuple[Tensor, Tens
     held_out = min(max(round(n / 20), least), most)
     order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(data.device)
     warnings.warn(
-        f"{why}: {held_out:,} of the {n:,} samples are set aside for that; pass x_val to choose them", stacklevel=CALLER - 1
+        f"{why}: {held_out:,} of the {n:,} samples are set aside for that; pass x_val to choose them", stacklevel=outside()
     )
     return data[order[held_out:].sort().values], data[order[:held_out].sort().values]

@@ -21,7 +21,6 @@ from splinterp._typing import ArrayLike, Tensor
 from splinterp.activations.base import Activation
 from splinterp.data.store import ActivationStore
 from splinterp.decoder import Readout
-from splinterp.losses.terms import L1
 from splinterp.protocol import Block, SAELike, SparseModel, as_model
 from splinterp.training.base import GradientOptions
 from splinterp.training.optimizers import L2_DECAY, evaluated, set_apart
@@ -30,7 +29,7 @@ from splinterp.training.pam_state import PAMState
 from splinterp.training.race import Racing
 from splinterp.training.race_step import plan, race_step
 from splinterp.training.reading import read_is_paid, read_out, write
-from splinterp.training.residual import residual_defaults
+from splinterp.training.residual import ADAMS, residual_defaults
 from splinterp.training.rules import ENOUGH, GCV, HeldOut, Rule, named
 from splinterp.training.shorthands import WHEN_SHORTHANDS, Shorthands, gap_of
 from splinterp.training.solver import DecoderSolver
@@ -52,7 +51,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     gradient steps' time allows, the decoder is solved for exactly. With at least 200 held-out samples (`x_val` of `fit`) those choose the
     solves' ridge, and the result, `keep_best` and some of the rows have a readout, a combination of solutions that they weigh, if it is
     better; without them the ridge is by GCV, which takes near-copies among the samples (a language model's tokens) for evidence.
-    Under TopK the residual takes smaller steps than the rest (`decoder_lr`); where codes keep at least a sixth of d_in latents, or an
+    Under TopK the residual's steps are no larger than 0.0024 (`decoder_lr`); where codes keep at least a sixth of d_in latents, or an
     L1 penalty decides how many they keep, it waits for half of the steps instead (`hold`).
     Something else: `hold=0.1` or `hold=1` (tied SGD, then one readout) where few samples are seen hundreds of times, by 2 % at best and not
     always; `PAMSGD.published()` for the paper's algorithm; SGD where nothing may be held back and no solve is wanted. See
@@ -82,7 +81,8 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     solve after it decides by its ridge whether the residual comes in. 0: let in from the first step. "auto": 0.5 where codes keep at
     least a sixth of d_in latents, or have an L1 penalty and no fixed number (ReLU), the number of steps is known and gradients
     move a residual; else 0, which is best for centred SAEs of sparser codes in all but the smallest data. Where the number of steps is
-    unknown, any other share means until the first solve. "race": decided in the run, see `racing`."""
+    unknown, any other share means until the first solve; where it is known and no solve comes in the first half of the rest (a single
+    epoch), until that is over. "race": decided in the run, see `racing`."""
     racing: Racing = field(default=Racing())
     """Of hold="race": after a first part of the steps two arms train on the same batches, one with the residual held and one with it let
     in, and the one of the lower held-out error, both after a readout, goes on. The steps of both count, so that the run makes no more
@@ -313,15 +313,13 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         """(`hold`, `decoder_lr`) for a tied-residual SAE of this activation in a run whose number of steps is known.
 
         Where they are not given, and gradients move the residual: (0.5, 1) where codes keep at least a sixth of d_in latents, or have no
-        fixed number and an L1 penalty; (0, 0.3) under TopK by Adam or AdamW on a schedule by name; else (0, 1). Other activations do not
-        benefit from smaller steps for sure (experiments/RESULTS.md, "Other candidates").
+        fixed number and an L1 penalty; (0, 0.0024 / lr, at most 1) under TopK by Adam or AdamW on a schedule by name; else (0, 1). Other
+        activations do not benefit from smaller steps for sure (experiments/RESULTS.md, "Other candidates").
         """
         hold, rate = 0.0, 1.0
         if self.gradient == "both" and not self.when.streams:
-            hold, rate = residual_defaults(activation, d_in, any(type(term) is L1 for term in self.loss_terms))
-        own = (
-            self.hold != 1 and self.ridge != math.inf and isinstance(self.schedule, str) and self.optimizer in ("adam", "adamw")
-        )
+            hold, rate = residual_defaults(activation, d_in, self.loss_terms, self.lr)
+        own = self.hold != 1 and self.ridge != math.inf and isinstance(self.schedule, str) and self.optimizer in ADAMS
         return (
             hold if self.hold == "auto" else self.hold,
             self.decoder_lr if self.decoder_lr is not None else rate if own else 1.0,
@@ -373,6 +371,8 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         """A step that is not of a race, or of the arm of it that moves."""
         if state.processes is not None and self.when.streams:
             raise ValueError("a stream is trained in one process")
+        if state.held and self._solves_are_late(state):
+            state.held = False
         if not state.in_epoch and self.when.before_epoch(state) and not self.waits(state):
             with evaluated(state.optimizer):
                 self._solve_due(sae, state, state.data.split(state.batch_size))
@@ -461,6 +461,14 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         if isinstance(share, str):
             share = 1.0 if state.race is None or state.race.length else self.racing.otherwise
         return state.step < share * state.total_steps
+
+    @staticmethod
+    def _solves_are_late(state: PAMState) -> bool:
+        """Whether half of the steps after the residual's share are over without a solve that could have let it in."""
+        share = state.hold
+        if isinstance(share, str) or not 0 < share < 1 or state.total_steps is None:
+            return False
+        return state.step >= (1 + share) / 2 * state.total_steps
 
     def after_solve(self, state: PAMState) -> None:
         """What a solve changes besides the decoder."""

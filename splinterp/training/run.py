@@ -18,6 +18,7 @@ from splinterp._atomic import replace_file
 from splinterp._content import content_hash
 from splinterp._files import check_numbers, reading, sha256_of
 from splinterp._typing import Tensor
+from splinterp._warned import outside
 from splinterp.data.store import ActivationStore
 from splinterp.metrics import evaluate
 from splinterp.protocol import SAELike, as_model
@@ -260,7 +261,7 @@ class Run:
             warnings.warn(
                 f"{path} was written with {saved['threads']} threads, this process has {torch.get_num_threads()}: sums are rounded in "
                 "another order, so the result will not be that of an undisturbed run bit for bit (torch.set_num_threads sets them)",
-                stacklevel=3,
+                stacklevel=outside(),
             )
         self.start_fvu = saved.get("start_fvu", math.inf)
         self.epoch, self.step, self.seconds, self.history, self.best = (

@@ -9,6 +9,7 @@ from typing import Any
 import torch
 
 from splinterp._typing import Tensor
+from splinterp._warned import outside
 from splinterp.data.stream import ActivationStream
 from splinterp.training.method import PassesOverData
 
@@ -84,7 +85,7 @@ def warn_ended(batches: Any, step: int, total: int) -> None:
     warnings.warn(
         f"the text has ended after {batches.stream.n_given:,} activations, at step {step} of {total}, and training with it: with "
         "more of it, or from a checkpoint, the same call goes on; repeat=True reads it again",
-        stacklevel=3,
+        stacklevel=outside(),
     )
 
 

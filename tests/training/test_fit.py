@@ -4,13 +4,14 @@ from __future__ import annotations
 
 import math
 import pickle
+import warnings
 from types import SimpleNamespace
 
 import pytest
 import torch
 
 import splinterp.training.run
-from splinterp import PAMSGD, SGD, DivergenceError, fit
+from splinterp import PAMSGD, SAE, SGD, DivergenceError, TopK, fit
 from splinterp.metrics import evaluate
 from tests.helpers import ACTIVATIONS, DECODERS, make_sae, rng, samples
 
@@ -271,3 +272,15 @@ def test_gpu_run_starts_from_the_same_bits_and_agrees(method):
     for sae in (on_cpu, on_gpu):
         fit(sae, x, method, epochs=3, x_val=x[:50], generator=rng(1))
     torch.testing.assert_close(on_gpu.W_enc.cpu(), on_cpu.W_enc, atol=1e-3, rtol=1e-2)
+
+
+def test_warnings_name_the_line_that_called():
+    def sae():
+        return SAE(8, 12, TopK(1), "tied_residual", generator=0)
+
+    with warnings.catch_warnings(record=True) as found:
+        warnings.simplefilter("always")
+        fit(sae(), torch.randn(400, 8, generator=rng(0)), PAMSGD(ridge="held_out"), epochs=1)
+        fit(sae(), 1e5 * torch.randn(400, 8, generator=rng(0)), SGD(), epochs=1)
+    assert len(found) >= 2
+    assert {warning.filename for warning in found} == {__file__}

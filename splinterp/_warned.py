@@ -1,0 +1,24 @@
+"""Where a warning points."""
+
+from __future__ import annotations
+
+import sys
+from pathlib import Path
+
+OURS = str(Path(__file__).parent)
+CHECKERS = ("jaxtyping", "beartype")
+"""Type checkers that may stand between two of our functions."""
+
+
+def outside() -> int:
+    """The `stacklevel` of `warnings.warn` that names the line which called this package."""
+    frame, level = sys._getframe(1), 1
+    while frame.f_back is not None and _checks(frame.f_code.co_filename):  # of this function itself
+        frame = frame.f_back
+    while frame.f_back is not None and (frame.f_code.co_filename.startswith(OURS) or _checks(frame.f_code.co_filename)):
+        frame, level = frame.f_back, level + 1
+    return level
+
+
+def _checks(filename: str) -> bool:
+    return any(name in filename for name in CHECKERS)
