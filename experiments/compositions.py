@@ -89,6 +89,16 @@ def _heads(s: Setting) -> Kronecker:
 WARM = {"penalty_warmup": 0.05}
 
 
+def _feature_choice(s: Setting) -> Parts:
+    """Zipf's law, its shift the first of 0, 1, 3, 7, ... at which the first latent need not fire more than once on a sample."""
+    if s.k >= s.n_latents:  # all of them fire always
+        return Parts(FeatureChoice(s.k, exponent=0.0))
+    shift = 0.0
+    while float(FeatureChoice(s.k, shift=shift).shares_of(s.n_latents, s.k).max()) > 1:
+        shift = 2 * shift + 1
+    return Parts(FeatureChoice(s.k, shift=shift))
+
+
 def _tanh(s: Setting) -> Parts:
     terms = (SquaredError(), Tanh(weight=s.knob), PreActs(weight=3e-6 / max(s.d_in, 1)))  # published on sums over d_in
     return Parts(ReLU(), terms, options={"penalty_warmup": 1.0})
@@ -118,7 +128,7 @@ VARIANTS: dict[str, Variant] = {
     "bagging": Variant("TopK", lambda s: Parts(TopK(max(1, s.k // MEMBERS))), "TopK", kind="bagging"),
     "boosting": Variant("TopK", lambda s: Parts(TopK(max(1, s.k // MEMBERS))), "TopK", kind="boosting"),
     "BatchTopK": Variant("BatchTopK", lambda s: Parts(BatchTopK(s.k)), "BatchTopK"),
-    "Feature Choice": Variant("BatchTopK", lambda s: Parts(FeatureChoice(s.k)), "BatchTopK"),
+    "Feature Choice": Variant("BatchTopK", _feature_choice, "BatchTopK"),
     "Matryoshka, BatchTopK": Variant("BatchTopK", lambda s: Parts(BatchTopK(s.k), (Matryoshka(widths=_prefixes(s)),)), "BatchTopK"),
     "OrtSAE, BatchTopK": Variant("BatchTopK", lambda s: Parts(BatchTopK(s.k), (SquaredError(), OrtSAE())), "BatchTopK"),
     "ReLU, L1": Variant("ReLU", lambda s: Parts(ReLU(), (SquaredError(), RowNormL1(weight=s.knob)), options=WARM), "ReLU, L1", "l1"),

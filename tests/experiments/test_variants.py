@@ -8,9 +8,10 @@ import math
 from dataclasses import replace
 
 import pytest
+import torch
 
 from experiments import variants
-from experiments.compositions import VARIANTS
+from experiments.compositions import VARIANTS, Setting
 from experiments.tables import command as tables
 from experiments.variant_runs import MOD, N_TREE, OPTIMIZERS, TREE, VariantRun, execute_variant, run_of, tree, tree_samples
 from experiments.variants import CONFIGS, Config, against_limits, main
@@ -47,6 +48,13 @@ def test_every_variant_trains(variant, optimizer):
     assert run_of(json.loads(json.dumps(record))) == quick_run(variant, optimizer)
     if VARIANTS[variant].family == "TopK" and VARIANTS[variant].knob == "k" and variant != "AdaptiveK":
         assert record["test"]["l0"] <= 4
+
+
+def test_feature_choice_is_made_for_every_k_that_fits():
+    for k in (1, 8, 32, 200, 256):
+        made = VARIANTS["Feature Choice"].make(Setting(k, 784, 256, 100)).activation
+        assert made.bind(256, torch.float32, torch.device("cpu")).k == k
+    assert VARIANTS["Feature Choice"].make(Setting(8, 784, 256, 100)).activation.shift == 0
 
 
 def test_a_dictionary_of_pursuits_is_measured_alike():
