@@ -60,8 +60,10 @@ def test_all_methods_start_from_the_same_encoder_and_defaults():
     built = {name: build(dataclasses.replace(RUN, method=name), 64) for name in METHODS}
     reference = built["PAM"][0].W_enc
     assert all(torch.equal(sae.W_enc, reference) for sae, _ in built.values())
-    assert built["PAM"][1] == PAMSGD(lr=1e-2, solve_gap=50, hold=0.0, readout=False, ridge="gcv")
-    assert built["PAM-SGD"][1] == PAMSGD(lr=1e-2, hold=0.0)
+    assert built["PAM"][1] == PAMSGD(lr=1e-2, solve_gap=50, hold=0.0, decoder_lr=1.0, readout=False, ridge="gcv")
+    sae, default = built["PAM-SGD"]
+    assert dataclasses.replace(default, decoder_lr=None) == PAMSGD(lr=1e-2, hold=0.0)
+    assert (default.hold, default.decoder_lr) == PAMSGD(lr=1e-2).opening(sae.activation, 64)
     for name in ("SGD tied", "SGD untied", "SGD untied from W_enc^T", "SGD tied-residual"):
         assert built[name][1] == SGD(lr=1e-2)
     assert {sae.decoder for name, (sae, _) in built.items() if name.startswith("SGD")} == {"free", "tied", "tied_residual"}

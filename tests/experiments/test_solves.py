@@ -31,6 +31,8 @@ def test_table_and_records(tmp_path, monkeypatch):
 
 def test_one_of_the_schedules_is_the_default():
     methods = {name: build(SMALL.run(SMALL.cells[0], name, 0), 64)[1] for name in SCHEDULES}
-    assert methods["by cost, halves"] == PAMSGD(lr=SMALL.lr, hold=0.0, readout=False, ridge="gcv")
-    assert methods["every epoch, all samples"] == PAMSGD(lr=SMALL.lr, solve_gap=50, hold=0.0, readout=False, ridge="gcv")
+    assert methods["by cost, halves"] == PAMSGD(lr=SMALL.lr, hold=0.0, decoder_lr=1.0, readout=False, ridge="gcv")
+    assert methods["every epoch, all samples"] == PAMSGD(
+        lr=SMALL.lr, solve_gap=50, hold=0.0, decoder_lr=1.0, readout=False, ridge="gcv"
+    )
     assert len(set(methods.values())) == len(SCHEDULES)
