@@ -19,6 +19,7 @@ from typing import Any
 
 import splinterp
 from experiments.choices import Choice, concluded, data_parser, run_on, store_of
+from experiments.opening import EVEN
 from experiments.report import table, with_interval
 from experiments.runs import DEFAULT, OPEN, Run
 
@@ -49,7 +50,7 @@ class Config(Choice):
 
     def run(self, method: str, lr: float, seed: int, options: Options = (), n_latents: int | None = None) -> Run:
         """One run, whose record has no test error."""
-        even = () if method.startswith("SGD") else (("decoder_lr", 1.0),)  # as then, whatever the codes
+        even = () if method.startswith("SGD") else (EVEN,)  # as then, whatever the codes
         run = self.validation_run(
             method=method, activation=self.activation, n_train=self.n_train, epochs=self.epochs, lr=lr, seed=seed,
             batch_size=self.batch_size, pool=self.pool, options=(("b_pre", "fixed"), *options, *even),

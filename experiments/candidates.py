@@ -32,7 +32,7 @@ EXTRAS: dict[str, tuple[tuple[str, Any], ...]] = {
     "noise 0.5": (("input_noise", 0.5),),
     "Muon and noise 0.2": (("optimizer", "muon"), ("input_noise", 0.2)),
     FEWER: (),
-    EVEN: (("decoder_lr", 1.0),),
+    EVEN: (opening.EVEN,),
     "decoder_lr 0.3": (("decoder_lr", 0.3),),
     "decoder_lr 0.1": (("decoder_lr", 0.1),),
     OPEN: (("decoder_lr", 0.1), ("hold", 0.0)),

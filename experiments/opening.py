@@ -21,7 +21,7 @@ from experiments.store import RecordStore
 Way = tuple[str, tuple[tuple[str, Any], ...]]
 """Method and options."""
 EVEN = ("decoder_lr", 1.0)
-"""What was the default under TopK when this was tried."""
+"""The option that was the default under TopK when this, and what else imports it, was tried."""
 WAYS: dict[str, Way] = {
     "SGD tied": ("SGD tied", ()),
     "SGD tied-residual": ("SGD tied-residual", ()),

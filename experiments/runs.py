@@ -17,7 +17,6 @@ from experiments.recipe import digest, essence, options_of
 from experiments.sources import IMAGES, LAST, source_of, split_name
 from splinterp import PAMSGD, SAE, SGD, BiasAdaptation, DivergenceError, FitResult, fit
 from splinterp.activations import Activation
-from splinterp.activations._dense import is_dense
 from splinterp.data import Standardizer, load_digits, load_mnist
 from splinterp.encoders import InputNoise, Linear
 from splinterp.losses import AuxK, SquaredError
@@ -247,11 +246,6 @@ def activation_of(run: Run) -> Activation:
     if run.activation == "JumpReLU":
         return made(*THRESHOLDS)
     return made(run.k) if "TopK" in run.activation else made()
-
-
-def is_dense_run(run: Run) -> bool:
-    """Whether codes keep so large a part of d_in latents that `hold` and `init_bias` are other ones by default."""
-    return "TopK" in run.activation and bool(width_of(run.data)) and is_dense(activation_of(run), width_of(run.data))
 
 
 def start_of(run: Run) -> tuple[tuple[str, Any], ...]:

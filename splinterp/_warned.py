@@ -2,10 +2,11 @@
 
 from __future__ import annotations
 
+import os
 import sys
 from pathlib import Path
 
-OURS = str(Path(__file__).parent)
+OURS = f"{Path(__file__).parent}{os.sep}"
 CHECKERS = ("jaxtyping", "beartype")
 """Type checkers that may stand between two of our functions."""
 
