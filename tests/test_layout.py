@@ -164,7 +164,7 @@ def test_nothing_above_the_sae_asks_what_class_a_model_is():
             if by_class or by_name:
                 asked.setdefault(name, []).append(said)
     boundaries = {  # to what others write
-        "splinterp.geometry._encoder", "splinterp.protocol", "splinterp.interop.saelens", "splinterp.interop.affine",
+        "splinterp.geometry._encoder", "splinterp.protocol.foreign", "splinterp.interop.saelens", "splinterp.interop.affine",
         "splinterp.interop.foreign",
         "splinterp.interop.dictionary_learning", "splinterp.data._architectures",
         "splinterp.data.language_model",

@@ -1,68 +1,18 @@
-"""What a module must offer to be trained, evaluated and looked into here, and the wrapper for modules that offer less.
-
-`SparseModel` is the interface that the rest of the package reads: codes, decoding, the decoder as a solve sees it, the encoder's
-parameters, the bias. `SAE` is one. Any other `nn.Module` with the few names of `SAELike` becomes one by `as_model`.
-"""
+"""The interface: what a module must offer (`SAELike`), and what it may (`SparseModel`)."""
 
 from __future__ import annotations
 
-from collections.abc import Callable, Collection, Iterable, Iterator, Sequence
+from collections.abc import Callable, Collection, Iterator, Sequence
 from contextlib import AbstractContextManager, contextmanager
-from typing import Any, NamedTuple, Protocol, runtime_checkable
+from typing import Any, Protocol, runtime_checkable
 
 import torch
 from torch import nn
 
-from splinterp._typing import Float, Tensor
+from splinterp._typing import Tensor
 from splinterp.activations import Activation, TopActs
-
-Code = Tensor | TopActs
-"""Either form of a code: dense `acts` (n, n_latents), or sparse."""
-
-
-class Block(NamedTuple):
-    """The decoder as a solve sees it: x_hat = acts @ W_dec + b_dec."""
-
-    weights: tuple[nn.Parameter, ...]
-    """Its own weights: W_dec, a residual, or none where W_dec is the encoder's."""
-    bias: tuple[nn.Parameter, ...]
-    """The parameter that b_dec is, or is a view of; none where it is computed."""
-    scales: nn.Parameter | None
-    """Trained output scales (n_latents,), where there are any."""
-    prior: Tensor | None
-    """W_dec where the own weights are 0, (n_latents, d_in): what a ridge pulls to. None: 0."""
-    write: Callable[[Tensor, Tensor], None]
-    """write(W_dec, b_dec) makes the decoder this one; what cannot move is left."""
-    solve: Callable[[Any], float] | None = None
-    """Where rows may not be anything: solve(stats), from `DecoderStats`, writes the best decoder there is and returns how far it can be
-    from the minimum, as a share of the samples' sum of squares."""
-    solve_cost: float = 0.0
-    """Of that solve, beside one pass over the samples: in samples that a gradient step goes by."""
-
-    @property
-    def tied(self) -> bool:
-        """Whether W_dec is the encoder's alone, so that a solve moves the bias (and the scales) only."""
-        return not self.weights and self.prior is not None
-
-    @property
-    def residual(self) -> nn.Parameter | None:
-        """The weights that are added to the encoder's, where there are such."""
-        return self.weights[0] if self.weights and self.prior is not None else None
-
-
-class BiasBlock(NamedTuple):
-    """What makes a latent fire more or less often, as bias adaptation sees it."""
-
-    value: Float[Tensor, " n_latents"]
-    """b_enc, or minus the threshold of an activation that has its own."""
-    write: Callable[[Tensor], None]
-    """Make the bias this."""
-    held: tuple[nn.Parameter, ...]
-    """Parameters that no gradient may move while the bias is adapted: those above, and an input centre, which would shift all."""
-    threshold: Tensor | None
-    """The activation's own threshold (n_latents,)."""
-    by_own_score: bool
-    """Whether a latent fires by its own score alone, whatever the others do."""
+from splinterp.protocol.blocks import BiasBlock, Block
+from splinterp.protocol.code import Code, dense, masked
 
 
 @runtime_checkable
@@ -266,138 +216,6 @@ def alike(found: Tensor, expected: Tensor) -> bool:
     return found.shape == expected.shape and bool(((found - expected).abs() <= tolerance).all())
 
 
-def sharing(module: Any, tensor: Tensor) -> tuple[nn.Parameter, ...]:
-    """The parameters of `module` that `tensor` is, or is a view of."""
-    storage = tensor.untyped_storage().data_ptr()
-    return tuple(p for p in module.parameters() if p.untyped_storage().data_ptr() == storage)
-
-
-class ForeignModel(SparseModel):
-    """A module of somebody else's as a `SparseModel`: dense codes, batches as they come."""
-
-    def __init__(self, module: Any) -> None:
-        super().__init__()
-        self.module = module
-
-    @property
-    def W_dec(self) -> Tensor:  # type: ignore[override]  # noqa: N802
-        return self.module.W_dec
-
-    @property
-    def label(self) -> str:
-        return type(self.module).__name__
-
-    @property
-    def b_dec(self) -> Tensor:  # type: ignore[override]
-        return self.module.b_dec
-
-    def code(self, x: Tensor) -> Tensor:
-        return self.module.encode(x)
-
-    def decode(self, code: Any) -> Tensor:
-        return torch.addmm(self.b_dec, dense(code, self.shape[1]), self.W_dec)
-
-    def decoder_block(self) -> Block:
-        encoder = {id(p) for p in self.encoder_parameters()}
-        weights = tuple(p for p in sharing(self.module, self.W_dec) if id(p) not in encoder)
-
-        def write(W_dec: Tensor, b_dec: Tensor) -> None:
-            self.module.W_dec.copy_(W_dec)
-            self.module.b_dec.copy_(b_dec)
-
-        return Block(weights, sharing(self.module, self.b_dec), None, None, write)
-
-    def encoder_parameters(self) -> list[nn.Parameter]:
-        return [*sharing(self.module, self.module.W_enc), *sharing(self.module, self.module.b_enc)]
-
-    def encoder_weights(self) -> Any:
-        return self.module.W_enc if sharing(self.module, self.module.W_enc) else None
-
-    def encoder_bias(self) -> Any:
-        return self.module.b_enc if sharing(self.module, self.module.b_enc) else None
-
-    @property
-    def bias(self) -> BiasBlock:
-        weights = {id(p) for p in sharing(self.module, self.module.W_enc)}
-        held = [p for p in sharing(self.module, self.module.b_enc) if id(p) not in weights]
-        if not held:
-            name = type(self.module).__name__
-            raise TypeError(
-                f"bias adaptation holds b_enc still, which {name} computes or shares with W_enc: make it a parameter"
-            )
-        center = self.center
-        if isinstance(center, nn.Parameter):
-            held.append(center)
-        return BiasBlock(self.module.b_enc.detach().clone(), self.module.b_enc.copy_, tuple(held), None, False)
-
-    @property
-    def center(self) -> Tensor | None:
-        named = {**dict(self.module.named_parameters(recurse=False)), **dict(self.module.named_buffers(recurse=False))}
-        found = self.module.b_pre if "b_pre" in named else None
-        return found if isinstance(found, torch.Tensor) else None
-
-
-def as_model(module: Any) -> SparseModel:
-    """`module` itself where it is a `SparseModel`, else wrapped. Raises TypeError where it lacks a name of `SAELike`."""
-    if isinstance(module, SparseModel):
-        return module
-    if isinstance(module, type):
-        raise TypeError(f"the SAE is the class {module.__name__}: pass an object of it")
-    if isinstance(module, Tensor):
-        raise TypeError("the SAE is a tensor: it comes first, and then the samples")
-    missing = [name for name in NAMES if not hasattr(module, name)]
-    if missing:
-        raise TypeError(f"{type(module).__name__} lacks {', '.join(missing)}: see splinterp.training.SAELike")
-    return ForeignModel(module)
-
-
-def dense(code: Any, n_latents: int) -> Tensor:
-    """The dense form (n, n_latents) of a code."""
-    if not isinstance(code, TopActs):
-        return code
-    values, indices = code
-    return values.new_zeros(len(values), n_latents).scatter_add(1, indices, values)
-
-
-def masked(code: Code, kept: Tensor) -> Code:
-    """The code with zeros where `kept`, bool in the shape of its values (or of its last axis), does not hold."""
-    if isinstance(code, TopActs):
-        return code.with_values(torch.where(kept, code.top_acts, 0.0))
-    return torch.where(kept, code, 0.0)
-
-
-def times_fired(code: Any, n_latents: int) -> Tensor:
-    """On how many samples each latent is non-zero, int64 (n_latents,), without a dense code."""
-    if not isinstance(code, TopActs):
-        return torch.count_nonzero(code, dim=0)
-    values, indices = code
-    return torch.bincount(indices[values != 0], minlength=n_latents)
-
-
-SOLVE_NUMBERS = 2**22
-"""Codes are collected for a solve in blocks of about so many numbers."""
-
-
-def blocks_of(model: SparseModel, batches: Iterable[Tensor], alone: bool = False) -> Iterator[Tensor]:
-    """Samples in the blocks that their codes are taken in for a solve: batches joined, for its sums have a cost a block.
-
-    A model that couples samples sees the batches as they come, as it does with `alone`.
-    """
-    d_in, n_latents = model.shape
-    rows = 1 if model.couples_samples or alone else SOLVE_NUMBERS // n_latents
-    if rows > 1 and model.trains_sparse:
-        # the dense Gram matrix is added to once a block, so a block has as many rows, if they fit
-        rows = min(max(n_latents, SOLVE_NUMBERS // d_in), 4 * SOLVE_NUMBERS // d_in)
-    waiting: list[Tensor] = []
-    for x in batches:
-        waiting.append(x)
-        if sum(map(len, waiting)) >= rows:
-            yield torch.cat(waiting) if len(waiting) > 1 else x
-            waiting = []
-    if waiting:
-        yield torch.cat(waiting)
-
-
 @contextmanager
 def inference_mode_of(module: Any, training: bool = False) -> Iterator[None]:
     """Inside, the module is in evaluation mode (with `training`, in that of training); afterwards each part in the mode it was in."""
@@ -408,8 +226,3 @@ def inference_mode_of(module: Any, training: bool = False) -> Iterator[None]:
     finally:
         for part, was_training in modes:
             part.training = was_training
-
-
-def said_of(sae: Any) -> dict[str, Any]:
-    """What a saved SAE says that it is of (`SAE.about`); {} of a module that says nothing."""
-    return getattr(sae, "about", None) or {}
