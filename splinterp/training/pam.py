@@ -15,36 +15,31 @@ from typing import TYPE_CHECKING, Any
 import torch
 from torch import nn
 
-from splinterp._checks import at_least, one_of, share_of_steps, whole
 from splinterp._documented import documented
 from splinterp._typing import ArrayLike, Tensor
-from splinterp.activations.base import Activation
 from splinterp.data.store import ActivationStore
-from splinterp.decoder import Readout
-from splinterp.protocol import Block, SAELike, SparseModel, as_model
+from splinterp.protocol import SAELike, SparseModel, as_model
 from splinterp.training.base import GradientOptions
 from splinterp.training.optimizers import L2_DECAY, evaluated, set_apart
+from splinterp.training.pam_checks import check_block, check_options
+from splinterp.training.pam_readouts import Readouts
 from splinterp.training.pam_solves import Solves
 from splinterp.training.pam_state import PAMState
 from splinterp.training.race import Racing
 from splinterp.training.race_step import plan, race_step
-from splinterp.training.reading import read_is_paid, read_out, write
-from splinterp.training.residual import ADAMS, residual_defaults
-from splinterp.training.rules import ENOUGH, GCV, HeldOut, Rule, named
+from splinterp.training.residual import HeldResidual
+from splinterp.training.rules import ENOUGH, GCV, Rule, named
 from splinterp.training.shorthands import WHEN_SHORTHANDS, Shorthands, gap_of
 from splinterp.training.solver import DecoderSolver
-from splinterp.training.train_state import ENTRYWISE
 from splinterp.training.when import AtEnd, EveryEpoch, EverySteps, When
 
 PULLED = "pulled by the ridge"
 """Mark of the group of parameters whose decay is the ridge's."""
-READ_SAMPLES = 10_000
-"""Training samples that a readout at a history row goes by, or four times the latents; the last one goes by all."""
 
 
 @documented
 @dataclass(frozen=True, kw_only=True)
-class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
+class PAMSGD(Solves, Readouts, HeldResidual, GradientOptions, metaclass=Shorthands):
     """Alternate a gradient phase with an exact decoder solve.
 
     By default, and best with `SAE(decoder="tied_residual")`: gradients move every block; at ends of epochs, as often as a tenth of the
@@ -131,49 +126,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
 
     def __post_init__(self) -> None:
         super().__post_init__()
-        one_of("gradient", self.gradient, ("both", "tied", "encoder"))
-        if self.decoder_lr not in (None, 1) and (self.hold == 1 or self.ridge == math.inf):
-            what = "hold=1" if self.hold == 1 else "ridge=inf"
-            raise ValueError(
-                f"decoder_lr={self.decoder_lr} changes nothing with {what}, which keeps the residual at 0: leave it out"
-            )
-        whole("encoder_updates", self.encoder_updates, 1)
-        at_least("prox_enc", self.prox_enc, 0.0)
-        if isinstance(self.hold, str):
-            one_of("hold", self.hold, ("auto", "race"))
-        else:
-            share_of_steps("hold", self.hold)
-        if self.hold not in (0, "auto") and self.gradient != "both":
-            raise ValueError(f"hold={self.hold!r} acts only with gradient='both', not gradient={self.gradient!r}")
-        if self.hold == "race" and not self._raceable:
-            raise ValueError(
-                "hold='race' keeps two sets of parameters: it needs an optimizer='adam', 'adamw', 'sgd' or 'muon', a schedule by name, "
-                "and no resample"
-            )
-        if self._reader and self._unreadable:
-            raise ValueError(f"{self._reader} {self._unreadable}")
-
-    @property
-    def _reader(self) -> str:
-        """The option that asks for readouts, if any."""
-        return "hold='race'" if self.hold == "race" else "readout=True" if self.readout else ""
-
-    @property
-    def _unreadable(self) -> str:
-        """Why there are no readouts with these options, with advice; "" where there may be some."""
-        if self.when.streams:
-            return "looks at all of the data: it is not for a stream"
-        if not self.solver.chooses:
-            return (
-                f"shrinks the solution by held-out samples, for which ridge={self.ridge} and prox_dec={self.prox_dec} leave no room: "
-                "leave them out"
-            )
-        return ""
-
-    @property
-    def _raceable(self) -> bool:
-        known = isinstance(self.optimizer, str) or self.optimizer in ENTRYWISE
-        return known and self.resample is None and isinstance(self.schedule, str)
+        check_options(self)
 
     @property
     def couples_batches(self) -> bool:  # type: ignore[override]
@@ -239,14 +192,14 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         """
         model = self.check_module(sae)
         block = model.decoder_block()
-        self._check_block(sae, model, block)
-        hold = self._hold_of(model, block, total_steps)
+        check_block(self, sae, model, block)
+        hold = self.hold_of(model, block, total_steps)
         if (self.gradient == "tied" or hold) and block.residual is None:
             option = "gradient='tied'" if self.gradient == "tied" else f"hold={hold!r}"
             raise ValueError(f"{option} holds a residual: it needs SAE(decoder='tied_residual')")
-        unread = self._unread(model, block)
-        if self._reader and unread:
-            raise ValueError(f"{self._reader} {unread}")
+        unread = self.why_no_readouts_of(model, block)
+        if self.readouts_asked and unread:
+            raise ValueError(f"{self.readouts_asked} {unread}")
         if self.hold == "race" and total_steps is None:
             raise ValueError("hold='race' is planned by the number of steps, which is not known: pass total_steps")
         scales = () if block.scales is None else (block.scales,)
@@ -258,49 +211,12 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
             **self.start(sae, x, total_steps, fixed), ridge=ridge, held=hold != 0, hold=hold, held_out=x_val, sae=sae
         )
         state.reads = n_held_out >= ENOUGH if self.readout is None else self.readout and n_held_out > 0
-        state.one_process = self._reader
+        state.one_process = self.readouts_asked
         model.check_linear()
         state.totals = self.no_totals(model)
         self.when.start(state, self.solver.dtype)
         self._set_anchor(state)
         return state
-
-    def _check_block(self, sae: SAELike, model: SparseModel, block: Block) -> None:
-        """Raise TypeError, ValueError unless the decoder can be solved for with these options."""
-        if self.scale == "fit" and not (block.residual is not None and block.scales is not None):
-            raise ValueError("scale='fit' needs SAE(decoder='tied_residual', tie_scale=True)")
-        if not block.bias or not (block.weights or block.tied):
-            raise TypeError(f"a solve writes W_dec and b_dec, which {type(sae).__name__} shares with W_enc or computes")
-        parts = getattr(self.when, "parts", None)
-        if parts is not None and parts > 1 and not self.solver.chooses:
-            raise ValueError(
-                f"solve_parts={parts} takes a ridge that is chosen at each solve, without prox_dec: strengths that are given multiply sums "
-                "over all samples; leave solve_parts out, or ridge and prox_dec"
-            )
-        for p in (*block.weights, *block.bias):
-            if not p.requires_grad:
-                raise ValueError(
-                    f"a solve writes W_dec and b_dec, and one of {model.label}'s is frozen (requires_grad=False): train it by SGD"
-                )
-        if block.solve is not None and not self.solver.plain:
-            raise ValueError(
-                f"{model.label} has a decoder solve of its own, which takes no ridge, prox_dec and options of the bias: leave them out"
-            )
-        if block.solve is not None and self.row_penalties:
-            raise ValueError(
-                f"{self.row_penalties[0].name} is a penalty on the decoder's rows, which its solve of {model.label} does not see: leave it "
-                "out, or train by SGD"
-            )
-        if block.tied and (self.prox_dec or isinstance(self.solver.ridge, HeldOut) or self.ridge not in ("auto", "gcv", 0.0)):
-            raise ValueError(f"ridge={self.ridge}, prox_dec={self.prox_dec} do not act on a tied decoder: leave them out")
-        if block.prior is None and self.ridge == math.inf:
-            raise ValueError("ridge=inf would hold a free W_dec at 0: choose a finite ridge or decoder='tied_residual'")
-
-    def _hold_of(self, model: SparseModel, block: Block, total_steps: int | None) -> float | str:
-        """`hold`, its "auto" decided for a model and a number of steps."""
-        if self.hold == "auto" and (total_steps is None or block.residual is None):
-            return 0.0
-        return self.opening(model.nonlinearity, model.shape[0])[0]
 
     def decoder_rate(self, model: SparseModel) -> float:
         """What multiplies the step size of the decoder's own weights: `decoder_lr`, that of `opening` for a residual where it is not given,
@@ -309,38 +225,10 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
             return super().decoder_rate(model)
         return self.opening(model.nonlinearity, model.shape[0])[1]
 
-    def opening(self, activation: Activation | None, d_in: int) -> tuple[float | str, float]:
-        """(`hold`, `decoder_lr`) for a tied-residual SAE of this activation in a run whose number of steps is known.
-
-        Where they are not given, and gradients move the residual: (0.5, 1) where codes keep at least a sixth of d_in latents, or have no
-        fixed number and an L1 penalty; (0, 0.0024 / lr, at most 1) under TopK by Adam or AdamW on a schedule by name; else (0, 1). Other
-        activations do not benefit from smaller steps for sure (experiments/RESULTS.md, "Other candidates").
-        """
-        hold, rate = 0.0, 1.0
-        if self.gradient == "both" and not self.when.streams:
-            hold, rate = residual_defaults(activation, d_in, self.loss_terms, self.lr)
-        own = self.hold != 1 and self.ridge != math.inf and isinstance(self.schedule, str) and self.optimizer in ADAMS
-        return (
-            hold if self.hold == "auto" else self.hold,
-            self.decoder_lr if self.decoder_lr is not None else rate if own else 1.0,
-        )
-
     @property
     def wants_x_val(self) -> bool:  # type: ignore[override]
         """Whether the ridge, a race or a readout goes by held-out samples."""
-        return self.solver.wants_x_val or bool(self._reader)
-
-    def _unread(self, model: SparseModel, block: Block) -> str:
-        """Why there is no readout of this model, with advice; "" where there may be one."""
-        if block.solve is not None:
-            return f"is of decoders that may be any matrix, and {model.label} has a solve of its own: leave it out"
-        if not block.weights:
-            return f"solves for a decoder of its own, which {model.label}'s is not: leave it out"
-        if self.row_penalties:
-            return f"does not see penalties on the decoder's rows ({self.row_penalties[0].name}): leave one of them out"
-        if self.matrix_free(model):
-            return f"needs the Gram matrix, which is not formed for {model.shape[1]} latents: leave it out"
-        return self._unreadable
+        return self.solver.wants_x_val or bool(self.readouts_asked)
 
     def make_optimizer(self, sae: SAELike, fixed: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
         """As for other methods, but the decoder's own weights are a third group where the ridge's gradient can be the optimizer's L2
@@ -371,7 +259,7 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
         """A step that is not of a race, or of the arm of it that moves."""
         if state.processes is not None and self.when.streams:
             raise ValueError("a stream is trained in one process")
-        if state.held and self._solves_are_late(state):
+        if state.held and self.solves_are_late(state):
             state.held = False
         if not state.in_epoch and self.when.before_epoch(state) and not self.waits(state):
             with evaluated(state.optimizer):
@@ -396,37 +284,11 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
     def _end_epoch(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
         state.in_epoch = False
         state.epochs_since_solve += 1
-        if self._reads_out(state) and state.finished:
+        if self.reads_out(state) and state.finished:
             if not state.read_last:
-                self.timed(state, lambda: self._end_on_a_readout(sae, state))
-        elif self.when.after_epoch(state, self._rests(state)):
+                self.timed(state, lambda: self.end_on_a_readout(sae, state))
+        elif self.when.after_epoch(state, self.rests(state)):
             self._solve_due(sae, state, batches)
-
-    def _end_on_a_readout(self, sae: SAELike, state: PAMState) -> None:
-        found = read_out(self, sae, state)
-        write(sae, found)
-        if not math.isnan(found.ridge) and (state.ridge is None or math.isinf(state.ridge)):
-            state.ridge = found.ridge  # a residual that is not 0 is not to be held
-        self.after_solve(state)
-        state.read_last = True
-
-    def _reads_out(self, state: PAMState) -> bool:
-        return state.reads and state.held_out is not None
-
-    def read_out(self, sae: SAELike, state: PAMState) -> Readout | None:
-        """What the SAE's decoder would be, chosen on held-out samples, from at most `READ_SAMPLES` training samples (evenly spaced); None
-        where there are no readouts, where none is due, and at the end, where it is the decoder already. Nothing is moved."""
-        if not self._reads_out(state) or state.read_last:
-            return None
-        most = max(READ_SAMPLES, 4 * state.model.shape[1])
-        if self.readout is None and not read_is_paid(state, most):
-            return None
-        state.read_at = state.step
-        return read_out(self, sae, state, most)
-
-    def _rests(self, state: PAMState) -> bool:
-        """Whether the decoder moves by gradients between solves, and nothing holds it."""
-        return self.gradient != "encoder" and not state.held
 
     def _solve_due(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
         """A solve that is due: of a stream on what it has gathered, else on `batches`; none while the residual is held."""
@@ -449,26 +311,8 @@ class PAMSGD(Solves, GradientOptions, metaclass=Shorthands):
             if not self.waits(state):
                 self.solve(sae, state, stats)
         elif not self.waits(state):
-            found = self.when.rows(state, batches, self._rests(state)) if self.solver.chooses else batches
+            found = self.when.rows(state, batches, self.rests(state)) if self.solver.chooses else batches
             self.decoder_step(sae, state, found)
-
-    def waits(self, state: PAMState) -> bool:
-        """Whether the residual is held and its share of the steps is not over; in a race, and where the tied arm has won it, until the
-        last step."""
-        if not state.held or state.total_steps is None:
-            return False
-        share = state.hold
-        if isinstance(share, str):
-            share = 1.0 if state.race is None or state.race.length else self.racing.otherwise
-        return state.step < share * state.total_steps
-
-    @staticmethod
-    def _solves_are_late(state: PAMState) -> bool:
-        """Whether half of the steps after the residual's share are over without a solve that could have let it in."""
-        share = state.hold
-        if isinstance(share, str) or not 0 < share < 1 or state.total_steps is None:
-            return False
-        return state.step >= (1 + share) / 2 * state.total_steps
 
     def after_solve(self, state: PAMState) -> None:
         """What a solve changes besides the decoder."""
