@@ -1,12 +1,7 @@
-"""What the training methods share: options, state, and one gradient update.
-
-Losses are in the published scale: the mean over batch and d_in of the squared error, plus `l1` times the mean over
-samples of |z|_1, plus `l0` times the mean count of active latents, plus any further `splinterp.losses` terms.
-"""
+"""What the training methods share: options, and what a run starts with. The updates are those of `gradient_phase`."""
 
 from __future__ import annotations
 
-import contextlib
 import functools
 from collections.abc import Callable, Iterable
 from dataclasses import dataclass
@@ -19,25 +14,19 @@ from splinterp._checks import as_samples, at_least, one_of
 from splinterp._documented import documented
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.data.store import ActivationStore
-from splinterp.losses.forward import Forward
-from splinterp.losses.terms import L0, L1, Reconstruction, SquaredError, State, Term
-from splinterp.protocol import Code, SAELike, SparseModel, as_model, sharing
-from splinterp.training.distributed import ProcessGroup
+from splinterp.losses.terms import L0, L1, Reconstruction, SquaredError, Term
+from splinterp.protocol import SAELike, SparseModel, as_model, sharing
+from splinterp.training.gradient_phase import GradientPhase, selector
 from splinterp.training.named import Named
 from splinterp.training.optimizers import OPTIMIZERS, TwoModes, build, set_apart
 from splinterp.training.resampling import Resampling
 from splinterp.training.schedules import (
     K_SHARE,
     SCHEDULES,
-    annealed,
     check_factors,
     check_scheduler,
     check_shares,
-    rising,
-    step_size,
 )
-from splinterp.training.train_state import DivergenceError as DivergenceError
-from splinterp.training.train_state import TrainState as TrainState
 
 COLUMNS = ("epoch", "step", "loss", "train_fvu", "val_fvu", "l0", "frac_dead", "seconds", "ridge", "revived", "solve_seconds")
 """Of the history: no term may take their names."""
@@ -45,7 +34,7 @@ COLUMNS = ("epoch", "step", "loss", "train_fvu", "val_fvu", "l0", "frac_dead", "
 
 @documented
 @dataclass(frozen=True, kw_only=True)
-class GradientOptions(metaclass=Named):
+class GradientOptions(GradientPhase, metaclass=Named):
     """Options of the gradient phase, one definition and one default for every method."""
 
     couples_batches = False
@@ -141,11 +130,6 @@ class GradientOptions(metaclass=Named):
         extra = ((L1(weight=self.l1),) if self.l1 else ()) + ((L0(weight=self.l0),) if self.l0 else ())
         return (*self.terms, *extra)
 
-    @functools.cached_property
-    def _plain(self) -> bool:
-        """Whether the loss is the squared error alone, which models have kernels for."""
-        return self.loss_terms == (SquaredError(),)
-
     def check_module(self, sae: Any) -> SparseModel:
         """`sae` as a model. Raises TypeError if it lacks the protocol, ValueError if it cannot take these options."""
         model = as_model(sae)
@@ -159,15 +143,11 @@ class GradientOptions(metaclass=Named):
             k, n_latents = model.kept, model.shape[1]
             if k is None:
                 raise ValueError(
-                    f"k_start={self.k_start} needs an activation with a fixed k, not {_selector(model)}: leave it out"
+                    f"k_start={self.k_start} needs an activation with a fixed k, not {selector(model)}: leave it out"
                 )
             if not k < self.k_start <= n_latents:
                 raise ValueError(f"k_start={self.k_start} must be more than k={k} and at most n_latents={n_latents}")
         return model
-
-    @property
-    def _own_loss(self) -> bool:
-        return type(self).loss is not GradientOptions.loss
 
     def start(
         self, sae: Any, x: ArrayLike | ActivationStore, total_steps: int | None, fixed: Iterable[nn.Parameter] = ()
@@ -249,167 +229,6 @@ class GradientOptions(metaclass=Named):
     def decoder_rate(self, model: SparseModel) -> float:
         """What multiplies the step size of the decoder's own weights: `decoder_lr`, or 1."""
         return 1.0 if self.decoder_lr is None else self.decoder_lr
-
-    def rate(self, state: TrainState) -> float:
-        """What multiplies the step size at the start in the coming step."""
-        if state.total_steps is None or not isinstance(self.schedule, str):
-            return 1.0
-        return step_size(self.schedule, self.warmup, self.decay, state.step, state.total_steps)
-
-    def loss(self, sae: SAELike, x: Tensor, observer: Callable[[Code], object] | None = None) -> Tensor:
-        """The differentiable loss of a batch (n, d_in), in the published scale; penalties on parameters excluded.
-
-        `observer` is called with the code. A subclass that overrides this is trained by it.
-        """
-        model = as_model(sae)
-        total, _, out = self._total(model, x, [term.init(model) for term in self.loss_terms], None)
-        if observer is not None:
-            observer(_detached(out.code))
-        return total
-
-    def penalty_share(self, state: TrainState | None) -> float:
-        """What `penalty_warmup` makes of the weights of penalties in the coming step."""
-        if state is None or state.total_steps is None:
-            return 1.0
-        return rising(self.penalty_warmup, state.step, state.total_steps)
-
-    def _total(
-        self, model: SparseModel, x: Tensor, kept: list[State], state: TrainState | None
-    ) -> tuple[Tensor, dict[str, Tensor], Forward]:
-        """(loss, value of each term, forward pass)."""
-        terms = self.loss_terms
-        out = Forward(model, x, scores=any(term.reads_scores for term in terms))
-        factor = self.penalty_share(state)
-        total, values = None, {}
-        for term, own in zip(terms, kept, strict=True):
-            value = term(out, own)
-            values[term.name] = value.detach()
-            weight = term.weight if isinstance(term, Reconstruction) else term.weight * factor
-            part = value if weight == 1 else weight * value
-            total = part if total is None else total + part
-        assert total is not None
-        return total, values, out
-
-    def gradient_update(self, sae: SAELike, state: TrainState, x: Tensor) -> None:
-        """One optimizer update on a batch; sets `state.loss`, leaves `state.step` alone. Raises DivergenceError.
-
-        Before it, where it is time, silent latents are resampled; `adjust_resampled` is told.
-        """
-        if self.resample is not None and self.resample.due(state):
-            self.adjust_resampled(state, self.resample.revive(state))
-        self._set_rates(state)
-        torch.clear_autocast_cache()  # of an earlier update on this batch: the parameters have moved
-        moved = []
-        for p in (p for group in state.optimizer.param_groups for p in group["params"]):
-            if p.requires_grad:
-                moved.append(p)
-            else:
-                p.grad = None  # of an earlier run: the optimizer would move a frozen parameter by it
-        with self._keeping(state):
-            if state.processes is None:
-                self.gradients(sae, state, x, moved)
-            else:
-                self.shared_gradients(sae, state, state.processes, x, moved)
-        state.model.project_gradients()
-        self.adjust_gradients(sae, state)
-        if self.clip is not None:
-            nn.utils.clip_grad_norm_(moved, self.clip)
-        state.optimizer.step()
-        state.model.project()
-
-    def _set_rates(self, state: TrainState) -> None:
-        """The step sizes of the coming update. Raises ValueError where somebody else moves them too."""
-        if state.scheduler is not None:
-            for _ in range(state.step - state.scheduled):  # once a batch, however many updates it has
-                state.scheduler.step()
-            state.scheduled = state.step
-            return
-        groups, factor = state.optimizer.param_groups, self.rate(state)
-        foreign = any("initial_lr" in group for group in groups)
-        if foreign or any(group["lr"] != last for group, last in zip(groups, state.last_rates, strict=True)):
-            raise ValueError(
-                "the step size of the method's optimizer is moved from outside, e.g. by a torch scheduler attached to it: pass that as "
-                "schedule=, a function of the optimizer"
-            )
-        for group, start in zip(groups, state.rates, strict=True):
-            group["lr"] = start * factor
-        state.last_rates = [group["lr"] for group in groups]
-
-    def _keeping(self, state: TrainState) -> contextlib.AbstractContextManager[None]:
-        """Inside, the model keeps as many latents as in the coming step."""
-        if self.k_start is None or state.total_steps is None:
-            return contextlib.nullcontext()
-        k = state.model.kept
-        assert k is not None  # checked at the start
-        now = annealed(self.k_start, k, self.k_share, state.step, state.total_steps)
-        return contextlib.nullcontext() if now == k else state.model.keeping(now)
-
-    def gradients(self, sae: SAELike, state: TrainState, x: Tensor, moved: list[nn.Parameter]) -> None:
-        """Set `state.loss` and the gradients of the `moved` parameters, of nothing that x comes from. Raises DivergenceError."""
-        x = x.clone() if x.is_inference() else x.detach()  # tensors of `inference_mode` cannot be saved for a gradient
-        own_loss = self._own_loss
-        counter = self.resample if self.resample is not None and self.resample.counts(state) else None
-        if not own_loss and state.observer is None and counter is None and self._plain:
-            loss = state.model.squared_error_gradients(x, {id(p) for p in moved})
-            if loss is not None:
-                state.loss = loss
-                state.watch()
-                return
-        for p in sae.parameters():
-            p.grad = None
-        out = None
-        if own_loss:
-            total = self.loss(sae, x) if state.observer is None else self.loss(sae, x, state.observer)
-        else:
-            total, values, out = self._total(state.model, x, state.terms, state)
-            state.values = {} if self._plain else values  # which the loss is already
-        state.loss = total.detach()
-        state.watch()
-        total.backward()
-        if counter is not None:
-            with torch.no_grad():  # a loss of one's own does not say what it coded
-                counter.count(state, (Forward(state.model, x) if out is None else out).fired(), len(x))
-        if out is not None:
-            with torch.no_grad():
-                if state.observer is not None:
-                    state.observer(_detached(out.code))
-                for term, own in zip(self.loss_terms, state.terms, strict=True):
-                    term.after(out, own)
-
-    def shared_gradients(
-        self, sae: SAELike, state: TrainState, processes: ProcessGroup, x: Tensor, moved: list[nn.Parameter]
-    ) -> None:
-        """`gradients` of a batch of which every process has its own rows. All of them fail where one loss is not finite."""
-        if state.model.couples_samples:
-            raise ValueError(f"{_selector(state.model)} selects from whole batches: train it in one process")
-        for term, own in zip(self.loss_terms, state.terms, strict=True):
-            if term.couples_samples or own:
-                raise ValueError(f"{term.name} looks at whole batches: train with it in one process")
-        if len(x):
-            with contextlib.suppress(DivergenceError):  # the others must hear of it first
-                self.gradients(sae, state, x, moved)
-        else:
-            state.loss = torch.zeros((), dtype=x.dtype, device=x.device)
-        for p in moved:
-            if p.grad is None or not len(x):
-                p.grad = torch.zeros_like(p)
-        assert state.loss is not None
-        state.loss = processes.merge_gradients(moved, state.loss, len(x))
-        state.check_finite()
-
-    def adjust_gradients(self, sae: SAELike, state: Any) -> None:
-        """Add the gradients of penalties on parameters, or drop those of frozen blocks."""
-
-    def adjust_resampled(self, state: Any, entries: list[tuple[nn.Parameter, Tensor]]) -> None:
-        """Called after a resampling with the parameters that were written into and masks of the entries."""
-
-
-def _selector(model: SparseModel) -> str:
-    return type(model if model.nonlinearity is None else model.nonlinearity).__name__
-
-
-def _detached(code: Code) -> Code:
-    return code.detach() if isinstance(code, Tensor) else type(code)(code[0].detach(), code[1])
 
 
 def training_data(model: Any, x: ArrayLike | ActivationStore) -> Tensor | ActivationStore:

@@ -20,13 +20,13 @@ from splinterp._typing import ArrayLike, Tensor
 from splinterp.data.store import ActivationStore
 from splinterp.decoder import Readout
 from splinterp.protocol import SAELike, SparseModel, as_model
-from splinterp.training.base import DivergenceError, GradientOptions, training_data
+from splinterp.training.base import GradientOptions, training_data
 from splinterp.training.bias_block import fitting_gain, multiply_output, quantile_bias, rms_norm, without_gradient
 from splinterp.training.firing import FiringCounter
 from splinterp.training.method import PassesOverData
 from splinterp.training.pam import PAMSGD
 from splinterp.training.sgd import SGD
-from splinterp.training.train_state import copy_whole
+from splinterp.training.train_state import DivergenceError, copy_whole
 
 RULES = ("step", "quantile")
 LR = 3e-2

@@ -13,11 +13,10 @@ from splinterp.decoder.matrix_free import MatrixFreeStats
 from splinterp.losses.forward import Forward
 from splinterp.losses.terms import Reconstruction, SquaredError, Term
 from splinterp.protocol import SAELike, SparseModel, blocks_of
-from splinterp.training.base import DivergenceError
 from splinterp.training.batches import rows_of
 from splinterp.training.pam_state import PAMState
 from splinterp.training.solver import DecoderSolver
-from splinterp.training.train_state import TrainState
+from splinterp.training.train_state import DivergenceError, TrainState
 from splinterp.training.when import GRAM_LATENTS
 
 MATRIX_FREE_FROM = GRAM_LATENTS

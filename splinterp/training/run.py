@@ -22,7 +22,6 @@ from splinterp._warned import outside
 from splinterp.data.store import ActivationStore
 from splinterp.metrics import evaluate
 from splinterp.protocol import SAELike, as_model
-from splinterp.training.base import DivergenceError
 from splinterp.training.batches import Batches
 from splinterp.training.checkpoints import check_like, read_checkpoint, save_summed
 from splinterp.training.distributed import ProcessGroup
@@ -30,6 +29,7 @@ from splinterp.training.health import check_row
 from splinterp.training.method import Method
 from splinterp.training.reading import read_out_decoder
 from splinterp.training.stream_batches import StreamBatches
+from splinterp.training.train_state import DivergenceError
 
 FIRST_ROWS = 500
 """Rows by which the text of a stream is told from another."""

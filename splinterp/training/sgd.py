@@ -11,7 +11,8 @@ from splinterp._documented import documented
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.data.store import ActivationStore
 from splinterp.protocol import SAELike, sharing
-from splinterp.training.base import GradientOptions, TrainState
+from splinterp.training.base import GradientOptions
+from splinterp.training.train_state import TrainState
 
 
 @documented
