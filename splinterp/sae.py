@@ -3,18 +3,14 @@
 from __future__ import annotations
 
 import functools
-import inspect
-import itertools
-import json
 from collections.abc import Callable, Collection, Sequence
 from contextlib import AbstractContextManager
 from pathlib import Path
-from typing import TYPE_CHECKING, Any, NamedTuple
+from typing import Any, NamedTuple
 
 import torch
 from torch import nn
 
-from splinterp._atomic import current, locked
 from splinterp._checks import as_samples
 from splinterp._meant import answers
 from splinterp._random import as_generator
@@ -25,13 +21,11 @@ from splinterp.activations import Activation, GroupedActs, RowTop, TopActs
 from splinterp.activations._gradients import sparse_gradients
 from splinterp.activations.base import as_activation
 from splinterp.encoders import Encoder, Linear
-from splinterp.protocol import BiasBlock, Block, Code, SparseModel, alike, dense, inference_mode_of
-from splinterp.sae_files import CONFIG, TENSORS, UNITS, read_sae, write_sae
+from splinterp.protocol import BiasBlock, Block, Code, alike, dense, inference_mode_of
+from splinterp.sae_blocks import bias_of, block_of, nested_of
+from splinterp.sae_files import KINDS, SavedSAE, load_sae
 from splinterp.sae_start import FEW_LATENTS, OTHERS, check_options, checked_columns, started_bias
-from splinterp.sparse_kernels import autocast_dtype, decode_nested, decode_sparse, kept_scores, takes_triton
-
-if TYPE_CHECKING:
-    from splinterp.data.standardizer import Standardizer
+from splinterp.sparse_kernels import autocast_dtype, decode_sparse, kept_scores, takes_triton
 
 SPARSE_GAIN = 8
 """On a CPU an entry of a dense product has about an eighth of the cost of a sparse one (measured)."""
@@ -49,7 +43,7 @@ class SAEOutput(NamedTuple):
     pre_acts: Float[Tensor, "n n_latents"]
 
 
-class SAE(SparseModel):
+class SAE(SavedSAE):
     """A sparse autoencoder; samples are rows.
 
         pre_acts = (x - b_pre) @ W_enc + b_enc        W_enc (d_in, n_latents), b_enc (n_latents,), b_pre (d_in,) optional
@@ -315,19 +309,9 @@ class SAE(SparseModel):
         return torch.addmm(self.b_dec, acts, self.decoder_rows()).to(self.W_enc.dtype)
 
     def decode_nested(self, code: Code, depth: Tensor, n_parts: int) -> Sequence[Tensor]:
-        if overrides(self, "decode", "decode_top", "decoder_rows", "tied_rows", "forward"):
-            return super().decode_nested(code, depth, n_parts)
-        W_dec, by_latent = self.decoder_rows(), code.by_latent if isinstance(code, GroupedActs) else None
-        if isinstance(code, TopActs) and W_dec.device.type == "cpu":
-            return decode_nested(*code, depth, n_parts, W_dec, self.b_dec, by_latent).unbind()
-        if isinstance(code, TopActs):
-            kept = (torch.where(depth <= part, code.top_acts, 0.0) for part in range(n_parts))
-            return [decode_sparse(acts, code.top_indices, W_dec, self.b_dec, by_latent) for acts in kept]
-        if depth.ndim == 1 and bool((depth.diff() >= 0).all()):  # columns in order: each part adds some to the one before
-            sizes = torch.bincount(depth.clamp(max=n_parts), minlength=n_parts + 1).tolist()
-            pieces = zip(code.split(sizes, 1)[:n_parts], W_dec.split(sizes)[:n_parts], strict=True)
-            return list(itertools.accumulate((acts @ rows for acts, rows in pieces), initial=self.b_dec))[1:]
-        return super().decode_nested(code, depth, n_parts)
+        changed = overrides(self, "decode", "decode_top", "decoder_rows", "tied_rows", "forward")
+        found = None if changed else nested_of(self, code, depth, n_parts)
+        return super().decode_nested(code, depth, n_parts) if found is None else found
 
     def forward(self, x: ArrayLike) -> SAEOutput:
         """Encode and decode x (n, d_in)."""
@@ -370,17 +354,7 @@ class SAE(SparseModel):
 
     def decoder_block(self) -> Block:
         """The decoder as a solve sees it."""
-        own = self.own_rows
-        prior = None if self.decoder == "free" else self.tied_rows()
-
-        def write(W_dec: Tensor, b_dec: Tensor) -> None:
-            if self.decoder == "free":
-                self.W_dec.copy_(W_dec)
-            elif self.residual is not None:
-                self.residual.copy_(W_dec - self.tied_rows())
-            self.b_dec.copy_(b_dec)
-
-        return Block(() if own is None else (own,), (self.b_dec,), self.scale, prior, write)
+        return block_of(self)
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         return [self.W_enc, self.b_enc]
@@ -403,25 +377,7 @@ class SAE(SparseModel):
 
     @property
     def bias(self) -> BiasBlock:
-        if not self.encoder.by_latents:
-            raise TypeError(f"the encoder {self.encoder} has no bias for each latent, so there is none to adapt")
-        activation: Any = self.activation
-        by_own_score = activation.fires_by_own_score and self._makes_codes
-        center = (self.b_pre,) if isinstance(self.b_pre, nn.Parameter) else ()
-
-        def write_bias(bias: Tensor) -> None:
-            self.b_enc.copy_(bias)
-
-        if activation.threshold_parameter is None:
-            return BiasBlock(self.b_enc.detach().clone(), write_bias, (self.b_enc, *center), None, by_own_score)
-        threshold = activation.threshold
-        held = (self.b_enc, activation.threshold_parameter, *center)
-
-        def write(bias: Tensor) -> None:
-            self.b_enc.zero_()
-            activation.set_threshold(-bias)
-
-        return BiasBlock(-threshold.detach().clone(), write, held, threshold.detach(), by_own_score)
+        return bias_of(self, by_own_score=self.activation.fires_by_own_score and self._makes_codes)
 
     def squared_error_gradients(self, x: Tensor, moved: Collection[int]) -> Tensor | None:
         plain = self.trains_sparse and self.scale is None and self.W_enc.T.is_contiguous()
@@ -451,54 +407,6 @@ class SAE(SparseModel):
         centre = "" if self._config["b_pre"] == "fixed" else f", b_pre={self._config['b_pre']}"
         return f"d_in={self.d_in}, n_latents={self.n_latents}, decoder={self.decoder!r}{centre}{encoder}"
 
-    def config(self) -> dict[str, Any]:
-        """The constructor's arguments that `save` writes, as JSON has them; activation, encoder and dtype are written beside them.
-
-        A subclass whose constructor has further arguments adds them: `{**super().config(), "name": self.name}`.
-        """
-        return dict(self._config)
-
-    def _checked_config(self) -> dict[str, Any]:
-        own = inspect.signature(type(self).__init__).parameters.values()
-        known = {*inspect.signature(SAE.__init__).parameters, *self.config()}
-        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
-        missing = [p.name for p in own if p.kind in named and p.name not in known]
-        if missing:
-            raise TypeError(
-                f"{type(self).__name__} has the argument {missing[0]}, which would be lost: override config() to hold it, "
-                f"{{**super().config(), {missing[0]!r}: ...}}"
-            )
-        return self.config()
-
-    def save(self, folder: str | Path, standardizer: Standardizer | None = None, about: dict[str, Any] | None = None) -> None:
-        """Write `sae.safetensors` and `sae.json` (and the standardizer beside them) into `folder`, in one step: whatever happens,
-        `load` finds the SAE that was there before or this one. A standardizer of an SAE that was there before is removed.
-
-        Args:
-            about: what the SAE is of, as JSON; it replaces `self.about`. Under "activations" what an `ActivationStore` says of itself
-                (`store.about`): `measure_loss` and others then refuse another model, layer, site or standardizer. An SAE that was trained
-                with a standardizer still says so when it is saved without: keep that beside it.
-
-        Raises:
-            RuntimeError: a standardizer without statistics.
-            TypeError, ValueError: `about` is no object that JSON has.
-        """
-        about = {**self.about} if about is None else {name: value for name, value in about.items() if name != "standardizer"}
-        if standardizer is not None:
-            about["standardizer"] = standardizer.fingerprint()
-        tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
-        dtype = str(self.W_enc.dtype).removeprefix("torch.")
-        config = {"dtype": dtype, **self._checked_config(), "activation": self.activation.config()}
-        if type(self) is not SAE:
-            config["class"] = type(self).__name__
-        if self.encoder != Linear():
-            config["encoder"] = self.encoder.config()
-        if self._waits_for_units:
-            config[UNITS] = True
-        if about:
-            config["about"] = json.loads(json.dumps(about, allow_nan=False))
-        write_sae(Path(folder), tensors, config, standardizer)
-
     @classmethod
     def load(cls, folder: str | Path, device: torch.device | str = "cpu") -> SAE:
         """Read an SAE written by `save`, in evaluation mode.
@@ -508,20 +416,10 @@ class SAE(SparseModel):
             ValueError: another format, tensors that do not fit the configuration or hold NaN, other bytes than were written; the
                 message names the file.
         """
-        folder = Path(folder)
-        if not folder.is_dir():
-            what = "a file: pass the folder that it is in" if folder.exists() else "not there"
-            raise FileNotFoundError(f"the folder {folder} is {what}")
-        if (folder / "cfg.json").exists() and not (folder / CONFIG).exists():
-            raise FileNotFoundError(
-                f"{folder} has no {CONFIG} but a cfg.json of another library: splinterp.interop.load_any reads those"
-            )
-        with locked(folder):
-            return read_sae(current(folder, CONFIG), current(folder, TENSORS), device, KINDS)
+        return load_sae(folder, device)
 
 
-KINDS: dict[str, type[SAE]] = {"SAE": SAE}
-"""SAE classes by name: those that `SAE.load` can make."""
+KINDS["SAE"] = SAE
 COMPUTED = "W_dec of a {} SAE is computed from W_enc: write into W_enc, or the residual, or use decoder='free'"
 
 

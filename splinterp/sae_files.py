@@ -1,7 +1,8 @@
-"""The two files of a saved SAE."""
+"""The two files of a saved SAE, and how one is saved and loaded."""
 
 from __future__ import annotations
 
+import inspect
 import json
 from collections.abc import Callable
 from pathlib import Path
@@ -9,8 +10,9 @@ from typing import TYPE_CHECKING, Any
 
 import torch
 from safetensors.torch import load_file, save_file
+from torch import nn
 
-from splinterp._atomic import replace_files
+from splinterp._atomic import current, locked, replace_files
 from splinterp._checks import at_least, one_of
 from splinterp._files import (
     CHECKSUM,
@@ -26,8 +28,9 @@ from splinterp._files import (
     unsealed,
 )
 from splinterp._typing import Tensor
-from splinterp.activations import activation_from_config
-from splinterp.encoders import encoder_from_config
+from splinterp.activations import Activation, activation_from_config
+from splinterp.encoders import Encoder, Linear, encoder_from_config
+from splinterp.protocol import SparseModel
 
 if TYPE_CHECKING:
     from splinterp.data.standardizer import Standardizer
@@ -38,8 +41,72 @@ STANDARDIZER_FILES = ("standardizer.json", "standardizer.safetensors")
 UNITS = "start_waits_for_units"
 """Whether b_enc is still to be brought into the units of training samples, by `start_at_mean`; not there: it is not."""
 DTYPES = {"float16": torch.float16, "bfloat16": torch.bfloat16, "float32": torch.float32, "float64": torch.float64}
+KINDS: dict[str, Any] = {}
+"""SAE classes by name: those that `SAE.load` can make."""
 FINITE = ("W_enc", "b_dec", "b_pre", "W_dec", "residual", "scale", "points", "mixing", "deviation", "log_scale")
 """Parameters and buffers of which no infinity can be right."""
+
+
+class SavedSAE(SparseModel):
+    """Saving and loading, as `SAE` has them."""
+
+    if TYPE_CHECKING:
+        about: dict[str, Any]
+        activation: Activation
+        encoder: Encoder
+        W_enc: nn.Parameter
+        _config: dict[str, Any]
+
+        @property
+        def _waits_for_units(self) -> bool: ...
+
+    def config(self) -> dict[str, Any]:
+        """The constructor's arguments that `save` writes, as JSON has them; activation, encoder and dtype are written beside them.
+
+        A subclass whose constructor has further arguments adds them: `{**super().config(), "name": self.name}`.
+        """
+        return dict(self._config)
+
+    def _checked_config(self) -> dict[str, Any]:
+        own = inspect.signature(type(self).__init__).parameters.values()
+        known = {*inspect.signature(KINDS["SAE"].__init__).parameters, *self.config()}
+        named = (inspect.Parameter.POSITIONAL_OR_KEYWORD, inspect.Parameter.KEYWORD_ONLY)
+        missing = [p.name for p in own if p.kind in named and p.name not in known]
+        if missing:
+            raise TypeError(
+                f"{type(self).__name__} has the argument {missing[0]}, which would be lost: override config() to hold it, "
+                f"{{**super().config(), {missing[0]!r}: ...}}"
+            )
+        return self.config()
+
+    def save(self, folder: str | Path, standardizer: Standardizer | None = None, about: dict[str, Any] | None = None) -> None:
+        """Write `sae.safetensors` and `sae.json` (and the standardizer beside them) into `folder`, in one step: whatever happens,
+        `load` finds the SAE that was there before or this one. A standardizer of an SAE that was there before is removed.
+
+        Args:
+            about: what the SAE is of, as JSON; it replaces `self.about`. Under "activations" what an `ActivationStore` says of itself
+                (`store.about`): `measure_loss` and others then refuse another model, layer, site or standardizer. An SAE that was trained
+                with a standardizer still says so when it is saved without: keep that beside it.
+
+        Raises:
+            RuntimeError: a standardizer without statistics.
+            TypeError, ValueError: `about` is no object that JSON has.
+        """
+        about = {**self.about} if about is None else {name: value for name, value in about.items() if name != "standardizer"}
+        if standardizer is not None:
+            about["standardizer"] = standardizer.fingerprint()
+        tensors = {name: value.detach().cpu().contiguous() for name, value in self.state_dict().items()}
+        dtype = str(self.W_enc.dtype).removeprefix("torch.")
+        config = {"dtype": dtype, **self._checked_config(), "activation": self.activation.config()}
+        if type(self) is not KINDS["SAE"]:
+            config["class"] = type(self).__name__
+        if self.encoder != Linear():
+            config["encoder"] = self.encoder.config()
+        if self._waits_for_units:
+            config[UNITS] = True
+        if about:
+            config["about"] = json.loads(json.dumps(about, allow_nan=False))
+        write_sae(Path(folder), tensors, config, standardizer)
 
 
 def write_sae(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], standardizer: Standardizer | None) -> None:
@@ -57,8 +124,22 @@ def write_sae(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], 
     replace_files(folder, files)
 
 
-def read_sae(path: Path, weights: Path, device: torch.device | str, kinds: dict[str, Any]) -> Any:
-    """The SAE that `sae.json` at path and the tensors at weights are of, made by the class of its name in `kinds`."""
+def load_sae(folder: str | Path, device: torch.device | str) -> Any:
+    """`SAE.load`."""
+    folder = Path(folder)
+    if not folder.is_dir():
+        what = "a file: pass the folder that it is in" if folder.exists() else "not there"
+        raise FileNotFoundError(f"the folder {folder} is {what}")
+    if (folder / "cfg.json").exists() and not (folder / CONFIG).exists():
+        raise FileNotFoundError(
+            f"{folder} has no {CONFIG} but a cfg.json of another library: splinterp.interop.load_any reads those"
+        )
+    with locked(folder):
+        return read_sae(current(folder, CONFIG), current(folder, TENSORS), device)
+
+
+def read_sae(path: Path, weights: Path, device: torch.device | str) -> Any:
+    """The SAE that `sae.json` at path and the tensors at weights are of, made by the class of its name."""
     content = read_object(path)
     if content.get("format") != FORMAT:
         raise ValueError(f"{path} is not of the format {FORMAT!r}")
@@ -75,7 +156,7 @@ def read_sae(path: Path, weights: Path, device: torch.device | str, kinds: dict[
     about = entry(path, {"about": {}, **config}, "about", dict)
     config.pop("about", None)
     kind = config.pop("class", "SAE")
-    if not isinstance(kind, str) or kind not in kinds:
+    if not isinstance(kind, str) or kind not in KINDS:
         raise ValueError(f"{path} is a {kind}, which is not known here: import its class first")
     header = tensor_header(weights)
     with reading(path):
@@ -94,7 +175,7 @@ def read_sae(path: Path, weights: Path, device: torch.device | str, kinds: dict[
             options["init_bias"] = 0.0  # what is loaded needs no start, and one of before may be refused today
         waits = entry(path, {UNITS: False, **options}, UNITS, bool)
         options.pop(UNITS, None)
-        sae = kinds[kind](activation=activation, dtype=dtype, device=device, encoder=encoder, generator=0, **options)
+        sae = KINDS[kind](activation=activation, dtype=dtype, device=device, encoder=encoder, generator=0, **options)
     sae._config["init_bias"] = start
     sae._few_by_default = waits
     unsealed(path, content)

@@ -29,6 +29,7 @@ ORDER = [
     "transcoder",
     "sae",
     "sae_start",
+    "sae_blocks",
     "sae_files",
     "encoders",
     "protocol",

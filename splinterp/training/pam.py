@@ -39,7 +39,7 @@ PULLED = "pulled by the ridge"
 
 @documented
 @dataclass(frozen=True, kw_only=True)
-class PAMSGD(Solves, Readouts, HeldResidual, GradientOptions, metaclass=Shorthands):
+class PAMSGD(GradientOptions, Solves, Readouts, HeldResidual, metaclass=Shorthands):
     """Alternate a gradient phase with an exact decoder solve.
 
     By default, and best with `SAE(decoder="tied_residual")`: gradients move every block; at ends of epochs, as often as a tenth of the
@@ -193,13 +193,13 @@ class PAMSGD(Solves, Readouts, HeldResidual, GradientOptions, metaclass=Shorthan
         model = self.check_module(sae)
         block = model.decoder_block()
         check_block(self, sae, model, block)
-        hold = self.hold_of(model, block, total_steps)
+        hold = self._hold_of(model, block, total_steps)
         if (self.gradient == "tied" or hold) and block.residual is None:
             option = "gradient='tied'" if self.gradient == "tied" else f"hold={hold!r}"
             raise ValueError(f"{option} holds a residual: it needs SAE(decoder='tied_residual')")
-        unread = self.why_no_readouts_of(model, block)
-        if self.readouts_asked and unread:
-            raise ValueError(f"{self.readouts_asked} {unread}")
+        unread = self._why_no_readouts_of(model, block)
+        if self._readouts_asked and unread:
+            raise ValueError(f"{self._readouts_asked} {unread}")
         if self.hold == "race" and total_steps is None:
             raise ValueError("hold='race' is planned by the number of steps, which is not known: pass total_steps")
         scales = () if block.scales is None else (block.scales,)
@@ -211,7 +211,7 @@ class PAMSGD(Solves, Readouts, HeldResidual, GradientOptions, metaclass=Shorthan
             **self.start(sae, x, total_steps, fixed), ridge=ridge, held=hold != 0, hold=hold, held_out=x_val, sae=sae
         )
         state.reads = n_held_out >= ENOUGH if self.readout is None else self.readout and n_held_out > 0
-        state.one_process = self.readouts_asked
+        state.one_process = self._readouts_asked
         model.check_linear()
         state.totals = self.no_totals(model)
         self.when.start(state, self.solver.dtype)
@@ -228,7 +228,7 @@ class PAMSGD(Solves, Readouts, HeldResidual, GradientOptions, metaclass=Shorthan
     @property
     def wants_x_val(self) -> bool:  # type: ignore[override]
         """Whether the ridge, a race or a readout goes by held-out samples."""
-        return self.solver.wants_x_val or bool(self.readouts_asked)
+        return self.solver.wants_x_val or bool(self._readouts_asked)
 
     def make_optimizer(self, sae: SAELike, fixed: Iterable[nn.Parameter] = ()) -> torch.optim.Optimizer:
         """As for other methods, but the decoder's own weights are a third group where the ridge's gradient can be the optimizer's L2
@@ -259,7 +259,7 @@ class PAMSGD(Solves, Readouts, HeldResidual, GradientOptions, metaclass=Shorthan
         """A step that is not of a race, or of the arm of it that moves."""
         if state.processes is not None and self.when.streams:
             raise ValueError("a stream is trained in one process")
-        if state.held and self.solves_are_late(state):
+        if state.held and self._solves_are_late(state):
             state.held = False
         if not state.in_epoch and self.when.before_epoch(state) and not self.waits(state):
             with evaluated(state.optimizer):
@@ -284,10 +284,10 @@ class PAMSGD(Solves, Readouts, HeldResidual, GradientOptions, metaclass=Shorthan
     def _end_epoch(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
         state.in_epoch = False
         state.epochs_since_solve += 1
-        if self.reads_out(state) and state.finished:
+        if self._reads_out(state) and state.finished:
             if not state.read_last:
-                self.timed(state, lambda: self.end_on_a_readout(sae, state))
-        elif self.when.after_epoch(state, self.rests(state)):
+                self.timed(state, lambda: self._end_on_a_readout(sae, state))
+        elif self.when.after_epoch(state, self._rests(state)):
             self._solve_due(sae, state, batches)
 
     def _solve_due(self, sae: SAELike, state: PAMState, batches: Iterable[Tensor]) -> None:
@@ -311,7 +311,7 @@ class PAMSGD(Solves, Readouts, HeldResidual, GradientOptions, metaclass=Shorthan
             if not self.waits(state):
                 self.solve(sae, state, stats)
         elif not self.waits(state):
-            found = self.when.rows(state, batches, self.rests(state)) if self.solver.chooses else batches
+            found = self.when.rows(state, batches, self._rests(state)) if self.solver.chooses else batches
             self.decoder_step(sae, state, found)
 
     def after_solve(self, state: PAMState) -> None:

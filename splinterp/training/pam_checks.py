@@ -32,8 +32,8 @@ def check_options(method: Any) -> None:
             "hold='race' keeps two sets of parameters: it needs an optimizer='adam', 'adamw', 'sgd' or 'muon', a schedule by name, "
             "and no resample"
         )
-    if method.readouts_asked and method.why_no_readouts:
-        raise ValueError(f"{method.readouts_asked} {method.why_no_readouts}")
+    if method._readouts_asked and method._why_no_readouts:
+        raise ValueError(f"{method._readouts_asked} {method._why_no_readouts}")
 
 
 def _raceable(method: Any) -> bool:

@@ -36,12 +36,12 @@ class Readouts:
         def after_solve(self, state: PAMState) -> None: ...
 
     @property
-    def readouts_asked(self) -> str:
+    def _readouts_asked(self) -> str:
         """The option that asks for readouts, if any."""
         return "hold='race'" if self.hold == "race" else "readout=True" if self.readout else ""
 
     @property
-    def why_no_readouts(self) -> str:
+    def _why_no_readouts(self) -> str:
         """Why there are no readouts with these options, with advice; "" where there may be some."""
         if self.when.streams:
             return "looks at all of the data: it is not for a stream"
@@ -52,7 +52,7 @@ class Readouts:
             )
         return ""
 
-    def why_no_readouts_of(self, model: SparseModel, block: Block) -> str:
+    def _why_no_readouts_of(self, model: SparseModel, block: Block) -> str:
         """Why there is no readout of this model, with advice; "" where there may be one."""
         if block.solve is not None:
             return f"is of decoders that may be any matrix, and {model.label} has a solve of its own: leave it out"
@@ -62,9 +62,9 @@ class Readouts:
             return f"does not see penalties on the decoder's rows ({self.row_penalties[0].name}): leave one of them out"
         if self.matrix_free(model):
             return f"needs the Gram matrix, which is not formed for {model.shape[1]} latents: leave it out"
-        return self.why_no_readouts
+        return self._why_no_readouts
 
-    def end_on_a_readout(self, sae: SAELike, state: PAMState) -> None:
+    def _end_on_a_readout(self, sae: SAELike, state: PAMState) -> None:
         """Make the readout that goes by all samples the SAE's decoder, in place of the last solve."""
         found = read_out(self, sae, state)
         write(sae, found)
@@ -73,14 +73,14 @@ class Readouts:
         self.after_solve(state)
         state.read_last = True
 
-    def reads_out(self, state: PAMState) -> bool:
+    def _reads_out(self, state: PAMState) -> bool:
         """Whether there are readouts in this run."""
         return state.reads and state.held_out is not None
 
     def read_out(self, sae: SAELike, state: PAMState) -> Readout | None:
         """What the SAE's decoder would be, chosen on held-out samples, from at most `READ_SAMPLES` training samples (evenly spaced); None
         where there are no readouts, where none is due, and at the end, where it is the decoder already. Nothing is moved."""
-        if not self.reads_out(state) or state.read_last:
+        if not self._reads_out(state) or state.read_last:
             return None
         most = max(READ_SAMPLES, 4 * state.model.shape[1])
         if self.readout is None and not read_is_paid(state, most):

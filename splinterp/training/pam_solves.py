@@ -28,7 +28,9 @@ class Solves:
 
     if TYPE_CHECKING:
         solver: DecoderSolver
-        loss_terms: tuple[Term, ...]
+
+        @property
+        def loss_terms(self) -> tuple[Term, ...]: ...
 
         def penalty_share(self, state: TrainState | None) -> float: ...
 

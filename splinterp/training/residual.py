@@ -53,7 +53,7 @@ class HeldResidual:
         @property
         def loss_terms(self) -> tuple[Term, ...]: ...
 
-    def hold_of(self, model: SparseModel, block: Block, total_steps: int | None) -> float | str:
+    def _hold_of(self, model: SparseModel, block: Block, total_steps: int | None) -> float | str:
         """`hold`, its "auto" decided for a model and a number of steps."""
         if self.hold == "auto" and (total_steps is None or block.residual is None):
             return 0.0
@@ -75,7 +75,7 @@ class HeldResidual:
             self.decoder_lr if self.decoder_lr is not None else rate if own else 1.0,
         )
 
-    def rests(self, state: PAMState) -> bool:
+    def _rests(self, state: PAMState) -> bool:
         """Whether the decoder moves by gradients between solves, and nothing holds it."""
         return self.gradient != "encoder" and not state.held
 
@@ -90,7 +90,7 @@ class HeldResidual:
         return state.step < share * state.total_steps
 
     @staticmethod
-    def solves_are_late(state: PAMState) -> bool:
+    def _solves_are_late(state: PAMState) -> bool:
         """Whether half of the steps after the residual's share are over without a solve that could have let it in."""
         share = state.hold
         if isinstance(share, str) or not 0 < share < 1 or state.total_steps is None:

@@ -191,7 +191,7 @@ def test_a_readout_goes_by_the_last_solves_ridge_and_leaves_the_end_with_one_tha
         state.ridge = before
         found = read_out(method, sae, state)
         assert found.ridge == pytest.approx(15.0) if before == 5.0 else 0 < found.ridge < math.inf
-        method.end_on_a_readout(sae, state)
+        method._end_on_a_readout(sae, state)
         assert state.ridge == (after or found.ridge)
         assert sae.residual.abs().max() > 0
 
