@@ -65,7 +65,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
             options["action"] = argparse.BooleanOptionalAction
         elif f.name == "text":
             options["nargs"] = "+"
-        elif f.name not in ("model", "site", "heading", "column"):
+        elif f.name not in ("model", "site", "heading", "column", "activations"):
             options["type"] = value_of
         parser.add_argument(flag, **options)
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="options of the method: lr=0.004 hold=0.1")
@@ -94,7 +94,7 @@ def _train(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     sae, standardizer, plan = opened(args.folder)
-    metrics = measured(sae, validation_of(args.folder, standardizer))
+    metrics = measured(sae, validation_of(args.folder, plan, standardizer))
     if args.loss:
         model = LanguageModel.load(plan.model, device=args.device, causal=True)
         documents = text_from_files(args.text) if args.text else set_apart(documents_of(plan), plan.validation_tokens)[1]
@@ -121,7 +121,7 @@ def _contexts(args: argparse.Namespace) -> None:
     from transformers import AutoTokenizer
 
     sae, standardizer, plan = opened(args.folder)
-    x = validation_of(args.folder, standardizer)
+    x = validation_of(args.folder, plan, standardizer)
     tokenizer = AutoTokenizer.from_pretrained(source_of(plan.model))
     latents = chosen_latents(sae, x, args.latents, 10)
     found = top_activating(sae, x, args.n, latents, sign=args.sign)
@@ -144,7 +144,7 @@ def _dashboard(args: argparse.Namespace) -> None:
     from transformers import AutoTokenizer
 
     sae, standardizer, plan = opened(args.folder)
-    x = validation_of(args.folder, standardizer)
+    x = validation_of(args.folder, plan, standardizer)
     model = LanguageModel.load(plan.model, causal=True) if args.logits else None
     tokenizer = AutoTokenizer.from_pretrained(source_of(plan.model))
     latents = chosen_latents(sae, x, args.latents, args.count)

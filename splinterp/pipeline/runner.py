@@ -43,7 +43,7 @@ CHECKPOINT_STEPS = 1_000
 """Steps between checkpoints, at most."""
 OF_THE_TEXT = ("max_tokens", "n_sequences", "text_sha256", "sequences_a_shard")
 """What a store says of its text."""
-FREE = ("device", "loss")
+FREE = ("device", "loss", "activations")
 """Options with which a folder may be gone on with, whatever it began with."""
 FILES = (".txt", ".md", ".rst", ".csv", ".json", ".jsonl", ".html", ".xml", ".tex", ".parquet", ".gz", ".zip")
 """Endings by which a name that is not there is of a file, and not of a data set."""
@@ -67,15 +67,15 @@ def train(
 ) -> Outcome:  # fmt: skip
     """Carry out a plan in a folder, or go on with it there.
 
-    The folder holds the plan, the activations (`activations/train` and `activations/validation`, unless they are streamed), the
-    history as CSV, a checkpoint, and the SAE with its standardizer and what it is of (`sae`).
+    The folder holds the plan, the activations (`activations/train` and `activations/validation`, unless they are streamed, or the plan
+    names another folder for them), the history as CSV, a checkpoint, and the SAE with its standardizer and what it is of (`sae`).
 
     Args:
         model: in place of the one that the plan names, already loaded.
         callback: called with each history row beside the CSV file.
 
     Raises:
-        TypeError, ValueError: a folder of another plan, options that do not fit the model or the text.
+        TypeError, ValueError: a folder of another plan, or activations of one; options that do not fit the model or the text.
     """
     out = Path(out)
     _check_folder(plan, out)
@@ -86,7 +86,8 @@ def train(
     method = plan.make_method()
     documents, held_out = set_apart(documents_of(plan), plan.validation_tokens)
     sequences = pack_tokens(model.tokenizer, held_out, plan.context, bos=plan.bos)
-    x_val = _extracted(plan, model, sequences, plan.validation_tokens, out / "activations" / "validation", progress)
+    stores = plan.activations_of(out)
+    x_val = _extracted(plan, model, sequences, plan.validation_tokens, stores / "validation", progress)
     _claim(plan, out)
     x: ActivationStore | ActivationStream
     if plan.stream:
@@ -100,7 +101,7 @@ def train(
         n_rows = plan.tokens
     else:
         packed = pack_tokens(model.tokenizer, documents, plan.context, bos=plan.bos)
-        found = _extracted(plan, model, packed, plan.tokens, out / "activations" / "train", progress)
+        found = _extracted(plan, model, packed, plan.tokens, stores / "train", progress)
         x, about, budget, n_rows = found, found.about, {"epochs": plan.epochs}, plan.epochs * len(found)
         if len(found) < plan.tokens:
             warnings.warn(
@@ -264,9 +265,9 @@ def opened(folder: str | Path) -> tuple[SAE, Standardizer | None, Plan]:
     return SAE.load(folder / SAVED), standardizer, plan
 
 
-def validation_of(folder: str | Path, standardizer: Standardizer | None) -> ActivationStore:
-    """The held-out activations of a folder of `train`."""
-    return ActivationStore(Path(folder) / "activations" / "validation", standardizer=standardizer)
+def validation_of(folder: str | Path, plan: Plan, standardizer: Standardizer | None) -> ActivationStore:
+    """The held-out activations of a folder of `train` and its plan."""
+    return ActivationStore(plan.activations_of(folder) / "validation", standardizer=standardizer)
 
 
 def history_of(folder: str | Path) -> list[dict[str, float]]:

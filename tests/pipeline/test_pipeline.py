@@ -316,6 +316,41 @@ def test_commands_evaluate_show_and_export(world, tmp_path, capsys):
         assert capsys.readouterr().err.startswith("python -m splinterp")
 
 
+def test_runs_share_activations_which_the_first_extracts(world, tmp_path, monkeypatch, capsys):
+    alone = train(plan_of(world), tmp_path / "alone")
+    shared = str(tmp_path / "shared")
+    first = train(plan_of(world, activations=shared), tmp_path / "first")
+    assert not (tmp_path / "first" / "activations").exists()
+    assert first.metrics == alone.metrics
+    for name, value in alone.sae.state_dict().items():
+        assert torch.equal(first.sae.state_dict()[name], value)
+
+    def extracted(*arguments, **named):
+        raise AssertionError("extracted again")
+
+    monkeypatch.setattr("splinterp.data.extract._Plan._shard", extracted)
+    options = ["--set", "lr=0.01", "--activations", "shared", "--out", "second", "--quiet"]
+    plan = tmp_path / "plan.json"
+    plan.write_text(json.dumps(plan_of(world).as_json()))
+    monkeypatch.chdir(tmp_path)
+    main(["train", "--config", str(plan), *options])
+    second = json.loads((tmp_path / "second" / "plan.json").read_text())
+    assert second["activations"] == shared
+    assert second["method_options"] == {"lr": 0.01}
+    capsys.readouterr()
+    monkeypatch.chdir(world)  # what reads the plan later may be elsewhere
+    main(["evaluate", str(tmp_path / "second")])
+    measured = dict(line.split() for line in capsys.readouterr().out.splitlines())
+    assert float(measured["fvu"]) != pytest.approx(alone.metrics["fvu"], rel=1e-3)
+    (tmp_path / "shared").rename(tmp_path / "moved")
+    again = train(
+        plan_of(world, activations=str(tmp_path / "moved")), tmp_path / "first"
+    )  # a finished run whose store has moved
+    assert again.metrics == first.metrics
+    with pytest.raises(ValueError, match="moved.*holds other activations: its layer is 2, not 1"):
+        train(plan_of(world, layer=1, activations=str(tmp_path / "moved")), tmp_path / "third")
+
+
 def test_places_have_the_names_of_other_tools():
     assert hook_name(3, "residual") == "blocks.2.hook_resid_post"
     assert hook_name(0, "residual") == "blocks.0.hook_resid_pre"
