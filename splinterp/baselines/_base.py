@@ -14,6 +14,7 @@ from sklearn.utils.validation import _check_sample_weight, check_is_fitted, vali
 
 from splinterp._checks import whole
 from splinterp._typing import Array
+from splinterp._warned import outside
 from splinterp.baselines._affine import Flats, lift, project
 from splinterp.geometry._local import Columns
 
@@ -123,7 +124,9 @@ def cluster(x: Array, weights: Array, n_regions: int, n_init: int, max_iter: int
     distinct = min(n_regions, len(x))
     if distinct < n_regions:
         warnings.warn(
-            f"{distinct} different samples for n_regions={n_regions}: some regions are empty", ConvergenceWarning, stacklevel=3
+            f"{distinct} different samples for n_regions={n_regions}: some regions are empty",
+            ConvergenceWarning,
+            stacklevel=outside(),
         )
     found = KMeans(distinct, n_init=n_init, max_iter=max_iter, tol=0.0, random_state=state).fit(x, sample_weight=weights)
     return np.concatenate([found.cluster_centers_, *[found.cluster_centers_[-1:]] * (n_regions - distinct)]), found.n_iter_

@@ -26,6 +26,7 @@ from splinterp._files import (
     unsealed,
 )
 from splinterp._typing import ArrayLike, Tensor
+from splinterp._warned import outside
 from splinterp.data.store import ActivationStore
 
 TENSORS, CONFIG = "standardizer.safetensors", "standardizer.json"
@@ -80,7 +81,7 @@ class Standardizer:
             if constant.any():
                 warnings.warn(
                     f"{int(constant.sum())} of {width} columns are constant on the training part: centred, divided by 1",
-                    stacklevel=2,
+                    stacklevel=outside(),
                 )
                 scale[constant] = 1.0
         self.mean, self.scale = mean.cpu(), scale.cpu()

@@ -16,6 +16,7 @@ import torch
 
 from splinterp._atomic import replace_file
 from splinterp._documented import documented
+from splinterp._warned import outside
 from splinterp.data.extract import extract_activations
 from splinterp.data.language_model import LanguageModel
 from splinterp.data.standardizer import Standardizer
@@ -105,7 +106,8 @@ def train(
         x, about, budget, n_rows = found, found.about, {"epochs": plan.epochs}, plan.epochs * len(found)
         if len(found) < plan.tokens:
             warnings.warn(
-                f"the text gives {len(found):,} activations to train on, not {plan.tokens:,}: name more text", stacklevel=2
+                f"the text gives {len(found):,} activations to train on, not {plan.tokens:,}: name more text",
+                stacklevel=outside(),
             )
         standardizer = _fitted(plan, found)
     x.standardizer = x_val.standardizer = standardizer

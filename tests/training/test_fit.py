@@ -12,6 +12,8 @@ import torch
 
 import splinterp.training.run
 from splinterp import PAMSGD, SAE, SGD, DivergenceError, TopK, fit
+from splinterp.baselines import KMeansAutoencoder
+from splinterp.data import Standardizer
 from splinterp.metrics import evaluate
 from tests.helpers import ACTIVATIONS, DECODERS, make_sae, rng, samples
 
@@ -282,5 +284,7 @@ def test_warnings_name_the_line_that_called():
         warnings.simplefilter("always")
         fit(sae(), torch.randn(400, 8, generator=rng(0)), PAMSGD(ridge="held_out"), epochs=1)
         fit(sae(), 1e5 * torch.randn(400, 8, generator=rng(0)), SGD(), epochs=1)
-    assert len(found) >= 2
+        Standardizer("per_feature").fit(torch.ones(20, 1) * torch.arange(20)[:, None] * torch.tensor([[1.0, 0.0]]))
+        KMeansAutoencoder(n_regions=3, random_state=0).fit([[0.0], [0.0], [1.0], [1.0]])
+    assert len(found) >= 4
     assert {warning.filename for warning in found} == {__file__}
