@@ -171,6 +171,29 @@ def _summary(
     return table(header, lines, markdown, keys=4)
 
 
+VERDICTS = ("better", "not worse", "undecided", "worse")
+
+
+def counts(found: Sequence[dict[str, Any]], markdown: bool = False) -> str:
+    """Verdicts counted: a row for each results file, activation and number of controls; sums by the number of controls, and over all."""
+    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
+    for results in found:
+        config = results["config"]
+        for v in results["verdicts"]:
+            groups.setdefault((config["data"], str(config["k"]), v["activation"], str(len(v["against"]))), []).append(v)
+    for controls in sorted({key[3] for key in groups}):
+        groups["all", "", "", controls] = [
+            v for key, own in groups.items() if key[0] != "all" and key[3] == controls for v in own
+        ]
+    groups["all", "", "", ""] = [v for results in found for v in results["verdicts"]]
+    lines = []
+    for key, own in groups.items():
+        changes = [math.expm1(v["log_ratio"][0]) for v in own]
+        said = [v["verdict"] for v in own]
+        lines.append([*key, len(own), *(said.count(each) for each in VERDICTS), f"{min(changes):+.1%} to {max(changes):+.1%}"])
+    return table(["data", "k", "activation", "controls", "cells", *VERDICTS, "PAM against control"], lines, markdown, keys=4)
+
+
 def part_table(results: dict[str, Any], part: str, markdown: bool = False) -> str:
     """Every row of a part, means over its seeds: sizes, ReLU sweep, variants, ridge, or the published comparison's ablations."""
     rows = [row for row in results["rows"] if row["part"] == part]

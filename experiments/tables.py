@@ -1,4 +1,4 @@
-"""Print the tables of a results file, without running anything."""
+"""Print the tables of results files, without running anything."""
 
 from __future__ import annotations
 
@@ -28,30 +28,43 @@ from experiments import (
     variants,
 )
 from experiments.files import COMMITTED, read_results
-from experiments.report import render, summary
+from experiments.report import counts, render, summary
 
 
 def command(argv: list[str]) -> Path:
-    """`python -m experiments tables FILE [--markdown] [--summary]`"""
+    """`python -m experiments tables FILE... [--markdown] [--summary | --counts]`"""
     parser = argparse.ArgumentParser(prog="python -m experiments tables", description=__doc__)
-    parser.add_argument("file", type=Path, help="a results file, or the name of a committed one (mnist-controlled)")
+    parser.add_argument("files", nargs="+", help="results files, or names of committed ones (mnist-controlled)")
     parser.add_argument("--markdown", action="store_true")
-    parser.add_argument("--summary", action="store_true", help="only the verdict of each cell of the main comparison")
+    short = parser.add_mutually_exclusive_group()
+    short.add_argument("--summary", action="store_true", help="only the verdict of each cell of the main comparison")
+    short.add_argument("--counts", action="store_true", help="how often each verdict was reached, in all of the files together")
     args = parser.parse_args(argv)
-    path = args.file if args.file.exists() else COMMITTED / f"{args.file}.json"
+    found = [_read(parser, name) for name in args.files]
+    verb = "summarise" if args.summary else "count" if args.counts else ""
+    for path, results in found if verb else ():
+        if "verdicts" not in results:
+            parser.error(f"{path.name} has no verdicts to {verb}: leave --{'summary' if args.summary else 'counts'} out")
+    if args.counts:
+        print(counts([results for _, results in found], args.markdown))
+    else:
+        print("\n\n".join(_renderer(results, args.summary)(results, args.markdown) for _, results in found))
+    return found[-1][0]
+
+
+def _read(parser: argparse.ArgumentParser, name: str) -> tuple[Path, dict[str, Any]]:
+    """A results file by its path or the name of a committed one; where there is none, the parser says so and ends."""
+    path = Path(name) if Path(name).exists() else COMMITTED / f"{name}.json"
     if not path.is_file():
         names = sorted(p.stem for p in COMMITTED.glob("*.json") if not p.stem.endswith("-runs"))
-        parser.error(f"{args.file} is neither a file nor one of {', '.join(names)}")
+        parser.error(f"{name} is neither a file nor one of {', '.join(names)}")
     try:
         results = read_results(path)
     except (ValueError, OSError) as error:
         parser.error(f"{path} is no results file: {error}")
     if "records" in results:
         parser.error(f"{path.name} holds single runs: their tables are in {path.name.replace('-runs', '')}")
-    if args.summary and "verdicts" not in results:
-        parser.error(f"{path.name} has no verdicts to summarise: leave --summary out")
-    print(_renderer(results, args.summary)(results, args.markdown))
-    return path
+    return path, results
 
 
 def _renderer(results: dict[str, Any], short: bool) -> Callable[[dict[str, Any], bool], str]:

@@ -3,6 +3,8 @@
 from __future__ import annotations
 
 import dataclasses
+import json
+import math
 import os
 import signal
 import subprocess
@@ -107,6 +109,7 @@ def test_results_files_that_are_not_there(tmp_path, capsys):
     (tmp_path / "broken.json").write_text('{"rows": [')
     assert "is no results file" in refused(["tables", str(tmp_path / "broken.json")], capsys)
     assert "their tables are in mnist-paper" in refused(["tables", "mnist-paper-runs"], capsys)
+    assert "has no verdicts to count: leave --counts out" in refused(["tables", "mnist-centred", "abstopk", "--counts"], capsys)
     with pytest.raises(SystemExit):
         figures.run(["sparsity", "--results", str(tmp_path / "none.json")])
     assert "neither a results file nor a folder" in capsys.readouterr().err
@@ -271,3 +274,21 @@ def test_workers_end_with_a_command_that_is_killed(tmp_path):
     while any(Path(f"/proc/{pid}").exists() for pid in pids) and time.monotonic() < deadline:
         time.sleep(0.2)
     assert not [pid for pid in pids if Path(f"/proc/{pid}").exists()]
+
+
+def test_verdicts_are_counted_over_files(capsys):
+    names = ["mnist-centred", "llm-small-gpt2-1-centred"]
+    assert command_line.main(["tables", *names, "--counts", "--markdown"]) == 0
+    lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
+    rows = [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
+    verdicts = [v for name in names for v in json.loads((COMMITTED / f"{name}.json").read_text())["verdicts"]]
+    parts = [row for row in rows if row["data"] != "all"]
+    assert {(row["data"], row["activation"]) for row in parts} == {
+        (data, activation) for data in ("mnist", "small-gpt2-1") for activation in ("TopK", "AbsTopK")
+    }
+    for column in ("better", "not worse", "undecided", "worse"):
+        total = sum(v["verdict"] == column for v in verdicts)
+        assert sum(int(row[column]) for row in parts) == int(rows[-1][column]) == total
+    assert rows[-1]["cells"] == str(len(verdicts))
+    worst = max(v["log_ratio"][0] for v in verdicts)
+    assert rows[-1]["PAM against control"].endswith(f"{math.expm1(worst):+.1%}")
