@@ -126,7 +126,8 @@ class BiasAdaptation:
     Options:
         base: SGD(...) or PAMSGD(...); SGD at a step size of 0.03 by default. lr: shorthand for the base's; None leaves it.
         target_frequencies: one for each group, or one for each latent (that many groups), in (0, 1]; None takes `groups` of them
-            from `highest` to `lowest` (one group: `highest`). A sequence or a single number.
+            (by default 10, and fewer where there are fewer latents) from `highest` to `lowest` (one group: `highest`). A sequence or a
+            single number.
         gamma_up, gamma_down: fractions of a peak. The published 0.01 moves biases by a few tenths in 3,000 steps.
         every: steps between bias updates. eps: a latent below this frequency is silent.
         gain: what the decoder's rows are multiplied by at the start: the output scales of a tied decoder (`tie_scale`), or W_dec. None
@@ -233,14 +234,16 @@ class BiasAdaptation:
         elif self.quantile_samples is not None:
             raise ValueError(f"quantile_samples={self.quantile_samples} changes nothing with rule='step': leave it out")
 
-    def group_targets(self) -> list[float]:
-        """Target frequency of each group, highest first unless given otherwise."""
+    def group_targets(self, n_latents: int | None = None) -> list[float]:
+        """Target frequency of each group, highest first unless given otherwise; with `n_latents` the default of 10 groups is lowered to
+        that."""
         if isinstance(self.target_frequencies, tuple):
             return list(self.target_frequencies)
-        if self.groups == 1:
-            return [self.highest]
-        ratio = (self.lowest / self.highest) ** (1 / (self.groups - 1))
-        return [self.highest * ratio**g for g in range(self.groups)]
+        n = self.groups
+        if n_latents is not None and n == BiasAdaptation.__dataclass_fields__["groups"].default:
+            n = min(n, n_latents)
+        ratio = 1.0 if n == 1 else (self.lowest / self.highest) ** (1 / (n - 1))
+        return [self.highest * ratio**g for g in range(n)]
 
     def loss(self, sae: SAELike, x: Tensor) -> Tensor:
         """The base's loss of a batch (n, d_in)."""
@@ -260,7 +263,7 @@ class BiasAdaptation:
         """
         model = as_model(sae)
         n_latents = model.shape[1]
-        frequencies = self.group_targets()
+        frequencies = self.group_targets(n_latents)
         if len(frequencies) > n_latents:
             raise ValueError(f"{len(frequencies)} groups for n_latents={n_latents}: choose at most one for each latent")
         self._check_model(model)
@@ -298,7 +301,11 @@ class BiasAdaptation:
             )
         if self.rule == "quantile" and not model.bias.by_own_score:
             name = type(model if activation is None else activation).__name__
-            raise ValueError(f"rule='quantile' needs ReLU or JumpReLU, whose latents fire by their own scores, not {name}")
+            if activation is not None and activation.fires_by_own_score:
+                name = f"what {model.label} makes of them with the encoder {model.parametrisation!r}"
+            raise ValueError(
+                f"rule='quantile' needs ReLU or JumpReLU, whose latents fire by their own scores, not {name}: take rule='step'"
+            )
 
     def step(self, sae: SAELike, state: BiasState, x: Tensor) -> None:
         """The base's step on a batch (n, d_in) with the bias held, and after every `every`-th a bias update."""

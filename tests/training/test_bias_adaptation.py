@@ -13,6 +13,7 @@ from torch import nn
 
 from splinterp import PAMSGD, SAE, SGD, AbsTopK, BiasAdaptation, DivergenceError, JumpReLU, ReLU, TopK, fit
 from splinterp.data import SparseFeatures
+from splinterp.encoders import Gated
 from splinterp.metrics import evaluate, match_features
 from splinterp.protocol import inference_mode_of
 from splinterp.training import BiasState, FiringCounter
@@ -105,6 +106,15 @@ def test_encoder_columns_stay_unit_and_bounds_scale_with_the_data():
         centred = x - x.mean(0)
         assert result.state.scale == pytest.approx(float(centred.square().sum(1).mean().sqrt()), rel=1e-5)
         assert float(sae.bias.value.amin()) < -0.3 * result.state.scale
+
+
+@pytest.mark.parametrize("n_latents", [1, 2, 9])
+def test_small_dictionaries_have_fewer_groups_by_default(n_latents):
+    state = BiasAdaptation(highest=0.4, lowest=0.1).init(tied(m=n_latents), samples())
+    targets = state.targets.tolist()
+    assert targets[0] == pytest.approx(0.4)
+    assert len(set(targets)) == n_latents
+    assert targets[-1] == pytest.approx(0.1 if n_latents > 1 else 0.4)
 
 
 def test_targets_are_cut_into_groups_of_neighbours():
@@ -242,8 +252,10 @@ def test_bases_and_modules_that_do_not_fit():
         BiasAdaptation().init(tied(AbsTopK(2)), samples())
     with pytest.raises(ValueError, match="not TopK"):
         BiasAdaptation(rule="quantile").init(tied(TopK(2)), samples())
-    with pytest.raises(ValueError, match="10 groups for n_latents=4"):
-        BiasAdaptation().init(tied(m=4), samples())
+    with pytest.raises(ValueError, match="5 groups for n_latents=4"):
+        BiasAdaptation(groups=5).init(tied(m=4), samples())
+    with pytest.raises(ValueError, match="what SAE makes of them with the encoder Gated"):
+        BiasAdaptation(rule="quantile").init(SAE(8, 12, ReLU(), encoder=Gated()), samples())
     with pytest.raises(ValueError, match="data that varies"):
         BiasAdaptation().init(SAE(8, 12, ReLU()), torch.zeros(4, 8))
     with pytest.raises(ValueError, match="call update"):
