@@ -87,37 +87,21 @@ def train(
     method = plan.make_method()
     documents, held_out = set_apart(documents_of(plan), plan.validation_tokens)
     sequences = pack_tokens(model.tokenizer, held_out, plan.context, bos=plan.bos)
-    stores = plan.activations_of(out)
-    x_val = _extracted(plan, model, sequences, plan.validation_tokens, stores / "validation", progress)
+    x_val = _extracted(plan, model, sequences, plan.validation_tokens, plan.activations_of(out) / "validation", progress)
     _claim(plan, out)
-    x: ActivationStore | ActivationStream
+    x, standardizer = _samples(plan, model, documents, out, progress)
     if plan.stream:
-        x = ActivationStream(
-            model, documents, plan.layer, plan.site, context=plan.context, rules=plan.rules(), bos=plan.bos, max_tokens=plan.tokens,
-            repeat=True,
-        )  # fmt: skip
-        standardizer = _fitted(plan, x.peek(FITTED))
         about = {name: value for name, value in x_val.about.items() if name not in OF_THE_TEXT} | {"streamed": str(x)}
-        budget: dict[str, Any] = {}
-        n_rows = plan.tokens
     else:
-        packed = pack_tokens(model.tokenizer, documents, plan.context, bos=plan.bos)
-        found = _extracted(plan, model, packed, plan.tokens, stores / "train", progress)
-        x, about, budget, n_rows = found, found.about, {"epochs": plan.epochs}, plan.epochs * len(found)
-        if len(found) < plan.tokens:
-            warnings.warn(
-                f"the text gives {len(found):,} activations to train on, not {plan.tokens:,}: name more text",
-                stacklevel=outside(),
-            )
-        standardizer = _fitted(plan, found)
+        about = x.about
     x.standardizer = x_val.standardizer = standardizer
-    steps = n_rows // plan.batch_size
+    steps = (plan.tokens if plan.stream else plan.epochs * len(x)) // plan.batch_size
     every = plan.log_every_steps or max(1, steps // ROWS)
     rows = CSVLogger(out / HISTORY)
     result = fit(
         sae, x, method, batch_size=plan.batch_size, x_val=x_val, generator=plan.seed, log_every_steps=every, checkpoint=out / CHECKPOINT,
         checkpoint_every_steps=min(every, CHECKPOINT_STEPS), resume=True, progress=progress,
-        callback=rows if callback is None else several(rows, callback), **budget,
+        callback=rows if callback is None else several(rows, callback), epochs=None if plan.stream else plan.epochs,
     )  # fmt: skip
     metrics = measured(sae, x_val)
     if plan.loss:
@@ -126,6 +110,25 @@ def train(
         metrics |= {"loss_recovered": lost.loss_recovered(), "kl": lost.kl, "cross_entropy": lost.clean}
     sae.save(out / SAVED, standardizer, about=_about(plan, about, metrics, result.history[-1], _begins(model, sequences)))
     return Outcome(SAE.load(out / SAVED), standardizer, metrics, out / SAVED)
+
+
+def _samples(
+    plan: Plan, model: LanguageModel, documents: list[str], out: Path, progress: bool
+) -> tuple[Any, Standardizer | None]:
+    """The activations to train on, a stream or a store, and the standardizer that is fitted to them."""
+    if plan.stream:
+        stream = ActivationStream(
+            model, documents, plan.layer, plan.site, context=plan.context, rules=plan.rules(), bos=plan.bos, max_tokens=plan.tokens,
+            repeat=True,
+        )  # fmt: skip
+        return stream, _fitted(plan, stream.peek(FITTED))
+    packed = pack_tokens(model.tokenizer, documents, plan.context, bos=plan.bos)
+    found = _extracted(plan, model, packed, plan.tokens, plan.activations_of(out) / "train", progress)
+    if len(found) < plan.tokens:
+        warnings.warn(
+            f"the text gives {len(found):,} activations to train on, not {plan.tokens:,}: name more text", stacklevel=outside()
+        )
+    return found, _fitted(plan, found)
 
 
 def _extracted(
