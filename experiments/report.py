@@ -174,24 +174,26 @@ def _summary(
 VERDICTS = ("better", "not worse", "undecided", "worse")
 
 
-def counts(found: Sequence[dict[str, Any]], markdown: bool = False) -> str:
-    """Verdicts counted: a row for each results file, activation and number of controls; sums by the number of controls, and over all."""
-    groups: dict[tuple[str, ...], list[dict[str, Any]]] = {}
-    for results in found:
-        config = results["config"]
+def counts(found: dict[str, dict[str, Any]], markdown: bool = False) -> str:
+    """Verdicts counted: a row for each results file by its name, activation and number of controls; sums by the number of controls, and
+    over all."""
+    groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
+    for name, results in found.items():
         for v in results["verdicts"]:
-            groups.setdefault((config["data"], str(config["k"]), v["activation"], str(len(v["against"]))), []).append(v)
-    for controls in sorted({key[3] for key in groups}):
-        groups["all", "", "", controls] = [
-            v for key, own in groups.items() if key[0] != "all" and key[3] == controls for v in own
-        ]
-    groups["all", "", "", ""] = [v for results in found for v in results["verdicts"]]
+            groups.setdefault((name, v["activation"], len(v["against"])), []).append(v)
+    numbers = sorted({n for *_, n in groups})
+    rows: list[tuple[Sequence[object], list[dict[str, Any]]]] = list(groups.items())
+    if len(numbers) > 1:
+        rows += [(("all", "", n), [v for key, own in groups.items() if key[2] == n for v in own]) for n in numbers]
+    rows.append((("all", "", ""), [v for own in groups.values() for v in own]))
     lines = []
-    for key, own in groups.items():
-        changes = [math.expm1(v["log_ratio"][0]) for v in own]
+    for key, own in rows:
         said = [v["verdict"] for v in own]
-        lines.append([*key, len(own), *(said.count(each) for each in VERDICTS), f"{min(changes):+.1%} to {max(changes):+.1%}"])
-    return table(["data", "k", "activation", "controls", "cells", *VERDICTS, "PAM against control"], lines, markdown, keys=4)
+        ratios = [v["log_ratio"][0] for v in own]
+        known = all(map(math.isfinite, ratios))
+        change = f"{math.expm1(min(ratios)):+.1%} to {math.expm1(max(ratios)):+.1%}" if known else "n/a"
+        lines.append([*key, len(own), *(said.count(each) for each in VERDICTS), change])
+    return table(["file", "activation", "controls", "cells", *VERDICTS, "PAM against control"], lines, markdown, keys=3)
 
 
 def part_table(results: dict[str, Any], part: str, markdown: bool = False) -> str:

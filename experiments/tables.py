@@ -43,10 +43,17 @@ def command(argv: list[str]) -> Path:
     found = [_read(parser, name) for name in args.files]
     verb = "summarise" if args.summary else "count" if args.counts else ""
     for path, results in found if verb else ():
-        if "verdicts" not in results:
+        if not results.get("verdicts"):
             parser.error(f"{path.name} has no verdicts to {verb}: leave --{'summary' if args.summary else 'counts'} out")
     if args.counts:
-        print(counts([results for _, results in found], args.markdown))
+        if len({path.resolve() for path, _ in found}) < len(found):
+            parser.error("a file is named twice, whose cells would count twice: leave one out")
+        print(
+            counts(
+                {name.removesuffix(".json"): results for name, (_, results) in zip(args.files, found, strict=True)},
+                args.markdown,
+            )
+        )
     else:
         print("\n\n".join(_renderer(results, args.summary)(results, args.markdown) for _, results in found))
     return found[-1][0]

@@ -22,8 +22,8 @@ from splinterp.activations._gradients import sparse_gradients
 from splinterp.activations.base import as_activation
 from splinterp.encoders import Encoder, Linear
 from splinterp.protocol import BiasBlock, Block, Code, alike, dense, inference_mode_of
-from splinterp.sae_blocks import bias_of, block_of, nested_of
 from splinterp.sae_files import KINDS, SavedSAE, load_sae
+from splinterp.sae_parts import bias_of, decoded_in_parts, decoder_of
 from splinterp.sae_start import FEW_LATENTS, OTHERS, check_options, checked_columns, started_bias
 from splinterp.sparse_kernels import autocast_dtype, decode_sparse, kept_scores, takes_triton
 
@@ -310,7 +310,7 @@ class SAE(SavedSAE):
 
     def decode_nested(self, code: Code, depth: Tensor, n_parts: int) -> Sequence[Tensor]:
         changed = overrides(self, "decode", "decode_top", "decoder_rows", "tied_rows", "forward")
-        found = None if changed else nested_of(self, code, depth, n_parts)
+        found = None if changed else decoded_in_parts(self, code, depth, n_parts)
         return super().decode_nested(code, depth, n_parts) if found is None else found
 
     def forward(self, x: ArrayLike) -> SAEOutput:
@@ -354,7 +354,7 @@ class SAE(SavedSAE):
 
     def decoder_block(self) -> Block:
         """The decoder as a solve sees it."""
-        return block_of(self)
+        return decoder_of(self)
 
     def encoder_parameters(self) -> list[nn.Parameter]:
         return [self.W_enc, self.b_enc]

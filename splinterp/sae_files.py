@@ -125,7 +125,7 @@ def write_sae(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], 
 
 
 def load_sae(folder: str | Path, device: torch.device | str) -> Any:
-    """`SAE.load`."""
+    """What `SAE.load` does, its errors included."""
     folder = Path(folder)
     if not folder.is_dir():
         what = "a file: pass the folder that it is in" if folder.exists() else "not there"

@@ -29,7 +29,7 @@ ORDER = [
     "transcoder",
     "sae",
     "sae_start",
-    "sae_blocks",
+    "sae_parts",
     "sae_files",
     "encoders",
     "protocol",

@@ -22,7 +22,7 @@ from experiments.benches.problems import samples
 from experiments.benches.timing import in_fresh_process, interleaved, require_cpu
 from splinterp import PAMSGD, SAE, SGD, TopK, fit
 from splinterp.decoder import DecoderStats, gcv_ridge, solve_by_gcv
-from splinterp.protocol import blocks_of
+from splinterp.protocol import sample_blocks
 from splinterp.training.batches import Batches
 
 REPEATS, LR, STEPS_BEFORE = 5, 4e-3, 100
@@ -78,7 +78,7 @@ def _parts(case: Case, repeats: int, threads: int) -> dict[str, float]:
     sae.eval()
     batches = Batches(x, case.batch_size, x.device, x.dtype)
     with torch.no_grad():
-        blocks = list(blocks_of(sae, batches))
+        blocks = list(sample_blocks(sae, batches))
         codes = [sae.code(block) for block in blocks]
     W, b = sae.W_enc.detach(), sae.b_enc.detach()
     room = torch.empty(max(map(len, blocks)), case.n_latents)

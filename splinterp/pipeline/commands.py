@@ -65,7 +65,7 @@ def _add_plan(parser: argparse.ArgumentParser) -> None:
             options["action"] = argparse.BooleanOptionalAction
         elif f.name == "text":
             options["nargs"] = "+"
-        elif f.name not in ("model", "site", "heading", "column", "activations"):
+        elif f.name not in ("model", "site", "heading", "column", "store"):
             options["type"] = value_of
         parser.add_argument(flag, **options)
     parser.add_argument("--set", nargs="+", default=[], metavar="NAME=VALUE", help="options of the method: lr=0.004 hold=0.1")
@@ -94,7 +94,7 @@ def _train(args: argparse.Namespace) -> None:
 
 def _evaluate(args: argparse.Namespace) -> None:
     sae, standardizer, plan = opened(args.folder)
-    metrics = measured(sae, validation_of(args.folder, plan, standardizer))
+    metrics = measured(sae, validation_of(args.folder, sae, plan, standardizer, args.store))
     if args.loss:
         model = LanguageModel.load(plan.model, device=args.device, causal=True)
         documents = text_from_files(args.text) if args.text else set_apart(documents_of(plan), plan.validation_tokens)[1]
@@ -121,7 +121,7 @@ def _contexts(args: argparse.Namespace) -> None:
     from transformers import AutoTokenizer
 
     sae, standardizer, plan = opened(args.folder)
-    x = validation_of(args.folder, plan, standardizer)
+    x = validation_of(args.folder, sae, plan, standardizer, args.store)
     tokenizer = AutoTokenizer.from_pretrained(source_of(plan.model))
     latents = chosen_latents(sae, x, args.latents, 10)
     found = top_activating(sae, x, args.n, latents, sign=args.sign)
@@ -144,7 +144,7 @@ def _dashboard(args: argparse.Namespace) -> None:
     from transformers import AutoTokenizer
 
     sae, standardizer, plan = opened(args.folder)
-    x = validation_of(args.folder, plan, standardizer)
+    x = validation_of(args.folder, sae, plan, standardizer, args.store)
     model = LanguageModel.load(plan.model, causal=True) if args.logits else None
     tokenizer = AutoTokenizer.from_pretrained(source_of(plan.model))
     latents = chosen_latents(sae, x, args.latents, args.count)
@@ -155,6 +155,7 @@ def _dashboard(args: argparse.Namespace) -> None:
     say(f"written: {out}")
 
 
+STORE = "folder of the activations, where it has moved"
 FORMATS = ("saelens", "dictionary_learning", "sparsify", "gemma_scope")
 
 
@@ -194,6 +195,7 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.set_defaults(run=_train)
     command = commands.add_parser("evaluate", help="measure the SAE of a folder on its held-out activations")
     command.add_argument("folder")
+    command.add_argument("--store", help=STORE)
     command.add_argument("--loss", action="store_true", help="the loss recovered too, with the model")
     command.add_argument("--text", help="a text file or folder for it; else the held-out documents")
     command.add_argument("--sequences", type=int, default=64, help="of them (64)")
@@ -201,12 +203,14 @@ def main(argv: Sequence[str] | None = None) -> None:
     command.set_defaults(run=_evaluate)
     command = commands.add_parser("contexts", help="the tokens that latents fire on most, in their context")
     command.add_argument("folder")
+    command.add_argument("--store", help=STORE)
     command.add_argument("--latents", nargs="+", type=int, help="which; else ten from rare to frequent")
     command.add_argument("-n", type=int, default=8, help="tokens a latent (8)")
     command.add_argument("--sign", choices=("positive", "negative", "magnitude"), default="positive")
     command.set_defaults(run=_contexts)
     command = commands.add_parser("dashboard", help="one HTML page about some latents")
     command.add_argument("folder")
+    command.add_argument("--store", help=STORE)
     command.add_argument("--latents", nargs="+", type=int, help="which; else some from rare to frequent")
     command.add_argument("--count", type=int, default=20, help="how many of those (20)")
     command.add_argument("-n", type=int, default=8, help="contexts a latent (8)")

@@ -57,8 +57,8 @@ class Plan:
     validation_tokens: int = option(5_000, "held-out activations, of documents that are not trained on")
     stream: bool = option(False, "extract while training, with nothing on disk (StreamingPAMSGD or SGD; one pass)")
     store_dtype: str = option("float32", "of the store: float32, float16 or bfloat16")
-    activations: str = option(
-        "", "folder of the activations, which several runs may share: extracted by the first; '': activations in the run's own"
+    store: str = option(
+        "", "folder of the activations (of a stream: the held-out ones), which runs may share; '': activations in the run's own"
     )
     standardizer: str = option("global", "none, global or per_feature")
     activation: str = option("TopK", ", ".join(ACTIVATIONS))
@@ -82,8 +82,10 @@ class Plan:
         object.__setattr__(self, "text", text)
         if not text:
             raise ValueError("text is empty: name some files, 'python', or a data set")
-        if self.activations:  # commands that read the plan later may be run elsewhere
-            object.__setattr__(self, "activations", str(Path(self.activations).expanduser().absolute()))
+        if not isinstance(self.store, str | Path):
+            raise TypeError(f"store={self.store!r} must be the name of a folder")
+        if self.store:  # commands that read the plan later may be run elsewhere
+            object.__setattr__(self, "store", str(Path(self.store).expanduser().absolute()))
         for name, low in {
             "context": 1, "skip_first": 0, "tokens": 1, "validation_tokens": 2, "k": 1, "epochs": 1, "batch_size": 1, "seed": 0,
         }.items():  # fmt: skip
@@ -110,9 +112,9 @@ class Plan:
         self.make_method()
         self.make_activation()
 
-    def activations_of(self, out: str | Path) -> Path:
+    def store_of(self, out: str | Path) -> Path:
         """The folder of the activations of a run in `out`."""
-        return Path(self.activations) if self.activations else Path(out) / "activations"
+        return Path(self.store) if self.store else Path(out) / "activations"
 
     def rules(self) -> TokenRules:
         """Which tokens are taken."""

@@ -6,15 +6,17 @@ import csv
 import importlib.metadata
 import json
 import platform
+import sys
 import warnings
-from collections.abc import Callable, Iterable
-from dataclasses import MISSING, fields
+from collections.abc import Callable, Iterable, Iterator
+from contextlib import ExitStack, contextmanager, nullcontext
+from dataclasses import MISSING, fields, replace
 from pathlib import Path
 from typing import Any, NamedTuple
 
 import torch
 
-from splinterp._atomic import replace_file
+from splinterp._atomic import locked, replace_file
 from splinterp._documented import documented
 from splinterp._warned import outside
 from splinterp.data.extract import extract_activations
@@ -44,7 +46,7 @@ CHECKPOINT_STEPS = 1_000
 """Steps between checkpoints, at most."""
 OF_THE_TEXT = ("max_tokens", "n_sequences", "text_sha256", "sequences_a_shard")
 """What a store says of its text."""
-FREE = ("device", "loss", "activations")
+FREE = ("device", "loss", "store")
 """Options with which a folder may be gone on with, whatever it began with."""
 FILES = (".txt", ".md", ".rst", ".csv", ".json", ".jsonl", ".html", ".xml", ".tex", ".parquet", ".gz", ".zip")
 """Endings by which a name that is not there is of a file, and not of a data set."""
@@ -68,8 +70,9 @@ def train(
 ) -> Outcome:  # fmt: skip
     """Carry out a plan in a folder, or go on with it there.
 
-    The folder holds the plan, the activations (`activations/train` and `activations/validation`, unless they are streamed, or the plan
-    names another folder for them), the history as CSV, a checkpoint, and the SAE with its standardizer and what it is of (`sae`).
+    The folder holds the plan, the activations (`activations/train`, unless they are streamed, and `activations/validation`; or the plan
+    names another folder for them, which runs may share), the history as CSV, a checkpoint, and the SAE with its standardizer and what
+    it is of (`sae`).
 
     Args:
         model: in place of the one that the plan names, already loaded.
@@ -79,6 +82,7 @@ def train(
         TypeError, ValueError: a folder of another plan, or activations of one; options that do not fit the model or the text.
     """
     out = Path(out)
+    plan = _remembered(plan, out)
     _check_folder(plan, out)
     if model is None:
         model = LanguageModel.load(plan.model, device=plan.device, causal=plan.loss)
@@ -87,7 +91,7 @@ def train(
     method = plan.make_method()
     documents, held_out = set_apart(documents_of(plan), plan.validation_tokens)
     sequences = pack_tokens(model.tokenizer, held_out, plan.context, bos=plan.bos)
-    x_val = _extracted(plan, model, sequences, plan.validation_tokens, plan.activations_of(out) / "validation", progress)
+    x_val = _extracted(plan, model, sequences, plan.validation_tokens, plan.store_of(out) / "validation", progress)
     _claim(plan, out)
     x, standardizer = _samples(plan, model, documents, out, progress)
     if plan.stream:
@@ -108,7 +112,8 @@ def train(
         part = sequences.take(0, LOSS_SEQUENCES)
         lost = measure_loss(model, sae, part, plan.layer, plan.site, standardizer=standardizer, rules=plan.rules())
         metrics |= {"loss_recovered": lost.loss_recovered(), "kl": lost.kl, "cross_entropy": lost.clean}
-    sae.save(out / SAVED, standardizer, about=_about(plan, about, metrics, result.history[-1], _begins(model, sequences)))
+    said = _about(plan, about, metrics, result.history[-1], _begins(model, sequences))
+    sae.save(out / SAVED, standardizer, about={**said, "held_out": x_val.about})
     return Outcome(SAE.load(out / SAVED), standardizer, metrics, out / SAVED)
 
 
@@ -123,7 +128,7 @@ def _samples(
         )  # fmt: skip
         return stream, _fitted(plan, stream.peek(FITTED))
     packed = pack_tokens(model.tokenizer, documents, plan.context, bos=plan.bos)
-    found = _extracted(plan, model, packed, plan.tokens, plan.activations_of(out) / "train", progress)
+    found = _extracted(plan, model, packed, plan.tokens, plan.store_of(out) / "train", progress)
     if len(found) < plan.tokens:
         warnings.warn(
             f"the text gives {len(found):,} activations to train on, not {plan.tokens:,}: name more text", stacklevel=outside()
@@ -134,12 +139,29 @@ def _samples(
 def _extracted(
     plan: Plan, model: LanguageModel, sequences: TokenSequences, most: int, folder: Path, progress: bool
 ) -> ActivationStore:
-    found = extract_activations(
-        model, sequences, plan.layer, plan.site, rules=plan.rules(), max_tokens=most, dtype=DTYPES[plan.store_dtype], folder=folder,
-        progress=progress,
-    )  # fmt: skip
+    with _alone_in(folder, progress) if plan.store else nullcontext():
+        found = extract_activations(
+            model, sequences, plan.layer, plan.site, rules=plan.rules(), max_tokens=most, dtype=DTYPES[plan.store_dtype], folder=folder,
+            progress=progress,
+        )  # fmt: skip
     assert isinstance(found, ActivationStore)
     return found
+
+
+@contextmanager
+def _alone_in(folder: Path, progress: bool) -> Iterator[None]:
+    """Inside, no other run extracts into the folder: this one has waited for those that did."""
+    place = folder.with_name(f".{folder.name}.lock")  # writers lock the folder itself, for a moment at a time
+    place.mkdir(parents=True, exist_ok=True)
+    with ExitStack() as held:
+        while True:
+            try:
+                held.enter_context(locked(place, exclusive=True, needed=True))
+                break
+            except ValueError:
+                if progress:
+                    sys.stderr.write(f"{folder} is being written to by another run: waiting for it\n")
+        yield
 
 
 def measured(sae: Any, x: Any) -> dict[str, float]:
@@ -208,6 +230,13 @@ def _begins(model: LanguageModel, sequences: TokenSequences) -> bool:
     return begin is not None and all(row[0] == begin for row in sequences.ids)
 
 
+def _remembered(plan: Plan, out: Path) -> Plan:
+    """The plan with the store that a folder was begun with, where it names none itself."""
+    path = out / PLAN
+    begun = json.loads(path.read_text()).get("store") if path.exists() and not plan.store else ""
+    return replace(plan, store=begun) if begun else plan
+
+
 def _check_folder(plan: Plan, out: Path) -> None:
     """Raise ValueError where a folder holds what another plan has trained. More epochs are the same plan, which `fit` goes on with."""
     path = out / PLAN
@@ -249,8 +278,8 @@ def _about(
     versions = {"splinterp": _version(), "torch": torch.__version__, "python": platform.python_version()}
     finite = {name: value for name, value in last.items() if value == value and abs(value) != float("inf")}
     return {
-        "activations": activations, "plan": plan.as_json(), "method": str(plan.make_method()), "metrics": metrics, "last_row": finite,
-        "versions": versions, "begins_with_bos": begins,
+        "activations": activations, "plan": {**plan.as_json(), "store": ""}, "method": str(plan.make_method()), "metrics": metrics,
+        "last_row": finite, "versions": versions, "begins_with_bos": begins,
     }  # fmt: skip
 
 
@@ -270,9 +299,25 @@ def opened(folder: str | Path) -> tuple[SAE, Standardizer | None, Plan]:
     return SAE.load(folder / SAVED), standardizer, plan
 
 
-def validation_of(folder: str | Path, plan: Plan, standardizer: Standardizer | None) -> ActivationStore:
-    """The held-out activations of a folder of `train` and its plan."""
-    return ActivationStore(plan.activations_of(folder) / "validation", standardizer=standardizer)
+def validation_of(
+    folder: str | Path, sae: SAE, plan: Plan, standardizer: Standardizer | None, store: str | Path | None = None
+) -> ActivationStore:
+    """The held-out activations of a folder of `train`, from where its plan says that they are, or from `store`.
+
+    Raises FileNotFoundError, ValueError: there are none, or other ones than the SAE was measured on.
+    """
+    place = (plan.store_of(folder) if store is None else Path(store)) / "validation"
+    if not place.is_dir():
+        raise FileNotFoundError(f"{place} is not there: where the activations have moved, name their folder by --store")
+    found = ActivationStore(place, standardizer=standardizer)
+    ours = sae.about.get("held_out", found.about)  # which SAEs of before do not say
+    different = sorted(name for name in {*ours, *found.about} if ours.get(name) != found.about.get(name))
+    if different:
+        name = different[0]
+        raise ValueError(
+            f"{place} holds other activations than those of {folder}: its {name} is {found.about.get(name)!r}, not {ours.get(name)!r}"
+        )
+    return found
 
 
 def history_of(folder: str | Path) -> list[dict[str, float]]:

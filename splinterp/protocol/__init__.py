@@ -8,7 +8,7 @@ from splinterp.protocol.blocks import BiasBlock, Block
 from splinterp.protocol.code import Code, dense, masked, times_fired
 from splinterp.protocol.foreign import ForeignModel, as_model, said_of, sharing
 from splinterp.protocol.model import NAMES, SAELike, SparseModel, alike, inference_mode_of
-from splinterp.protocol.samples import blocks_of
+from splinterp.protocol.samples import sample_blocks
 
 __all__ = [
     "NAMES",
@@ -20,11 +20,11 @@ __all__ = [
     "SparseModel",
     "alike",
     "as_model",
-    "blocks_of",
     "dense",
     "inference_mode_of",
     "masked",
     "said_of",
+    "sample_blocks",
     "sharing",
     "times_fired",
 ]

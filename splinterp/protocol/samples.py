@@ -13,7 +13,7 @@ SOLVE_NUMBERS = 2**22
 """Codes are collected for a solve in blocks of about so many numbers."""
 
 
-def blocks_of(model: SparseModel, batches: Iterable[Tensor], alone: bool = False) -> Iterator[Tensor]:
+def sample_blocks(model: SparseModel, batches: Iterable[Tensor], alone: bool = False) -> Iterator[Tensor]:
     """Samples in the blocks that their codes are taken in for a solve: batches joined, for its sums have a cost a block.
 
     A model that couples samples sees the batches as they come, as it does with `alone`.

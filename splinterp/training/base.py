@@ -27,6 +27,8 @@ from splinterp.training.schedules import (
     check_scheduler,
     check_shares,
 )
+from splinterp.training.train_state import DivergenceError as DivergenceError  # methods of users import both from here
+from splinterp.training.train_state import TrainState as TrainState
 
 COLUMNS = ("epoch", "step", "loss", "train_fvu", "val_fvu", "l0", "frac_dead", "seconds", "ridge", "revived", "solve_seconds")
 """Of the history: no term may take their names."""

@@ -96,6 +96,10 @@ def _diverging_with(state: BiasState) -> Iterator[None]:
         raise DivergenceError(error.step, state) from None
 
 
+GROUPS = 10
+"""Groups of latents where their number is not given, or as many as there are latents."""
+
+
 @dataclass(frozen=True, kw_only=True)
 class BiasAdaptation:
     """Bias adaptation around a gradient method (arXiv 2506.14002): works inside SGD and PAMSGD.
@@ -126,7 +130,7 @@ class BiasAdaptation:
     Options:
         base: SGD(...) or PAMSGD(...); SGD at a step size of 0.03 by default. lr: shorthand for the base's; None leaves it.
         target_frequencies: one for each group, or one for each latent (that many groups), in (0, 1]; None takes `groups` of them
-            (by default 10, and fewer where there are fewer latents) from `highest` to `lowest` (one group: `highest`). A sequence or a
+            (None: 10, and fewer where there are fewer latents) from `highest` to `lowest` (one group: `highest`). A sequence or a
             single number.
         gamma_up, gamma_down: fractions of a peak. The published 0.01 moves biases by a few tenths in 3,000 steps.
         every: steps between bias updates. eps: a latent below this frequency is silent.
@@ -156,7 +160,7 @@ class BiasAdaptation:
     base: Any = field(default_factory=partial(SGD, lr=LR))
     lr: float | None = None
     target_frequencies: float | Sequence[float] | None = None
-    groups: int = 10
+    groups: int | None = None
     highest: float = 0.1
     lowest: float = 1e-3
     gamma_up: float = 0.3
@@ -205,12 +209,13 @@ class BiasAdaptation:
         self._check_rule()
 
     def _check_targets(self) -> None:
-        whole("groups", self.groups, 1)
+        if self.groups is not None:
+            whole("groups", self.groups, 1)
         given = self.target_frequencies
         if given is None:
             if self.groups == 1 and self.lowest != BiasAdaptation.__dataclass_fields__["lowest"].default:
                 raise ValueError(f"lowest={self.lowest} changes nothing with one group, whose target is highest: leave it out")
-            lowest = self.lowest if self.groups > 1 else self.highest
+            lowest = self.highest if self.groups == 1 else self.lowest
             if not 0 < lowest <= self.highest <= 1:
                 raise ValueError(f"frequencies need 0 < lowest <= highest <= 1, got lowest={lowest}, highest={self.highest}")
             return
@@ -235,13 +240,10 @@ class BiasAdaptation:
             raise ValueError(f"quantile_samples={self.quantile_samples} changes nothing with rule='step': leave it out")
 
     def group_targets(self, n_latents: int | None = None) -> list[float]:
-        """Target frequency of each group, highest first unless given otherwise; with `n_latents` the default of 10 groups is lowered to
-        that."""
+        """Target frequency of each group, highest first unless given otherwise; with `n_latents`, those of so many latents."""
         if isinstance(self.target_frequencies, tuple):
             return list(self.target_frequencies)
-        n = self.groups
-        if n_latents is not None and n == BiasAdaptation.__dataclass_fields__["groups"].default:
-            n = min(n, n_latents)
+        n = self.groups or min(GROUPS, n_latents or GROUPS)
         ratio = 1.0 if n == 1 else (self.lowest / self.highest) ** (1 / (n - 1))
         return [self.highest * ratio**g for g in range(n)]
 
@@ -300,9 +302,13 @@ class BiasAdaptation:
                 "SAE with a Linear encoder, or train this one by its base method"
             )
         if self.rule == "quantile" and not model.bias.by_own_score:
-            name = type(model if activation is None else activation).__name__
-            if activation is not None and activation.fires_by_own_score:
-                name = f"what {model.label} makes of them with the encoder {model.parametrisation!r}"
+            made = model.parametrisation
+            if activation is None or not activation.fires_by_own_score:
+                name = model.label if activation is None else type(activation).__name__
+            elif made is not None and not made.plain:
+                name = f"what the encoder {made} makes of them"
+            else:
+                name = f"what {model.label} overrides"
             raise ValueError(
                 f"rule='quantile' needs ReLU or JumpReLU, whose latents fire by their own scores, not {name}: take rule='step'"
             )

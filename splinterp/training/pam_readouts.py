@@ -9,7 +9,7 @@ from splinterp.decoder import Readout
 from splinterp.losses.terms import Term
 from splinterp.protocol import Block, SAELike, SparseModel
 from splinterp.training.pam_state import PAMState
-from splinterp.training.reading import read_is_paid, read_out, write
+from splinterp.training.reading import read_is_paid, readout_of, write
 from splinterp.training.solver import DecoderSolver
 from splinterp.training.when import When
 
@@ -66,7 +66,7 @@ class Readouts:
 
     def _end_on_a_readout(self, sae: SAELike, state: PAMState) -> None:
         """Make the readout that goes by all samples the SAE's decoder, in place of the last solve."""
-        found = read_out(self, sae, state)
+        found = readout_of(self, sae, state)
         write(sae, found)
         if not math.isnan(found.ridge) and (state.ridge is None or math.isinf(state.ridge)):
             state.ridge = found.ridge  # a residual that is not 0 is not to be held
@@ -86,4 +86,4 @@ class Readouts:
         if self.readout is None and not read_is_paid(state, most):
             return None
         state.read_at = state.step
-        return read_out(self, sae, state, most)
+        return readout_of(self, sae, state, most)

@@ -12,7 +12,7 @@ from splinterp.decoder import DecoderStats
 from splinterp.decoder.matrix_free import MatrixFreeStats
 from splinterp.losses.forward import Forward
 from splinterp.losses.terms import Reconstruction, SquaredError, Term
-from splinterp.protocol import SAELike, SparseModel, blocks_of
+from splinterp.protocol import SAELike, SparseModel, sample_blocks
 from splinterp.training.batches import rows_of
 from splinterp.training.pam_state import PAMState
 from splinterp.training.solver import DecoderSolver
@@ -88,7 +88,7 @@ class Solves:
         """
         terms = self.reconstructions
         scores = any(term.reads_scores for term in (*terms, *(() if totals is None else self.row_penalties)))
-        for x in blocks_of(state.model, batches, alone=any(term.couples_samples for term in terms)):
+        for x in sample_blocks(state.model, batches, alone=any(term.couples_samples for term in terms)):
             out = Forward(state.model, x, scores)
             if not torch.isfinite(out.values()).all():
                 raise DivergenceError(state.step, state)

@@ -9,7 +9,7 @@ from typing import Any
 from splinterp._typing import Tensor
 from splinterp.training.optimizers import evaluated
 from splinterp.training.race import OPEN, TIED, Arm, Race, Racing
-from splinterp.training.reading import read_out
+from splinterp.training.reading import readout_of
 
 
 def plan(racing: Racing, state: Any, batch_size: int) -> None:
@@ -43,7 +43,7 @@ def _decide(method: Any, sae: Any, state: Any, race: Race) -> None:
     scores = {}
     for arm in (OPEN, TIED):
         with race.open_arm(state) if arm == OPEN else nullcontext(), evaluated(state.optimizer):
-            scores[arm] = read_out(method, sae, state).score
+            scores[arm] = readout_of(method, sae, state).score
     if race.judge(scores) == OPEN:
         race.other.swap(state)
     race.other = None

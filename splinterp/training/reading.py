@@ -29,7 +29,7 @@ PRODUCTS = 5
 
 
 @torch.no_grad()
-def read_out(method: Any, sae: Any, state: Any, most: int | None = None) -> Readout:
+def readout_of(method: Any, sae: Any, state: Any, most: int | None = None) -> Readout:
     """The readout of the encoder as it is, from at most so many training samples (evenly spaced), the SAE left as it is. An
     optimizer of two modes has to be in that of evaluation."""
     block = state.model.decoder_block()

@@ -1,4 +1,7 @@
-"""How PAM-SGD lets a residual in where it is not told: when, and by how large steps. Measured in experiments/RESULTS.md."""
+"""How PAM-SGD lets a residual in: for how long it is held, and, where it is not told, when and by how large steps.
+
+The defaults are measured in experiments/RESULTS.md.
+"""
 
 from __future__ import annotations
 

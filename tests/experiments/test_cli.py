@@ -109,6 +109,7 @@ def test_results_files_that_are_not_there(tmp_path, capsys):
     (tmp_path / "broken.json").write_text('{"rows": [')
     assert "is no results file" in refused(["tables", str(tmp_path / "broken.json")], capsys)
     assert "their tables are in mnist-paper" in refused(["tables", "mnist-paper-runs"], capsys)
+    assert "named twice" in refused(["tables", "mnist-centred", "mnist-centred", "--counts"], capsys)
     assert "has no verdicts to count: leave --counts out" in refused(["tables", "mnist-centred", "abstopk", "--counts"], capsys)
     with pytest.raises(SystemExit):
         figures.run(["sparsity", "--results", str(tmp_path / "none.json")])
@@ -282,10 +283,8 @@ def test_verdicts_are_counted_over_files(capsys):
     lines = [[cell.strip() for cell in line.strip("|").split("|")] for line in capsys.readouterr().out.splitlines()]
     rows = [dict(zip(lines[0], line, strict=True)) for line in lines[2:]]
     verdicts = [v for name in names for v in json.loads((COMMITTED / f"{name}.json").read_text())["verdicts"]]
-    parts = [row for row in rows if row["data"] != "all"]
-    assert {(row["data"], row["activation"]) for row in parts} == {
-        (data, activation) for data in ("mnist", "small-gpt2-1") for activation in ("TopK", "AbsTopK")
-    }
+    parts = [row for row in rows if row["file"] != "all"]
+    assert {(row["file"], row["activation"]) for row in parts} == {(n, a) for n in names for a in ("TopK", "AbsTopK")}
     for column in ("better", "not worse", "undecided", "worse"):
         total = sum(v["verdict"] == column for v in verdicts)
         assert sum(int(row[column]) for row in parts) == int(rows[-1][column]) == total

@@ -6,11 +6,13 @@ import csv
 import dataclasses
 import json
 import math
+import threading
 
 import pytest
 import torch
 
 from splinterp import PAMSGD, SAE
+from splinterp._atomic import locked
 from splinterp.data import ActivationStore, LanguageModel, Standardizer, extract_activations
 from splinterp.interop import load_saelens
 from splinterp.metrics import evaluate
@@ -319,7 +321,7 @@ def test_commands_evaluate_show_and_export(world, tmp_path, capsys):
 def test_runs_share_activations_which_the_first_extracts(world, tmp_path, monkeypatch, capsys):
     alone = train(plan_of(world), tmp_path / "alone")
     shared = str(tmp_path / "shared")
-    first = train(plan_of(world, activations=shared), tmp_path / "first")
+    first = train(plan_of(world, store=shared), tmp_path / "first")
     assert not (tmp_path / "first" / "activations").exists()
     assert first.metrics == alone.metrics
     for name, value in alone.sae.state_dict().items():
@@ -329,26 +331,63 @@ def test_runs_share_activations_which_the_first_extracts(world, tmp_path, monkey
         raise AssertionError("extracted again")
 
     monkeypatch.setattr("splinterp.data.extract._Plan._shard", extracted)
-    options = ["--set", "lr=0.01", "--activations", "shared", "--out", "second", "--quiet"]
+    options = ["--set", "lr=0.01", "--store", "shared", "--out", "second", "--quiet"]
     plan = tmp_path / "plan.json"
     plan.write_text(json.dumps(plan_of(world).as_json()))
     monkeypatch.chdir(tmp_path)
     main(["train", "--config", str(plan), *options])
     second = json.loads((tmp_path / "second" / "plan.json").read_text())
-    assert second["activations"] == shared
+    assert second["store"] == shared
     assert second["method_options"] == {"lr": 0.01}
     capsys.readouterr()
     monkeypatch.chdir(world)  # what reads the plan later may be elsewhere
     main(["evaluate", str(tmp_path / "second")])
     measured = dict(line.split() for line in capsys.readouterr().out.splitlines())
     assert float(measured["fvu"]) != pytest.approx(alone.metrics["fvu"], rel=1e-3)
+    assert SAE.load(tmp_path / "second" / "sae").about["plan"]["store"] == ""  # no folder of this machine in what is shared
+    main(["train", "--config", str(plan), "--set", "lr=0.01", "--out", str(tmp_path / "second"), "--quiet"])  # it remembers
+    assert json.loads((tmp_path / "second" / "plan.json").read_text())["store"] == shared
     (tmp_path / "shared").rename(tmp_path / "moved")
-    again = train(
-        plan_of(world, activations=str(tmp_path / "moved")), tmp_path / "first"
-    )  # a finished run whose store has moved
+    for words, message in ((["contexts"], "name their folder by --store"), (["dashboard"], "--store")):
+        with pytest.raises(SystemExit):
+            main([*words, str(tmp_path / "second")])
+        assert message in capsys.readouterr().err
+    main(["contexts", str(tmp_path / "second"), "--store", str(tmp_path / "moved"), "--latents", "1"])
+    assert capsys.readouterr().out.startswith("latent 1\n")
+    again = train(plan_of(world, store=str(tmp_path / "moved")), tmp_path / "first")  # a finished run whose store has moved
     assert again.metrics == first.metrics
     with pytest.raises(ValueError, match="moved.*holds other activations: its layer is 2, not 1"):
-        train(plan_of(world, layer=1, activations=str(tmp_path / "moved")), tmp_path / "third")
+        train(plan_of(world, layer=1, store=str(tmp_path / "moved")), tmp_path / "third")
+
+
+def test_activations_of_another_plan_are_not_read_for_those_of_an_sae(world, tmp_path, capsys):
+    train(plan_of(world, store=str(tmp_path / "one")), tmp_path / "run")
+    train(plan_of(world, layer=1, store=str(tmp_path / "two")), tmp_path / "other")
+    with pytest.raises(SystemExit):
+        main(["evaluate", str(tmp_path / "run"), "--store", str(tmp_path / "two")])
+    assert "holds other activations than those of" in (said := capsys.readouterr().err)
+    assert "its layer is 1, not 2" in said
+    with pytest.raises(TypeError, match="store"):  # by the type checker of tests first
+        plan_of(world, store=5)
+
+
+def test_a_run_waits_for_another_one_that_extracts_into_the_same_folder(world, tmp_path, monkeypatch, capsys):
+    monkeypatch.setattr("splinterp._atomic.LOCK_SECONDS", 0.05)
+    shared, released = tmp_path / "shared", []
+    place = shared / ".validation.lock"
+    place.mkdir(parents=True)
+    held = locked(place, exclusive=True)
+    held.__enter__()
+
+    def release():
+        released.append(True)
+        held.__exit__(None, None, None)
+
+    timer = threading.Timer(1.0, release)
+    timer.start()
+    train(plan_of(world, store=str(shared)), tmp_path / "run", progress=True)
+    assert released
+    assert "waiting for it" in capsys.readouterr().err
 
 
 def test_places_have_the_names_of_other_tools():

@@ -254,7 +254,7 @@ def test_bases_and_modules_that_do_not_fit():
         BiasAdaptation(rule="quantile").init(tied(TopK(2)), samples())
     with pytest.raises(ValueError, match="5 groups for n_latents=4"):
         BiasAdaptation(groups=5).init(tied(m=4), samples())
-    with pytest.raises(ValueError, match="what SAE makes of them with the encoder Gated"):
+    with pytest.raises(ValueError, match="not what the encoder Gated.. makes of them: take rule='step'"):
         BiasAdaptation(rule="quantile").init(SAE(8, 12, ReLU(), encoder=Gated()), samples())
     with pytest.raises(ValueError, match="data that varies"):
         BiasAdaptation().init(SAE(8, 12, ReLU()), torch.zeros(4, 8))

@@ -15,7 +15,7 @@ from splinterp.metrics import evaluate
 from splinterp.training import ProcessGroup, Race, Racing, Refresh, Resampling, start_at_mean
 from splinterp.training.batches import Batches
 from splinterp.training.race import OPEN, TIED
-from splinterp.training.reading import read_out
+from splinterp.training.reading import readout_of
 from tests.helpers import rng
 
 N, D, M = 600, 16, 48
@@ -189,7 +189,7 @@ def test_a_readout_goes_by_the_last_solves_ridge_and_leaves_the_end_with_one_tha
         with torch.no_grad():
             sae.residual.zero_()
         state.ridge = before
-        found = read_out(method, sae, state)
+        found = readout_of(method, sae, state)
         assert found.ridge == pytest.approx(15.0) if before == 5.0 else 0 < found.ridge < math.inf
         method._end_on_a_readout(sae, state)
         assert state.ridge == (after or found.ridge)
@@ -371,7 +371,7 @@ class ScheduleFree(torch.optim.SGD):
 def test_the_end_is_read_out_where_a_solve_fell_on_the_last_step_too():
     found = train(PAMSGD(lr=4e-3, decoder_every=20, readout=True))
     assert found.state.read_last
-    after = read_out(PAMSGD(readout=True), found.sae, found.state)
+    after = readout_of(PAMSGD(readout=True), found.sae, found.state)
     assert after.score == pytest.approx(after.unsolved, rel=1e-6)
 
 
@@ -410,7 +410,7 @@ def test_every_setting_of_a_race_changes_the_run(changed):
     first = {"begin": 0.1, "length": LENGTH, "margin": 0.0}
     monkey = pytest.MonkeyPatch()
     with monkey.context() as patch:
-        patch.setattr("splinterp.training.race_step.read_out", lambda *_: SCORES.pop())
+        patch.setattr("splinterp.training.race_step.readout_of", lambda *_: SCORES.pop())
         found = []
         for settings in (first, {**first, **changed}):
             SCORES.extend([Score(1.0), Score(0.5)])  # the open arm is asked first, and half as bad

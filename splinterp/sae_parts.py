@@ -15,7 +15,7 @@ from splinterp.protocol import BiasBlock, Block, Code
 from splinterp.sparse_kernels import decode_nested, decode_sparse
 
 
-def block_of(sae: Any) -> Block:
+def decoder_of(sae: Any) -> Block:
     """The decoder of an SAE."""
     own = sae.own_rows
     prior = None if sae.decoder == "free" else sae.tied_rows()
@@ -52,7 +52,7 @@ def bias_of(sae: Any, by_own_score: bool) -> BiasBlock:
     return BiasBlock(-threshold.detach().clone(), write, held, threshold.detach(), by_own_score)
 
 
-def nested_of(sae: Any, code: Code, depth: Tensor, n_parts: int) -> Sequence[Tensor] | None:
+def decoded_in_parts(sae: Any, code: Code, depth: Tensor, n_parts: int) -> Sequence[Tensor] | None:
     """`decode_nested` of a plain SAE, in one pass over the decoder; None where there is no faster way than part by part."""
     W_dec, by_latent = sae.decoder_rows(), code.by_latent if isinstance(code, GroupedActs) else None
     if isinstance(code, TopActs) and W_dec.device.type == "cpu":
