@@ -48,7 +48,7 @@ def save_saelens(
         standardizer: what the SAE's input was normalised by; folded in. Of mode "unit_norm" it becomes SAELens' own normalisation
             ("constant_norm_rescale"), whose output is scaled back to each sample's norm; `load_saelens` does not read such a folder.
         nonnegative: write an AbsTopK as a TopK of twice as many latents (see `to_nonnegative`), for tools that assume z >= 0.
-        unit_rows: scale the rows of W_dec to norm 1, and scores, codes and thresholds with them, as sae-dashboard and SAEBench want them.
+        unit_rows: scale the rows of W_dec to norm 1, and scores, codes and thresholds with them, as sae-dashboard wants them.
             A TopK or AbsTopK whose rows differ in norm cannot be written so.
         model_name, hook_name, context_size, prepend_bos: metadata that dashboards and benchmarks read.
 
