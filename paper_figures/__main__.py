@@ -20,17 +20,18 @@ CONTROLLED = ("mnist-controlled.json", "python -m experiments mnist --data-dir F
 MAIN = "sizes sgd-decoder_lr-0.3 sgd-decoder_lr-0.1"
 """Parts of the second comparison that verdicts go by."""
 CENTRED = ("mnist-centred.json", "python -m experiments mnist --preset centred --data-dir FOLDER --jobs 2")
-CENTRED_LLM = ("llm-minilm-1-centred.json",
-               f"python -m experiments llm --preset centred --parts {MAIN} --layer 1 --data-dir FOLDER --jobs 2")  # fmt: skip
-CENTRED_LLM_4 = ("llm-minilm-4-centred.json",
-                 f"python -m experiments llm --preset centred --parts {MAIN} --layer 4 --data-dir FOLDER --jobs 2")  # fmt: skip
+CENTRED_LLM, CENTRED_LLM_4, CENTRED_LLM_5 = (
+    (f"llm-minilm-{layer}-centred.json",
+     f"python -m experiments llm --preset centred --parts {MAIN} --layer {layer} --data-dir FOLDER --jobs 2")
+    for layer in (1, 4, 5)
+)  # fmt: skip
 GPT2 = tuple(
     (f"llm-small-gpt2-{layer}-centred.json",
      f"python -m experiments llm --preset centred --parts {MAIN} --model small-gpt2 --layer {layer} --pool 72000 --data-dir FOLDER "
      "--jobs 2")
     for layer in (1, 2, 3, 4)
 )  # fmt: skip
-HEADLINE = (CENTRED, CENTRED_LLM_4, CENTRED_LLM, *GPT2)
+HEADLINE = (CENTRED, CENTRED_LLM_5, CENTRED_LLM_4, CENTRED_LLM, *GPT2)
 """Several files: the figure is of all of them."""
 LEARNING = ("learning-mnist.json", "python -m experiments learning --data-dir FOLDER")
 BASELINES = ("baselines-mnist.json", "python -m experiments baselines --data mnist --data-dir FOLDER --jobs 2")
@@ -88,6 +89,7 @@ def _figures() -> dict[str, tuple[Callable[..., Any], Source | tuple[Source, ...
         "verdicts_llm": (verdicts.verdicts, LLM),
         "verdicts_centred_llm": (verdicts.verdicts, CENTRED_LLM),
         "verdicts_centred_llm_4": (verdicts.verdicts, CENTRED_LLM_4),
+        "verdicts_centred_llm_5": (verdicts.verdicts, CENTRED_LLM_5),
         "llm_paper_sizes": (curves.paper_sizes, LLM_PAPER),
         "llm_ablations": (curves.ablations, LLM_PAPER),
         "sparsity": (curves.sparsity, CONTROLLED),
