@@ -175,16 +175,19 @@ VERDICTS = ("better", "not worse", "undecided", "worse")
 
 
 def counts(found: dict[str, dict[str, Any]], markdown: bool = False) -> str:
-    """Verdicts counted: a row for each results file by its name, activation and number of controls; sums by the number of controls, and
-    over all."""
+    """Verdicts counted: a row for each results file by its name, activation and number of controls; sums by the number of controls, by
+    activation, and over all."""
     groups: dict[tuple[str, str, int], list[dict[str, Any]]] = {}
     for name, results in found.items():
         for v in results["verdicts"]:
             groups.setdefault((name, v["activation"], len(v["against"])), []).append(v)
     numbers = sorted({n for *_, n in groups})
+    activations = list(dict.fromkeys(activation for _, activation, _ in groups))
     rows: list[tuple[Sequence[object], list[dict[str, Any]]]] = list(groups.items())
     if len(numbers) > 1:
         rows += [(("all", "", n), [v for key, own in groups.items() if key[2] == n for v in own]) for n in numbers]
+    if len(activations) > 1:
+        rows += [(("all", a, ""), [v for key, own in groups.items() if key[1] == a for v in own]) for a in activations]
     rows.append((("all", "", ""), [v for own in groups.values() for v in own]))
     lines = []
     for key, own in rows:
