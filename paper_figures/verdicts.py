@@ -99,7 +99,8 @@ def verdicts(results: dict[str, Any]) -> tuple[Figure, str]:
     few = {
         (row["budget"], row["n_train"]) for row in results["rows"] if row["part"] == "sizes" and len(row["seeds"]) < max(seeds)
     }
-    size = (PAGE, 0.9 + 0.34 * len(cells))
+    apart = min(0.24, 0.84 / len(methods))  # of two methods in a cell, which has a height of 1
+    size = (PAGE, 0.9 + max(0.34, 0.13 * len(methods)) * len(cells))
     low, high = _spread([v["log_ratio"] for found in methods.values() for v in found])
     figure, grid = plt.subplots(1, len(activations), figsize=size, squeeze=False, sharex=True, sharey=True)
     for axes, activation in zip(grid[0], activations, strict=True):
@@ -108,7 +109,7 @@ def verdicts(results: dict[str, Any]) -> tuple[Figure, str]:
             for v in found:
                 if v["activation"] == activation:
                     cell = v["budget"], v["n_train"]
-                    y = cells.index(cell) + 0.24 * (j - (len(methods) - 1) / 2)
+                    y = cells.index(cell) + apart * (j - (len(methods) - 1) / 2)
                     draw_ratio(axes, y, v["log_ratio"], LIMIT, METHOD_STYLES[method], label(method), hollow=cell in few)
         names = [f"{budget}, {n:,}{' *' if (budget, n) in few else ''}" for budget, n in cells]
         percents = (-12, -8, -4, 0, 4, 8, 12) if high - low > 0.15 else (-10, -8, -6, -4, -2, 0, 2, 4, 6, 8, 10)
@@ -156,7 +157,9 @@ def headline(*found: dict[str, Any]) -> tuple[Figure, str]:
         )
     for axes in grid.flat[: len(found)]:
         axes.tick_params(labelbottom=True)
-    grid[-1][min(columns, len(found) - columns * (lines - 1)) // 2].set_xlabel("FVU against the best control")
+    last = min(columns, len(found) - columns * (lines - 1))
+    label_at = 0.0 if last % 2 == 0 else 0.5  # between two panels where their number is even
+    grid[-1][last // 2].set_xlabel("FVU against the best control", x=label_at)
     legend_below(figure, 2)
     worse = sum(v["verdict"] == "worse" for results in found for v in results["verdicts"])
     better = sum(v["verdict"] == "better" for results in found for v in results["verdicts"])
