@@ -48,7 +48,7 @@ class PAMSGD(GradientOptions, Solves, Readouts, HeldResidual, metaclass=Shorthan
     better; without them the ridge is by GCV, which takes near-copies among the samples (a language model's tokens) for evidence.
     Under TopK the residual's steps are no larger than 0.0024 (`decoder_lr`); where codes keep at least a sixth of d_in latents, or an
     L1 penalty decides how many they keep, it waits for half of the steps instead (`hold`).
-    Something else: `hold=0.1` or `hold=1` (tied SGD, then one readout) where samples are few, by 3.5 % at best and not always, or k is 1;
+    Something else: `hold=0.1` or `hold=1` (tied SGD, then one readout) where samples are few, by 3.4 % at best and not always, or k is 1;
     `PAMSGD.published()` for the paper's algorithm; SGD where nothing may be held back and no solve is wanted. See experiments/RESULTS.md.
 
     To drive it by hand: `encoder_step` (which `fit` calls as `step`) on batches, `end_epoch` after each pass, or `decoder_step` when you
