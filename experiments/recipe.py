@@ -88,8 +88,8 @@ def essence(value: Any) -> Any:
     if dataclasses.is_dataclass(value):
         silent = _silent(value) if isinstance(value, BiasAdaptation) else set()
         fields = {f.name: getattr(value, f.name) for f in dataclasses.fields(value) if f.name not in silent}
-        if "groups" in fields and isinstance(value, BiasAdaptation) and value.groups is None:
-            fields["groups"] = 10  # which it is for that many latents
+        if isinstance(value, BiasAdaptation) and value.groups is None and "groups" in fields:
+            fields["groups"] = NEUTRAL[BiasAdaptation]["groups"]  # which it is for that many latents
         if isinstance(value, SGD) and type(value).decoder_rate is SGD.decoder_rate and value.decoder_lr is None:
             fields["decoder_lr"] = 1.0  # which it is
         return options_of(type(value), fields)

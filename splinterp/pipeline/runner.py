@@ -112,8 +112,8 @@ def train(
         part = sequences.take(0, LOSS_SEQUENCES)
         lost = measure_loss(model, sae, part, plan.layer, plan.site, standardizer=standardizer, rules=plan.rules())
         metrics |= {"loss_recovered": lost.loss_recovered(), "kl": lost.kl, "cross_entropy": lost.clean}
-    said = _about(plan, about, metrics, result.history[-1], _begins(model, sequences))
-    sae.save(out / SAVED, standardizer, about={**said, "held_out": x_val.about})
+    said = _about(plan, about, x_val.about, metrics, result.history[-1], _begins(model, sequences))
+    sae.save(out / SAVED, standardizer, about=said)
     return Outcome(SAE.load(out / SAVED), standardizer, metrics, out / SAVED)
 
 
@@ -273,13 +273,19 @@ def _version() -> str:
 
 
 def _about(
-    plan: Plan, activations: dict[str, Any], metrics: dict[str, float], last: dict[str, float], begins: bool
+    plan: Plan,
+    activations: dict[str, Any],
+    held_out: dict[str, Any],
+    metrics: dict[str, float],
+    last: dict[str, float],
+    begins: bool,
 ) -> dict[str, Any]:
+    """What the SAE is of; not where the activations lie, which is of this machine."""
     versions = {"splinterp": _version(), "torch": torch.__version__, "python": platform.python_version()}
     finite = {name: value for name, value in last.items() if value == value and abs(value) != float("inf")}
     return {
-        "activations": activations, "plan": {**plan.as_json(), "store": ""}, "method": str(plan.make_method()), "metrics": metrics,
-        "last_row": finite, "versions": versions, "begins_with_bos": begins,
+        "activations": activations, "held_out": held_out, "plan": {**plan.as_json(), "store": ""}, "method": str(plan.make_method()),
+        "metrics": metrics, "last_row": finite, "versions": versions, "begins_with_bos": begins,
     }  # fmt: skip
 
 

@@ -288,3 +288,12 @@ def test_warnings_name_the_line_that_called():
         KMeansAutoencoder(n_regions=3, random_state=0).fit([[0.0], [0.0], [1.0], [1.0]])
     assert len(found) >= 4
     assert {warning.filename for warning in found} == {__file__}
+
+
+def test_a_warning_that_nobody_called_for_stays_in_the_package():
+    """As under `python -m splinterp`, where Python's own frames are above."""
+    constant = torch.tensor([[1.0, 0.0], [2.0, 0.0]])
+    call = compile("Standardizer('per_feature').fit(constant)", "<frozen runpy>", "eval")
+    with pytest.warns(UserWarning, match="constant on the training part") as found:
+        eval(call, {"Standardizer": Standardizer, "constant": constant})
+    assert "standardizer" in found[0].filename.lower()  # its file, or the type checker's frame around it
