@@ -166,7 +166,7 @@ def test_blocks_change_nothing(monkeypatch):
     x, W, b = problem(50)
     for pursuit in PURSUITS.values():
         whole = dense(pursuit(x, W, b, 4), 14)
-        monkeypatch.setattr("splinterp.inference.NUMBERS", 7 * 4 * 8)
+        monkeypatch.setattr("splinterp.inference.least_squares.NUMBERS", 7 * 4 * 8)
         torch.testing.assert_close(dense(pursuit(x, W, b, 4), 14), whole)
         monkeypatch.undo()
         assert pursuit(x[:0], W, b, 4).top_acts.shape == (0, 4)
