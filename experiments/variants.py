@@ -87,10 +87,10 @@ CONFIGS = {
         ),
     ),
     "minilm": Config(
-        data="minilm-3", n_latents=1_536, n_train=36_000, steps=2_115, batch_size=256, limit_k=(8, 16, 32, 64, 128),
+        data="minilm-3", n_latents=1_536, n_train=36_000, steps=2_115, batch_size=256, limit_k=(8, 16, 32, 64),
         limit_l1=(1e-3, 2e-3, 4e-3, 8e-3, 1.6e-2), grid=(2e-3, 4e-3, 8e-3),
         knobs=_lists(
-            k=(16, 32, 64), tanh=(2e-3, 4e-3, 8e-3), p=(2e-3, 4e-3, 8e-3), gate=(1e-2, 2e-2, 4e-2), l0=(5e-4, 1e-3, 2e-3),
+            k=(16, 32), tanh=(2e-3, 4e-3, 8e-3), p=(2e-3, 4e-3, 8e-3), gate=(1e-2, 2e-2, 4e-2), l0=(5e-4, 1e-3, 2e-3),
             afa=(2e-3, 4e-3, 8e-3),
         ),
     ),

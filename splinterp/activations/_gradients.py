@@ -17,7 +17,8 @@ from splinterp._typing import Float, Tensor
 from splinterp.activations.topk import RowTop
 from splinterp.sparse_kernels import autocast_dtype, decode_rows, kept_scores, sum_by_latent
 from splinterp.sparse_kernels._select import workspace
-from splinterp.sparse_kernels.products import products_known, transpose_known
+from splinterp.sparse_kernels.grouping import transpose_known
+from splinterp.sparse_kernels.products import products_known
 
 
 @torch.no_grad()

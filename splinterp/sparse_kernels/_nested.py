@@ -10,7 +10,8 @@ import torch
 from torch.nn import functional as F
 
 from splinterp._typing import Float, Int, Tensor
-from splinterp.sparse_kernels.products import Transposed, check_indices, sampled_products, sum_grouped, transpose_on_cpu
+from splinterp.sparse_kernels.grouping import Transposed, check_indices, transpose_on_cpu
+from splinterp.sparse_kernels.products import sampled_products, sum_grouped
 
 
 class _DecodeNested(torch.autograd.Function):

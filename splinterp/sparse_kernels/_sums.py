@@ -9,7 +9,8 @@ import torch
 
 from splinterp._typing import Float, Int, Tensor
 from splinterp.sparse_kernels._select import in_threads
-from splinterp.sparse_kernels.products import Transposed, sum_by_latent, transpose_known
+from splinterp.sparse_kernels.grouping import Transposed, transpose_known
+from splinterp.sparse_kernels.products import sum_by_latent
 
 GRAM_STRIP = 2**22
 """Entries of the Gram matrix that are formed at a time."""

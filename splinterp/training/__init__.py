@@ -2,7 +2,8 @@
 
 from splinterp.protocol import SAELike
 from splinterp.training.base import GradientOptions
-from splinterp.training.bias_adaptation import BiasAdaptation, BiasState
+from splinterp.training.bias_adaptation import BiasAdaptation
+from splinterp.training.bias_state import BiasState
 from splinterp.training.distributed import ProcessGroup, WorkerLostError
 from splinterp.training.firing import FiringCounter
 from splinterp.training.fit import FitResult, fit

@@ -9,7 +9,7 @@ from splinterp import SAE, SGD, AbsTopK, ReLU, TopActs, TopK
 from splinterp.activations._gradients import sparse_gradients
 from splinterp.decoder import DecoderStats
 from splinterp.decoder.matrix_free import MatrixFreeStats
-from splinterp.sparse_kernels import decode_sparse, kept_scores, products, select_largest, sum_by_latent, transpose_code
+from splinterp.sparse_kernels import decode_sparse, grouping, kept_scores, products, select_largest, sum_by_latent, transpose_code
 
 SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 9), st.integers(1, 15), st.integers(1, 15)).map(
     lambda s: (s[0], s[1], s[2], min(s[2], s[3]))
@@ -185,7 +185,7 @@ def test_codes_and_groupings_that_do_not_belong_together_are_named():
     with pytest.raises(ValueError, match="groups 2 entries"):
         sum_by_latent(values, indices, torch.ones(2, 3), 4, transpose_code(indices[:1], 4))
     with pytest.raises(ValueError, match="too large to group"):
-        products.transpose_on_cpu(torch.zeros(1, 1, dtype=torch.int64).expand(2**16, 2**15), 4)  # looks at shapes alone
+        grouping.transpose_on_cpu(torch.zeros(1, 1, dtype=torch.int64).expand(2**16, 2**15), 4)  # looks at shapes alone
     assert decode_sparse(values, indices.int(), W_dec, b_dec).shape == (2, 3)
     assert decode_sparse(values[:0], indices[:0], W_dec, b_dec).shape == (0, 3)
 

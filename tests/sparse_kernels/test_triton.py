@@ -12,7 +12,7 @@ from hypothesis import strategies as st
 from splinterp import PAMSGD, SAE, SGD, AbsTopK, TopK, fit
 from splinterp.activations._gradients import sparse_gradients
 from splinterp.sparse_kernels import products, transpose_code
-from splinterp.sparse_kernels.products import _transpose_by_sorting
+from splinterp.sparse_kernels.grouping import _transpose_by_sorting
 
 kernels = pytest.importorskip("splinterp.sparse_kernels._triton", reason="needs Triton", exc_type=ModuleNotFoundError)
 DEVICE = "cuda" if torch.cuda.is_available() else "cpu"
