@@ -9,7 +9,15 @@ from splinterp import SAE, SGD, AbsTopK, ReLU, TopActs, TopK
 from splinterp.activations._gradients import sparse_gradients
 from splinterp.decoder import DecoderStats
 from splinterp.decoder.matrix_free import MatrixFreeStats
-from splinterp.sparse_kernels import decode_sparse, grouping, kept_scores, products, select_largest, sum_by_latent, transpose_code
+from splinterp.sparse_kernels import (
+    decode_sparse,
+    grouping,
+    kept_scores,
+    products,
+    select_largest,
+    sum_by_latent,
+    transpose_code,
+)
 
 SHAPES = st.tuples(st.integers(1, 12), st.integers(1, 9), st.integers(1, 15), st.integers(1, 15)).map(
     lambda s: (s[0], s[1], s[2], min(s[2], s[3]))
