@@ -3,8 +3,9 @@
 from splinterp.data.extract import Activations, extract_activations, extract_places
 from splinterp.data.images import Images, load_digits, load_mnist
 from splinterp.data.language_model import LanguageModel
+from splinterp.data.manifest import CorruptStoreError
 from splinterp.data.standardizer import Standardizer
-from splinterp.data.store import ActivationStore, CorruptStoreError
+from splinterp.data.store import ActivationStore
 from splinterp.data.store_writer import StoreWriter
 from splinterp.data.stream import ActivationStream
 from splinterp.data.synthetic import SparseFeatures, SyntheticSamples

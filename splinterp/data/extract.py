@@ -16,7 +16,8 @@ from splinterp._documented import documented
 from splinterp._typing import Float, Int, Tensor
 from splinterp.data._passes import batch_of, length_batches, padded
 from splinterp.data.language_model import LanguageModel
-from splinterp.data.store import DTYPES, ActivationStore, in_dtype
+from splinterp.data.manifest import DTYPES, in_dtype
+from splinterp.data.store import ActivationStore
 from splinterp.data.store_writer import StoreWriter
 from splinterp.data.text import TokenSequences, pack_tokens
 from splinterp.data.token_rules import TokenRules, added

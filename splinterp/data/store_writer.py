@@ -15,7 +15,8 @@ from splinterp._atomic import locked, remove_if_dead, replace_file
 from splinterp._checks import one_of, whole
 from splinterp._files import sealed
 from splinterp._typing import Float, Int, Tensor
-from splinterp.data.store import DTYPES, FORMAT, MANIFEST, ActivationStore, check_sizes, in_dtype, read_manifest
+from splinterp.data.manifest import DTYPES, FORMAT, MANIFEST, check_sizes, in_dtype, read_manifest
+from splinterp.data.store import ActivationStore
 
 
 class StoreWriter:

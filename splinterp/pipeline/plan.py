@@ -10,7 +10,7 @@ from typing import Any
 
 from splinterp._checks import at_least, one_of, whole
 from splinterp.activations import Activation, activation_from_config
-from splinterp.data.store import DTYPES
+from splinterp.data.manifest import DTYPES
 from splinterp.data.token_rules import TokenRules
 from splinterp.sae import SAE
 from splinterp.sae_start import DECODERS

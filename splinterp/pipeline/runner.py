@@ -21,8 +21,9 @@ from splinterp._documented import documented
 from splinterp._warned import outside
 from splinterp.data.extract import extract_activations
 from splinterp.data.language_model import LanguageModel
+from splinterp.data.manifest import DTYPES
 from splinterp.data.standardizer import Standardizer
-from splinterp.data.store import DTYPES, ActivationStore
+from splinterp.data.store import ActivationStore
 from splinterp.data.stream import ActivationStream
 from splinterp.data.text import TokenSequences, pack_tokens, python_documentation, text_from_datasets, text_from_files
 from splinterp.language.interventions import measure_loss
