@@ -45,6 +45,7 @@ SIGNS_GPT2 = ("abstopk-small-gpt2.json", "python -m experiments abstopk --model 
 LLM_PAPER = ("llm-minilm-3-paper.json", "python -m experiments llm --preset paper --data-dir FOLDER --jobs 2")
 RECOVERY = ("recovery.json", "python -m experiments recovery --jobs 2")
 FAMILIES = ("variants-tree.json", "python -m experiments variants --data tree --jobs 2")
+FAMILIES_MINILM = ("variants-minilm-3.json", "python -m experiments variants --data minilm --data-dir FOLDER --jobs 2")
 FAMILIES_MNIST = ("variants-mnist.json", "python -m experiments variants --data mnist --data-dir FOLDER --jobs 2")
 PAPER = ("mnist-paper.json", "python -m experiments mnist --preset paper --data-dir FOLDER --jobs 2")
 
@@ -115,6 +116,7 @@ def _figures() -> dict[str, tuple[Callable[..., Any], Source | tuple[Source, ...
         "resonance": (recovery.resonance, RECOVERY),
         "families": (families.families, FAMILIES),
         "families_mnist": (families.families, FAMILIES_MNIST),
+        "families_minilm": (families.families, FAMILIES_MINILM),
         "slices": (slices.slices, GEOMETRY),
         "slice_errors": (slices.slice_errors, GEOMETRY),
         "region_growth": (slices.region_growth, GEOMETRY),

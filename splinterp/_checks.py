@@ -5,7 +5,7 @@ from __future__ import annotations
 import math
 import operator
 from collections.abc import Iterable, Sequence
-from numbers import Integral
+from numbers import Integral, Real
 
 import numpy as np
 import torch
@@ -24,7 +24,9 @@ def one_of(name: str, value: object, known: Iterable[object]) -> None:
 
 
 def at_least(name: str, value: float, low: float, strict: bool = False) -> None:
-    """Raise ValueError unless `value >= low` (`> low` if strict); a NaN always fails."""
+    """Raise ValueError unless `value >= low` (`> low` if strict); a NaN always fails. TypeError: no number."""
+    if not isinstance(value, Real) and not (isinstance(value, torch.Tensor | np.ndarray) and value.ndim == 0):
+        raise TypeError(f"{name}={value!r} must be a number")
     if not (value > low if strict else value >= low):
         raise ValueError(f"{name}={value} must be {'greater than' if strict else 'at least'} {low}")
 
@@ -43,6 +45,14 @@ def whole(name: str, value: object, low: int) -> int:
         raise TypeError(f"{name}={value!r} must be an int{close}")
     at_least(name, int(value), low)
     return int(value)
+
+
+def usable_device(device: torch.device | str) -> torch.device:
+    """A device. Raises ValueError where this torch has none of the kind."""
+    device = torch.device(device)
+    if device.type == "cuda" and not torch.cuda.is_available():
+        raise ValueError(f"device={str(device)!r}: torch sees no GPU here; pass device='cpu'")
+    return device
 
 
 def check_finite(x: Tensor, name: str = "x") -> None:
@@ -73,14 +83,24 @@ def as_samples(
         TypeError: not an array, or integers.
         ValueError: not 2-D, wrong width, another device, or (if `finite`) non-finite entries.
     """
+    if isinstance(x, np.ma.MaskedArray):
+        raise TypeError(f"{name} is a masked array, whose mask would be lost: fill or drop the masked entries")
     if isinstance(x, np.ndarray):
         if not np.issubdtype(x.dtype, np.floating):
-            raise TypeError(f"{name} has dtype {x.dtype}; convert it first, e.g. {name}.astype('float32') / 255 for images")
-        x = torch.from_numpy(np.ascontiguousarray(x))
+            usual = "" if x.dtype == bool else " / 255 for images"
+            raise TypeError(f"{name} has dtype {x.dtype}; convert it first, e.g. {name}.astype('float32'){usual}")
+        if x.dtype.itemsize > 8:
+            raise TypeError(f"{name} has dtype {x.dtype}, which torch has not; convert it first, e.g. {name}.astype('float64')")
+        x = torch.from_numpy(np.ascontiguousarray(x, dtype=x.dtype.newbyteorder("=")))
     if not isinstance(x, torch.Tensor):
         raise TypeError(f"{name} is a {type(x).__name__}; pass a torch tensor or a NumPy array{_array_hint(x)}")
+    if x.layout != torch.strided:
+        raise TypeError(f"{name} is a sparse tensor; pass a dense one, e.g. {name}.to_dense()")
     if not x.is_floating_point():
-        raise TypeError(f"{name} has dtype {x.dtype}; convert it first, e.g. {name}.float() / 255 for images")
+        usual = "" if x.dtype == torch.bool else " / 255 for images"
+        raise TypeError(f"{name} has dtype {x.dtype}; convert it first, e.g. {name}.float(){usual}")
+    if x.dtype.itemsize < 2:
+        raise TypeError(f"{name} has dtype {x.dtype}, which nothing is computed in; convert it first, e.g. {name}.float()")
     if x.ndim != 2:
         raise ValueError(f"{name} has shape {tuple(x.shape)}; samples are rows: {_rows_hint(name, tuple(x.shape), width)}")
     if width is not None and x.shape[1] != width:
@@ -101,14 +121,25 @@ def as_samples(
 def _array_hint(x: object) -> str:
     """How something else becomes an array, where that is known."""
     if isinstance(x, torch.utils.data.DataLoader | torch.utils.data.IterableDataset):
-        return ": of what does not fit into memory write an ActivationStore, or stream it (splinterp.data)"
+        return (
+            ": join its batches by torch.cat, or write them into a store as they come (splinterp.data.StoreWriter), which may be larger "
+            "than memory"
+        )
     if isinstance(x, torch.utils.data.TensorDataset):
         return ", e.g. dataset.tensors[0]"
     if hasattr(x, "to_numpy"):
         return ", e.g. x.to_numpy()"
     if not isinstance(x, Sequence) or isinstance(x, str | bytes):
         return ""
-    return ", e.g. torch.stack(x)" if x and isinstance(x[0], torch.Tensor) else ", e.g. torch.tensor(x)"
+    if isinstance(x, tuple) and hasattr(x, "top_acts"):
+        return ": that is a code of few latents a sample; pass the dense one (encode)"
+    if not (x and isinstance(x[0], torch.Tensor)):
+        return ", e.g. torch.tensor(x)"
+    if isinstance(x, tuple) and len(x) == 2 and all(isinstance(part, torch.Tensor) and part.ndim == 2 for part in x):
+        return (
+            ": pairs (inputs, targets) of a transcoder are one array, splinterp.paired(*x); batches are joined by torch.cat(x)"
+        )
+    return ", e.g. torch.cat(x)" if x[0].ndim == 2 else ", e.g. torch.stack(x)"
 
 
 def _rows_hint(name: str, shape: tuple[int, ...], width: int | None) -> str:

@@ -133,8 +133,8 @@ def check_header(path: Path, shapes: Mapping[str, tuple[int, ...]], said_by: str
             raise ValueError(f"{name} in {path} has dtype {dtype}; known: {', '.join(FLOATS)}")
 
 
-def check_numbers(path: Path, name: str, value: Tensor, infinite: bool = False) -> None:
-    """Raise ValueError for a NaN among what was read (or an infinity, unless those may be there)."""
+def check_numbers(path: Path | str, name: str, value: Tensor, infinite: bool = False) -> None:
+    """Raise ValueError for a NaN among what was read, or is to be written (or an infinity, unless those may be there)."""
     bad = torch.isnan(value) if infinite else ~torch.isfinite(value)
     if bool(bad.any()):
         raise ValueError(f"{name} in {path} has {int(bad.sum())} entries that are NaN{'' if infinite else ' or infinite'}")

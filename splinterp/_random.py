@@ -5,6 +5,7 @@ from __future__ import annotations
 from collections.abc import Iterator
 from contextlib import contextmanager
 
+import numpy as np
 import torch
 
 from splinterp._typing import Tensor
@@ -16,7 +17,9 @@ def as_generator(generator: torch.Generator | int | None) -> torch.Generator:
     Raises TypeError: something else.
     """
     if generator is None:
-        return torch.Generator().manual_seed(int(torch.randint(2**63 - 1, ())))
+        return torch.Generator().manual_seed(int(torch.randint(2**63 - 1, (), device="cpu")))
+    if isinstance(generator, np.integer):
+        generator = int(generator)
     if isinstance(generator, bool) or not isinstance(generator, int | torch.Generator):
         raise TypeError(
             f"generator={generator!r} must be a torch.Generator, an int (a seed) or None (torch's global generator)"

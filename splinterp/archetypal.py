@@ -174,10 +174,10 @@ class ArchetypalSAE(SAE):
 
 def _drawn(n_latents: int, n_points: int, generator: torch.Generator) -> Float[Tensor, "n_latents n_points"]:
     """Mixing at the start: points without repetition, then midpoints of two drawn ones."""
-    order = torch.randperm(n_points, generator=generator)[:n_latents]
+    order = torch.randperm(n_points, device="cpu", generator=generator)[:n_latents]
     mixing = torch.zeros(n_latents, n_points)
     mixing[torch.arange(len(order)), order] = 1.0
     for i in range(len(order), n_latents):
-        mixing[i, torch.randint(n_points, (1,), generator=generator)] += 0.5
-        mixing[i, torch.randint(n_points, (1,), generator=generator)] += 0.5
+        mixing[i, torch.randint(n_points, (1,), device="cpu", generator=generator)] += 0.5
+        mixing[i, torch.randint(n_points, (1,), device="cpu", generator=generator)] += 0.5
     return mixing

@@ -10,8 +10,10 @@ from typing import Any, NamedTuple
 
 import torch
 from torch import nn
+from torch.nn.utils import parametrize
 
 from splinterp._checks import as_samples
+from splinterp._content import content_hash
 from splinterp._meant import answers
 from splinterp._random import as_generator
 from splinterp._read_only import read_only
@@ -21,7 +23,7 @@ from splinterp.activations import Activation, GroupedActs, RowTop, TopActs
 from splinterp.activations._gradients import sparse_gradients
 from splinterp.activations.base import as_activation
 from splinterp.encoders import Encoder, Linear
-from splinterp.protocol import BiasBlock, Block, Code, alike, dense, inference_mode_of
+from splinterp.protocol import BiasBlock, Block, Code, alike, dense, full_precision, inference_mode_of
 from splinterp.sae_files import KINDS, SavedSAE, load_sae
 from splinterp.sae_parts import bias_of, decoded_in_parts, decoder_of
 from splinterp.sae_start import FEW_LATENTS, OTHERS, check_options, checked_columns, started_bias
@@ -130,12 +132,13 @@ class SAE(SavedSAE):
         self.d_in, self.n_latents, self.decoder = int(d_in), int(n_latents), decoder
         device = torch.device(device)
         g = as_generator(generator)
+        self._drawn_from = None if generator is None else content_hash([g.get_state()])  # tells runs of two seeds apart
         std = d_in**-0.5 if init == "unit" else 0.1
         self.encoder = Linear() if encoder is None else encoder
         columns = checked_columns(self.encoder, n_latents, activation, decoder)
-        W_enc = std * torch.randn(d_in, columns, generator=g)
+        W_enc = std * torch.randn(d_in, columns, dtype=torch.float32, device="cpu", generator=g)
         init_bias, self._few_by_default = started_bias(init_bias, self.d_in, self.n_latents, activation, self.encoder)
-        b_enc = torch.zeros(columns)
+        b_enc = torch.zeros(columns, device="cpu")
         b_enc[self.d_in :] = init_bias
 
         def parameter(value: Tensor) -> nn.Parameter:
@@ -143,19 +146,20 @@ class SAE(SavedSAE):
 
         self.W_enc = nn.Parameter(parameter(W_enc.T.contiguous()).T)  # kept by latents, for sparse products
         self.b_enc = parameter(b_enc)
-        self.b_dec = parameter(torch.zeros(d_in))
+        self.b_dec = parameter(torch.zeros(d_in, device=device))
         if b_pre == "fixed":
-            self.register_buffer("b_pre", parameter(torch.zeros(d_in)).detach())
+            self.register_buffer("b_pre", parameter(torch.zeros(d_in, device=device)).detach())
         else:
-            self.register_parameter("b_pre", parameter(torch.zeros(d_in)) if b_pre else None)
-        self.register_parameter("scale", parameter(torch.ones(n_latents)) if tie_scale else None)
+            self.register_parameter("b_pre", parameter(torch.zeros(d_in, device=device)) if b_pre else None)
+        self.register_parameter("scale", parameter(torch.ones(n_latents, device=device)) if tie_scale else None)
         self.register_parameter("residual", None)
         if decoder == "free":
-            random = init_dec == "random"
-            W_dec = 0.01 * torch.randn(n_latents, d_in, generator=g) if random else self.encoder.rows(self.W_enc.detach())
+            W_dec = self.encoder.rows(self.W_enc.detach())
+            if init_dec == "random":
+                W_dec = 0.01 * torch.randn(n_latents, d_in, dtype=torch.float32, device="cpu", generator=g)
             self.register_parameter("W_dec", parameter(W_dec))
         elif decoder == "tied_residual":
-            self.register_parameter("residual", parameter(torch.zeros(n_latents, d_in)))
+            self.register_parameter("residual", parameter(torch.zeros(n_latents, d_in, device=device)))
         self.activation = activation.bind(n_latents, dtype, device)
         for name, start in self.encoder.parameters(d_in, n_latents).items():
             self.register_parameter(name, parameter(start))
@@ -165,12 +169,20 @@ class SAE(SavedSAE):
                         "init_bias": init_bias, "tie_scale": tie_scale, "b_pre": b_pre}  # fmt: skip
 
     @torch.no_grad()
-    def start_in_units(self, rms: Callable[[], float]) -> None:
+    def start_in_units(self, rms: Callable[[], float]) -> Callable[[], None]:
+        waited, b_enc = self._few_by_default, self.b_enc.detach().clone()
+
+        @torch.no_grad()
+        def undo() -> None:
+            self.b_enc.copy_(b_enc)
+            self._few_by_default = waited
+
         if self._waits_for_units and self.b_enc.requires_grad:
             unit = rms()
             if unit > 0 and not 0.5 <= unit <= 2:  # nearer to 1 it is as good, and reported runs are reproduced
                 self.b_enc[self.d_in :].mul_(unit)
         self._few_by_default = False  # the samples have been seen
+        return undo
 
     @property
     def _waits_for_units(self) -> bool:
@@ -348,9 +360,9 @@ class SAE(SavedSAE):
         return self.b_pre
 
     @property
-    def own_rows(self) -> nn.Parameter | None:
+    def own_rows(self) -> Tensor | None:
         """The decoder's own weights (n_latents, d_in): W_dec, or the residual; None where it has none."""
-        return self.W_dec if self.decoder == "free" else self.residual  # type: ignore[return-value]
+        return self.W_dec if self.decoder == "free" else self.residual
 
     def decoder_block(self) -> Block:
         """The decoder as a solve sees it."""
@@ -383,6 +395,7 @@ class SAE(SavedSAE):
         plain = self.trains_sparse and self.scale is None and self.W_enc.T.is_contiguous()
         if (
             not plain
+            or parametrize.is_parametrized(self)  # whose parameters are others
             or not self.activation.has_gradients
             or overrides(self, "decode_top", "forward", "tied_rows", "decoder_rows")
         ):
@@ -394,7 +407,7 @@ class SAE(SavedSAE):
         if not overrides(self, "forward"):
             return
         # what selects from batches may have no other way yet
-        with torch.no_grad(), inference_mode_of(self, training=self.activation.couples):
+        with torch.no_grad(), inference_mode_of(self, training=self.activation.couples), full_precision(x):
             ours, theirs = self.decode(self.code(x)), self(x)[0]
         if not alike(ours, theirs):
             raise TypeError(

@@ -11,9 +11,10 @@ from typing import TYPE_CHECKING, Any
 import torch
 from safetensors.torch import load_file, save_file
 from torch import nn
+from torch.nn.utils import parametrize
 
 from splinterp._atomic import current, locked, replace_files
-from splinterp._checks import at_least, one_of
+from splinterp._checks import at_least, one_of, usable_device
 from splinterp._files import (
     CHECKSUM,
     FLOATS,
@@ -90,8 +91,9 @@ class SavedSAE(SparseModel):
 
         Raises:
             RuntimeError: a standardizer without statistics.
-            TypeError, ValueError: `about` is no object that JSON has.
+            TypeError, ValueError: `about` is no object that JSON has; parameters that hold NaN, or are computed by a parametrization.
         """
+        _check_storable(self)
         about = {**self.about} if about is None else {name: value for name, value in about.items() if name != "standardizer"}
         if standardizer is not None:
             about["standardizer"] = standardizer.fingerprint()
@@ -107,6 +109,20 @@ class SavedSAE(SparseModel):
         if about:
             config["about"] = json.loads(json.dumps(about, allow_nan=False))
         write_sae(Path(folder), tensors, config, standardizer)
+
+
+def _check_storable(sae: Any) -> None:
+    """Raise TypeError, ValueError where `load` would refuse what is written."""
+    for name, part in sae.named_modules():
+        if parametrize.is_parametrized(part):
+            raise TypeError(
+                f"{name or type(sae).__name__} has a parametrization, which is not saved: remove it first "
+                "(torch.nn.utils.parametrize.remove_parametrizations)"
+            )
+    for name, value in sae.named_parameters():
+        check_numbers(type(sae).__name__, name, value.detach(), infinite=name not in FINITE)
+    for name in (name for name in ("b_pre", "points") if name in dict(sae.named_buffers())):
+        check_numbers(type(sae).__name__, name, sae.get_buffer(name), infinite=False)
 
 
 def write_sae(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], standardizer: Standardizer | None) -> None:
@@ -126,7 +142,7 @@ def write_sae(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], 
 
 def load_sae(folder: str | Path, device: torch.device | str) -> Any:
     """What `SAE.load` does, its errors included."""
-    folder = Path(folder)
+    folder, device = Path(folder), usable_device(device)
     if not folder.is_dir():
         what = "a file: pass the folder that it is in" if folder.exists() else "not there"
         raise FileNotFoundError(f"the folder {folder} is {what}")
@@ -196,7 +212,7 @@ def read_sae(path: Path, weights: Path, device: torch.device | str) -> Any:
             check_numbers(weights, name, value.detach(), infinite=name not in FINITE)
         for name in (name for name in ("b_pre", "points") if name in tensors):
             check_numbers(weights, name, tensors[name], infinite=False)
-    sae.about = about
+    sae.about, sae._drawn_from = about, None
     return sae.eval()
 
 

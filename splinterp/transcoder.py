@@ -68,7 +68,7 @@ class Transcoder(SAE):
         super().__init__(d_in, n_latents, activation, "free", init_dec="random", dtype=dtype, device=device, encoder=encoder,
                          generator=g, **options)  # fmt: skip
         self.d_out = int(d_out)
-        W_dec = 0.01 * torch.randn(n_latents, d_out, generator=g)
+        W_dec = 0.01 * torch.randn(n_latents, d_out, dtype=torch.float32, device="cpu", generator=g)
         self.W_dec = nn.Parameter(W_dec.to(device=device, dtype=dtype))
         self.b_dec = nn.Parameter(torch.zeros(d_out, device=device, dtype=dtype))
 

@@ -122,7 +122,7 @@ def interpretability_price(sae: SAE, x: ArrayLike, generator: torch.Generator | 
     bounds = local_pca_bound(rows, labels, ranks).per_region
     covered = counts >= ENOUGH * (ranks + 1)
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
-    order = torch.randperm(len(rows), generator=generator).numpy()
+    order = torch.randperm(len(rows), device="cpu", generator=generator).numpy()
     held_out = 0.0
     for region, chosen in by_region(labels[order], len(counts)):
         if covered[region]:

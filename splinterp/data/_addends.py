@@ -120,7 +120,7 @@ def _recorded(block: nn.Module, run: Callable[[], None], noisy: nn.Module | None
         first = output[0] if isinstance(output, tuple) else output
         if module is noisy and events and isinstance(first, Tensor):
             scale = max(float(v.float().square().mean().sqrt()) for v in (*events[0].values[:1], first))
-            noise = torch.randn(first.shape, generator=torch.Generator().manual_seed(0)).to(first) * (
+            noise = torch.randn(first.shape, device="cpu", generator=torch.Generator().manual_seed(0)).to(first) * (
                 min(scale, LOUDEST) or 1.0
             )
             output = first + noise if not isinstance(output, tuple) else (first + noise, *output[1:])

@@ -99,8 +99,8 @@ class Standardizer:
         """Normalise x (n, d_in) as a tensor of its own floating dtype (float32 for half precision)."""
         x = as_samples(x, None if self.mean is None else len(self.mean))
         if self.mode == "unit_norm":
-            norms = x.norm(dim=1, keepdim=True)
-            return x / torch.where(norms > 0, norms, 1.0)
+            norms = torch.linalg.vector_norm(x, dim=1, keepdim=True, dtype=torch.float64)  # whose squares stay in range
+            return x / torch.where(norms > 0, norms, 1.0).to(x.dtype)
         mean, scale = self._statistics(x)
         return (x - mean) / scale
 

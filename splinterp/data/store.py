@@ -176,7 +176,7 @@ class ActivationStore:
         """
         self._verify_once()
         blocks = torch.arange(0, self.n_rows, CHUNK_ROWS)
-        starts: list[int] = blocks[torch.randperm(len(blocks), generator=generator)].tolist()
+        starts: list[int] = blocks[torch.randperm(len(blocks), device="cpu", generator=generator)].tolist()
         per_buffer = max(1, self.memory // (CHUNK_ROWS * self.d_in * 4) - 1)  # one block for rows left over and in hand
         rest = torch.empty(0, self.d_in)
         for first in range(0, len(starts), per_buffer):
@@ -189,7 +189,7 @@ class ActivationStore:
                 part = self._contiguous(start, min(start + CHUNK_ROWS, self.n_rows))
                 buffer[filled : filled + len(part)] = part
                 filled += len(part)
-            order = torch.randperm(n, generator=generator)
+            order = torch.randperm(n, device="cpu", generator=generator)
             last = first + per_buffer >= len(starts)
             whole = n if last else n // batch_size * batch_size
             for rows in order[:whole].split(batch_size):
@@ -262,7 +262,8 @@ class ActivationStore:
         while start < stop:
             first = int(self.ends[shard]) - int(self.manifest["shards"][shard]["rows"])
             end = min(stop, int(self.ends[shard]))
-            yield shard, start - first, end - first
+            if start < end:  # a file of no bytes cannot be mapped
+                yield shard, start - first, end - first
             start, shard = end, shard + 1
 
     def _contiguous(self, start: int, stop: int) -> Tensor:

@@ -79,6 +79,7 @@ class StoreWriter:
         """
         if self.complete:
             raise ValueError(f"{self.folder} is finished: write to another folder")
+        activations, tokens = (torch.as_tensor(part) for part in (activations, tokens))
         if activations.shape[1] != self.manifest["d_in"] or tokens.shape != (len(activations), 3):
             raise ValueError(f"activations {tuple(activations.shape)} and tokens {tuple(tokens.shape)} do not fit a store of "
                              f"d_in={self.manifest['d_in']} and 3 columns of tokens")  # fmt: skip

@@ -41,7 +41,7 @@ class SyntheticData:
     def _samples(self, codes: Tensor, generator: torch.Generator) -> SyntheticSamples:
         x = codes @ self.features
         if self.noise:
-            x = x + self.noise * torch.randn(x.shape, generator=generator)
+            x = x + self.noise * torch.randn(x.shape, device="cpu", generator=generator)
         return SyntheticSamples(x, codes)
 
 
@@ -120,16 +120,16 @@ class SparseFeatures(SyntheticData):
     def sample(self, n: int, generator: torch.Generator) -> SyntheticSamples:
         """Draw n samples, float32, on the CPU. Raises ValueError for n below 1."""
         whole("n", n, 1)
-        which = torch.randint(len(self.sparsities), (n,), generator=generator)
+        which = torch.randint(len(self.sparsities), (n,), device="cpu", generator=generator)
         s = torch.tensor(self.sparsities)[which]
         active = self._active(s // self.group_size, generator).repeat_interleave(self.group_size, dim=1)
         codes = active.to(torch.float32)
         if self.values == "uniform":
-            codes *= torch.rand(codes.shape, generator=generator)
+            codes *= torch.rand(codes.shape, device="cpu", generator=generator)
         elif self.values == "exponential":
             codes *= torch.empty(codes.shape).exponential_(generator=generator)
         if self.signs:
-            codes *= 2.0 * torch.randint(2, codes.shape, generator=generator) - 1.0
+            codes *= 2.0 * torch.randint(2, codes.shape, device="cpu", generator=generator) - 1.0
         if self.normalise:
             codes /= s.sqrt()[:, None]
         return self._samples(codes, generator)
@@ -141,17 +141,17 @@ class SparseFeatures(SyntheticData):
         and random offset hits each group at most once, and with its probability.
         """
         n, n_groups = len(counts), len(self._shares)
-        order = torch.rand(n, n_groups, generator=generator).argsort(dim=1)
+        order = torch.rand(n, n_groups, device="cpu", generator=generator).argsort(dim=1)
         ends = (counts[:, None] * self._shares[order]).cumsum(dim=1)
         ends[:, -1] = counts  # exactly, so that rounding loses no tooth
-        offset = torch.rand(n, 1, generator=generator, dtype=torch.float64)
+        offset = torch.rand(n, 1, device="cpu", generator=generator, dtype=torch.float64)
         teeth = (ends + offset).floor()
         hit = torch.diff(teeth, dim=1, prepend=torch.zeros(n, 1, dtype=torch.float64)) >= 1
         return torch.zeros(n, n_groups, dtype=torch.bool).scatter(1, order, hit)
 
 
 def _draw_features(kind: str, n_features: int, d_in: int, coherence: float, generator: torch.Generator) -> Tensor:
-    drawn = torch.randn(n_features, d_in, generator=generator) / math.sqrt(d_in)
+    drawn = torch.randn(n_features, d_in, device="cpu", generator=generator) / math.sqrt(d_in)
     if kind == "gaussian":
         return drawn
     if kind == "orthogonal":
@@ -160,6 +160,6 @@ def _draw_features(kind: str, n_features: int, d_in: int, coherence: float, gene
         return torch.linalg.qr(drawn.T.double())[0].T.float().contiguous()
     if not 0 < coherence < 1:
         raise ValueError(f"coherence={coherence} must lie between 0 and 1")
-    shared = torch.randn(1, d_in, generator=generator) / math.sqrt(d_in)
+    shared = torch.randn(1, d_in, device="cpu", generator=generator) / math.sqrt(d_in)
     shared = shared / shared.norm()
     return math.sqrt(1 - coherence) * drawn + math.sqrt(coherence) * shared

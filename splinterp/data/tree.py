@@ -65,23 +65,23 @@ class FeatureTree(SyntheticData):
             above = list(range(first, len(parents)))
         self.parents, self.frequencies = torch.tensor(parents), torch.tensor(frequencies, dtype=torch.float64)
         generator = generator if generator is not None else torch.Generator().manual_seed(0)
-        self.features = torch.nn.functional.normalize(torch.randn(len(parents), d_in, generator=generator), dim=1)
+        self.features = torch.nn.functional.normalize(torch.randn(len(parents), d_in, device="cpu", generator=generator), dim=1)
 
     def sample(self, n: int, generator: torch.Generator) -> SyntheticSamples:
         """Draw n samples, float32, on the CPU. Raises ValueError for n below 1."""
         whole("n", n, 1)
         n_roots = int((self.parents < 0).sum())
-        levels = [torch.rand(n, n_roots, generator=generator) < self.p_root]
+        levels = [torch.rand(n, n_roots, device="cpu", generator=generator) < self.p_root]
         for size in self.branching:
             above = levels[-1]
             if self.exclusive:
-                which = torch.randint(size, (n, above.shape[1]), generator=generator)
-                any_ = torch.rand(n, above.shape[1], generator=generator) < self.p_child
+                which = torch.randint(size, (n, above.shape[1]), device="cpu", generator=generator)
+                any_ = torch.rand(n, above.shape[1], device="cpu", generator=generator) < self.p_child
                 chosen = torch.nn.functional.one_hot(which, size).bool() & any_[:, :, None]
             else:
-                chosen = torch.rand(n, above.shape[1], size, generator=generator) < self.p_child
+                chosen = torch.rand(n, above.shape[1], size, device="cpu", generator=generator) < self.p_child
             levels.append((chosen & above[:, :, None]).flatten(1))
         codes = torch.cat(levels, 1).to(torch.float32)
         if self.magnitudes:
-            codes *= 1 + self.magnitudes * (2 * torch.rand(codes.shape, generator=generator) - 1)
+            codes *= 1 + self.magnitudes * (2 * torch.rand(codes.shape, device="cpu", generator=generator) - 1)
         return self._samples(codes, generator)

@@ -86,7 +86,7 @@ class ProbedCurve(CGCurve):
         g: torch.Generator,
     ) -> None:
         super().__init__(stats, Q, start, tolerance)
-        self.probes = torch.randint(0, 2, (stats.n_latents, n_probes), generator=g).to(stats.cross) * 2 - 1
+        self.probes = torch.randint(0, 2, (stats.n_latents, n_probes), device="cpu", generator=g).to(stats.cross) * 2 - 1
         self.beside = stats.gram_product(self.probes)
         self.guess = torch.cat([self.guess, torch.zeros_like(self.probes)], dim=1)
         self.df: dict[float, float] = {}

@@ -64,7 +64,7 @@ def beginning(around: float | None, rank: int, mean: float, n_samples: float) ->
 
 def signs(rows: int, columns: int, like: Tensor, generator: torch.Generator) -> Tensor:
     """Random signs, of the dtype and on the device of `like`."""
-    return (torch.randint(0, 2, (rows, columns), generator=generator) * 2 - 1).to(like)
+    return (torch.randint(0, 2, (rows, columns), device="cpu", generator=generator) * 2 - 1).to(like)
 
 
 def combinations(x: Tensor, generator: torch.Generator) -> Tensor | None:

@@ -14,6 +14,7 @@ from __future__ import annotations
 import math
 from typing import NamedTuple
 
+import numpy as np
 import torch
 
 from splinterp._checks import as_samples, at_least, whole
@@ -77,8 +78,8 @@ def solve_decoder(
         (2.0, 1.0)
     """
     require_samples(stats)
-    rows = None if isinstance(ridge, int | float) else _row_strengths(ridge, stats)
-    ridge = float(ridge) if isinstance(ridge, int | float) else 0.0
+    rows = None if np.ndim(ridge) == 0 else _row_strengths(ridge, stats)  # type: ignore[arg-type]
+    ridge = float(ridge) if rows is None else 0.0
     for name, value in {"ridge": ridge, "bias_ridge": bias_ridge, "prox": prox, "bias_prox": bias_prox}.items():
         at_least(name, value, 0.0)
     if math.isinf(prox) or math.isinf(bias_prox):
@@ -204,7 +205,7 @@ def optimality_residual(
     mixing = None
     if columns is not None:
         whole("columns", columns, 1)
-        drawn = torch.randn(stats.d_in, columns, generator=torch.Generator().manual_seed(0))
+        drawn = torch.randn(stats.d_in, columns, device="cpu", generator=torch.Generator().manual_seed(0))
         mixing = None if columns >= stats.d_in else drawn.to(stats.cross)
 
     def few(x: Tensor) -> Tensor:

@@ -24,7 +24,7 @@ class _Noise(Encoder):
 
     def _draw(self, sae: Any, like: Tensor) -> Tensor:
         with drawing_from(sae.noise_state) as generator:
-            return torch.randn(like.shape, generator=generator, dtype=torch.float32).to(like)
+            return torch.randn(like.shape, device="cpu", generator=generator, dtype=torch.float32).to(like)
 
     @staticmethod
     def _on(sae: Any) -> bool:

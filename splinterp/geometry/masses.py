@@ -120,7 +120,7 @@ def gaussian_samples(
     if variances[0] < -1e-9 * max(abs(variances[-1]), np.finfo(float).tiny):
         raise ValueError(f"the covariance has the eigenvalue {variances[0]:.3g}: none may be below 0")
     variances[variances < 10 * d * np.finfo(float).eps * variances[-1]] = 0.0
-    z = torch.randn(int(n), d, generator=as_generator(generator), dtype=torch.float64).numpy()
+    z = torch.randn(int(n), d, device="cpu", generator=as_generator(generator), dtype=torch.float64).numpy()
     return mean + (z * np.sqrt(variances.clip(0))) @ directions.T
 
 

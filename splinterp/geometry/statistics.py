@@ -38,7 +38,7 @@ class RegionStatistics:
     entropy_corrected: float
     """The same, corrected for regions that no sample was in; see `Entropy.corrected`."""
     entropy_reliable: bool
-    """False where more than 5 % of the samples are alone: `entropy` is then a lower bound at best."""
+    """False where more than 5 % of the samples are alone, or with a margin of 3 / n could be: `entropy` is then a lower bound at best."""
     largest: float
     """Share of the samples in the most visited region."""
     mean_l0: float
@@ -67,7 +67,7 @@ def region_statistics(sae: SAE, x: ArrayLike, generator: torch.Generator | None 
     counts = np.bincount(regions.labels)
     entropy = entropy_of(counts)
     generator = generator if generator is not None else torch.Generator().manual_seed(0)
-    order = torch.randperm(n, generator=generator).numpy()
+    order = torch.randperm(n, device="cpu", generator=generator).numpy()
     singles, signed_regions = int((counts == 1).sum()), int(regions.signed_labels().max()) + 1
     return RegionStatistics(
         n_samples=n, n_regions=len(counts), n_signed_regions=signed_regions, n_singletons=singles, unseen=singles / n,

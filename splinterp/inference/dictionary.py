@@ -99,7 +99,7 @@ def learn_dictionary(
     whole("iterations", iterations, 1)
     at_least("ridge", ridge, 0.0)
     at_least("samples (one for each latent)", len(x), n_latents)
-    start = x[torch.randperm(len(x), generator=as_generator(generator))[:n_latents]]
+    start = x[torch.randperm(len(x), device="cpu", generator=as_generator(generator))[:n_latents]]
     mean = x.mean(0)
     found = Dictionary(F.normalize(start - mean, dim=1), mean, k, pursuit, nonnegative=nonnegative)
     for _ in range(iterations):

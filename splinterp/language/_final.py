@@ -101,7 +101,7 @@ def _gain(norm: nn.Module, width: int, device: torch.device) -> tuple[Float[Tens
         if width % 2:
             signs = signs.roll(1)
             gain[-1] = ((made(signs) - bias) * signs * size)[-1]
-        x = torch.randn(width, generator=g).to(device) + 1
+        x = torch.randn(width, device="cpu", generator=g).to(device) + 1
         for centred in (True, False):
             seen = x - x.mean() if centred else x
             expected = gain * seen / seen.square().mean().sqrt() + bias

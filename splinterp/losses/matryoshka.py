@@ -97,6 +97,6 @@ class RandomMatryoshka(Reconstruction):
 
     def __call__(self, out: Forward, state: State) -> Tensor:
         with drawing_from(state["generator"]) as generator:
-            within = torch.rand(self.n_prefixes, generator=generator, dtype=torch.float64)
+            within = torch.rand(self.n_prefixes, device="cpu", generator=generator, dtype=torch.float64)
         widths, shares = self._widths(out.model.shape[1], within)
         return nested_error(out, prefix_depth(out, widths), shares)

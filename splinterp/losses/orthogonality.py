@@ -50,7 +50,7 @@ class OrtSAE(Term):
         W_dec = out.W_dec
         n = len(W_dec)
         with drawing_from(state["generator"]) as generator:
-            order = torch.randperm(n, generator=generator).to(W_dec.device)
+            order = torch.randperm(n, device="cpu", generator=generator).to(W_dec.device)
         signed = out.model.nonlinearity is not None and out.model.nonlinearity.signed
         chunks = order.tensor_split(min(-(-n // self.chunk), n // 2))
         return torch.stack([_largest_cosines(W_dec[rows], signed).square().mean() for rows in chunks]).mean()

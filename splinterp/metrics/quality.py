@@ -2,14 +2,15 @@
 
 from __future__ import annotations
 
+import math
 from typing import NamedTuple
 
 import torch
 
-from splinterp._checks import as_samples, whole
+from splinterp._checks import as_samples, check_finite, whole
 from splinterp._typing import ArrayLike, Float, Tensor
 from splinterp.data.store import ActivationStore
-from splinterp.protocol import SAELike, SparseModel, as_model, inference_mode_of, times_fired
+from splinterp.protocol import ForeignModel, SAELike, SparseModel, as_model, inference_mode_of, times_fired
 
 
 def _constant_error(n: int) -> ValueError:
@@ -76,6 +77,15 @@ class Evaluation(NamedTuple):
     frequencies: Tensor
 
 
+def _check_all(x: Tensor | ActivationStore) -> None:
+    """Raise ValueError for samples that are not finite, with the first one's place."""
+    if isinstance(x, ActivationStore):
+        for part in x.split(4096):
+            check_finite(part, f"the store in {x.folder}")
+    else:
+        check_finite(x)
+
+
 @torch.no_grad()
 def evaluate(sae: SAELike | SparseModel, x: ArrayLike | ActivationStore, batch_size: int = 4096) -> Evaluation:
     """All metrics of `sae` on x (n, d_in), or pairs, a tensor, an array or a store, in one pass of bounded memory, in inference mode.
@@ -100,15 +110,23 @@ def evaluate(sae: SAELike | SparseModel, x: ArrayLike | ActivationStore, batch_s
     fired = torch.zeros(model.shape[1], dtype=torch.int64, device=device)
     with inference_mode_of(sae):
         center = model.target(mean.to(device=device, dtype=dtype))
-        for part in x.split(batch_size):
+        for i, part in enumerate(x.split(batch_size)):
             part = part.to(device=device, dtype=dtype)
-            x_hat, code = model.run(part)
+            if i == 0 and isinstance(model, ForeignModel):
+                model.check(part[:16])
+            try:
+                x_hat, code = model.run(part)
+            except ValueError:
+                _check_all(x)  # which counts rows from the first
+                raise
             fired += times_fired(code, len(fired))
             target = model.target(part)
             error += (target - x_hat).square().sum(1).double().sum()
             deviation += (target - center).square().sum(1).double().sum()
     if float(deviation) == 0:
         raise _constant_error(len(x))
+    if not math.isfinite(float(error)):
+        _check_all(x)
     frequencies = fired.double() / len(x)
     return Evaluation(
         fvu=float(error / deviation),

@@ -75,8 +75,11 @@ def _plan_of(args: argparse.Namespace) -> Plan:
     names = {f.name for f in fields(Plan)}
     given = {name: value for name, value in vars(args).items() if name in names}
     if not args.config:
-        return Plan.of({**given, "method_options": pairs_of(args.set)}, "the command line")
-    return Plan.read(args.config, **given, **({"method_options": pairs_of(args.set)} if args.set else {}))
+        plan = Plan.of({**given, "method_options": pairs_of(args.set)}, "the command line")
+    else:
+        plan = Plan.read(args.config, **given, **({"method_options": pairs_of(args.set)} if args.set else {}))
+    plan.check_effects()
+    return plan
 
 
 def _train(args: argparse.Namespace) -> None:

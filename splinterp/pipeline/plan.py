@@ -112,6 +112,16 @@ class Plan:
         self.make_method()
         self.make_activation()
 
+    def check_effects(self) -> None:
+        """Raise ValueError for an option that would change nothing."""
+        usual = {f.name: f.default for f in fields(type(self))}
+        if not self.activation.endswith("TopK") and self.k != usual["k"]:
+            raise ValueError(f"k={self.k} changes nothing with activation={self.activation!r}: leave it out, or choose 'TopK'")
+        if self.n_latents is not None and self.expansion != usual["expansion"]:
+            raise ValueError(
+                f"n_latents={self.n_latents} and expansion={self.expansion} both say the size: leave one of them out"
+            )
+
     def store_of(self, out: str | Path) -> Path:
         """The folder of the activations of a run in `out`."""
         return Path(self.store) if self.store else Path(out) / "activations"

@@ -7,7 +7,7 @@ parameters, the bias. `SAE` is one. Any other `nn.Module` with the few names of 
 from splinterp.protocol.blocks import BiasBlock, Block
 from splinterp.protocol.code import Code, dense, masked, times_fired
 from splinterp.protocol.foreign import ForeignModel, as_model, said_of, sharing
-from splinterp.protocol.model import NAMES, SAELike, SparseModel, alike, inference_mode_of
+from splinterp.protocol.model import NAMES, SAELike, SparseModel, alike, full_precision, inference_mode_of
 from splinterp.protocol.samples import sample_blocks
 
 __all__ = [
@@ -21,6 +21,7 @@ __all__ = [
     "alike",
     "as_model",
     "dense",
+    "full_precision",
     "inference_mode_of",
     "masked",
     "said_of",

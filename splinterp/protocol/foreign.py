@@ -10,7 +10,7 @@ from torch import nn
 from splinterp._typing import Tensor
 from splinterp.protocol.blocks import BiasBlock, Block
 from splinterp.protocol.code import dense
-from splinterp.protocol.model import NAMES, SparseModel
+from splinterp.protocol.model import NAMES, SparseModel, alike, full_precision, inference_mode_of
 
 
 def sharing(module: Any, tensor: Tensor) -> tuple[nn.Parameter, ...]:
@@ -43,6 +43,33 @@ class ForeignModel(SparseModel):
 
     def decode(self, code: Any) -> Tensor:
         return torch.addmm(self.b_dec, dense(code, self.shape[1]), self.W_dec)
+
+    def check(self, x: Tensor) -> None:
+        """Raises TypeError where its own `decode` or `forward` is not acts @ W_dec + b_dec, which training and evaluation go by."""
+        with torch.no_grad(), inference_mode_of(self.module), full_precision(x):
+            code = dense(self.code(x), self.shape[1])
+            ours = self.decode(code)
+            if not bool(torch.isfinite(ours).all()):
+                return  # which is told elsewhere
+            for name, given in (("decode", code), ("forward", x)):
+                found = _reconstruction(getattr(self.module, name, None), given, ours)
+                if found is not None and not alike(found, ours):
+                    raise TypeError(
+                        f"{self.label}.{name} is not acts @ W_dec + b_dec, which training and evaluation go by: it differs by up to "
+                        f"{float((found - ours).abs().max()):.2g}; move what it adds into encode, W_dec and b_dec, or into the data, or "
+                        "subclass splinterp.protocol.SparseModel, whose `decode` is asked"
+                    )
+
+    def reads_b_dec(self, x: Tensor) -> bool:
+        with torch.no_grad(), inference_mode_of(self.module):
+            kept = self.b_dec.detach().clone()
+            before = dense(self.code(x), self.shape[1])
+            self.b_dec.copy_(kept + 1 + kept.abs())
+            try:
+                after = dense(self.code(x), self.shape[1])
+            finally:
+                self.b_dec.copy_(kept)
+        return not torch.equal(before, after)
 
     def decoder_block(self) -> Block:
         encoder = {id(p) for p in self.encoder_parameters()}
@@ -84,8 +111,25 @@ class ForeignModel(SparseModel):
         return found if isinstance(found, torch.Tensor) else None
 
 
+def _reconstruction(call: Any, given: Tensor, like: Tensor) -> Tensor | None:
+    """What a module's own method makes of `given`, where that is a reconstruction of samples, or begins with one; else None."""
+    try:
+        found = call(given)
+    except Exception:  # another signature, or none: it is not asked in training either
+        return None
+    for name in ("x_hat", "sae_out"):
+        found = getattr(found, name, found)
+    found = found[0] if isinstance(found, tuple) and found else found
+    return found.to(like) if isinstance(found, Tensor) and found.shape == like.shape and found.is_floating_point() else None
+
+
 def as_model(module: Any) -> SparseModel:
-    """`module` itself where it is a `SparseModel`, else wrapped. Raises TypeError where it lacks a name of `SAELike`."""
+    """`module` itself where it is a `SparseModel`, else wrapped. Raises TypeError where it lacks a name of `SAELike`.
+
+    Of what `torch.compile` returns it is the module inside: a compiled `forward` is of no use here.
+    """
+    if isinstance(module, nn.Module):
+        module = module._modules.get("_orig_mod") or module
     if isinstance(module, SparseModel):
         return module
     if isinstance(module, type):

@@ -175,17 +175,21 @@ class SparseModel(nn.Module):
 
     def check_linear(self) -> None:
         """Raises TypeError unless `decode` is acts @ W_dec + b_dec, which is what an exact solve solves for."""
-        acts = torch.rand(2, self.shape[1], generator=torch.Generator().manual_seed(0)).to(self.b_dec)
+        acts = torch.rand(2, self.shape[1], device="cpu", generator=torch.Generator().manual_seed(0)).to(self.b_dec)
         codes: list[Code] = [acts, torch.zeros_like(acts)]
         if self.trains_sparse:
             codes.append(TopActs(acts[:, :1], torch.tensor([[0], [self.shape[1] - 1]], device=acts.device)))
-        with torch.no_grad(), inference_mode_of(self):
+        with torch.no_grad(), inference_mode_of(self), full_precision(self.b_dec):
             found = torch.cat([self.decode(code) for code in codes])
             expected = torch.cat([torch.addmm(self.b_dec, dense(code, self.shape[1]), self.W_dec) for code in codes])
         if not alike(found, expected):
             raise TypeError(
                 f"{self.label} decodes in its own way, not by acts @ W_dec + b_dec, which an exact solve is for: train it by SGD"
             )
+
+    def reads_b_dec(self, x: Tensor) -> bool:
+        """Whether codes of samples x (n, d_in) depend on b_dec, which a solve moves with the codes held."""
+        return False
 
     def multiply_output(self, gain: float) -> bool:
         """Multiply x_hat - b_dec by a number, where that is not done by multiplying the decoder block's weights. Returns whether it was."""
@@ -202,9 +206,10 @@ class SparseModel(nn.Module):
     def project_gradients(self) -> None:
         """Called before every gradient step: zero the gradients of what cannot move, which would count in clipping."""
 
-    def start_in_units(self, rms: Callable[[], float]) -> None:
+    def start_in_units(self, rms: Callable[[], float]) -> Callable[[], None]:
         """Called before training on samples whose encoded entries deviate from their mean by the order of rms(), which costs a pass: the
-        place to adapt a start that is meant for 1."""
+        place to adapt a start that is meant for 1. Returns what undoes it."""
+        return lambda: None
 
     def calibrate(self, x: Any) -> Any:
         """Set what inference needs and gradients do not train, from training samples x (n, d_in)."""
@@ -214,6 +219,11 @@ def alike(found: Tensor, expected: Tensor) -> bool:
     """Whether two reconstructions are the same up to rounding."""
     tolerance = 1e3 * torch.finfo(found.dtype).eps * (float(expected.abs().max()) if expected.numel() else 0.0) + 1e-6
     return found.shape == expected.shape and bool(((found - expected).abs() <= tolerance).all())
+
+
+def full_precision(like: Tensor) -> AbstractContextManager[Any]:
+    """Inside, `torch.autocast` lowers nothing on the device of a tensor."""
+    return torch.autocast(like.device.type, enabled=False)
 
 
 @contextmanager

@@ -108,6 +108,10 @@ class GradientOptions(GradientPhase, metaclass=Named):
         check_shares(self)
         if self.resample is not None and not isinstance(self.resample, Resampling):
             raise TypeError(f"resample is a {type(self.resample).__name__}: pass Resampling(every=..., dead_after=...)")
+        if isinstance(self.terms, Term):
+            raise TypeError(
+                f"terms is one {type(self.terms).__name__}: pass a tuple of them, terms=({type(self.terms).__name__}(...),)"
+            )
         object.__setattr__(self, "terms", tuple(self.terms))
         for term in self.terms:
             if not isinstance(term, Term):
@@ -156,10 +160,15 @@ class GradientOptions(GradientPhase, metaclass=Named):
     ) -> dict[str, Any]:
         """The arguments of a `TrainState`: model, data, optimizer without the `fixed` parameters, what terms keep.
 
-        Raises TypeError, ValueError: a module or data that does not fit, shares of an unknown number of steps.
+        Raises TypeError, ValueError: a module or data that does not fit, nothing to train, shares of an unknown number of steps.
+        RuntimeError: inside `torch.inference_mode`.
         """
         model = self.check_module(sae)
         data = training_data(model, x)
+        if torch.is_inference_mode_enabled():
+            raise RuntimeError("nothing can be trained inside torch.inference_mode(): begin outside of it")
+        if not any(p.requires_grad for p in sae.parameters()):
+            raise ValueError(f"every parameter of {model.label} is frozen (requires_grad=False), so there is nothing to train")
         shares = ["warmup", "decay", "penalty_warmup", *(["k_share"] if self.k_start is not None else [])]
         for name in shares:
             if getattr(self, name) and total_steps is None:

@@ -52,7 +52,7 @@ class Batches:
         if isinstance(self.x, ActivationStore):
             yield from map(self.moved, self.x.shuffled(self.batch_size, generator))
             return
-        order = torch.randperm(len(self.x), generator=generator).to(self.x.device)
+        order = torch.randperm(len(self.x), device="cpu", generator=generator).to(self.x.device)
         for rows in order.split(self.batch_size):
             yield self.moved(self.x[rows])
 

@@ -16,12 +16,12 @@ from splinterp._random import as_generator
 from splinterp._typing import ArrayLike, Tensor
 from splinterp.data.store import ActivationStore
 from splinterp.data.stream import ActivationStream
-from splinterp.protocol import SAELike, as_model
+from splinterp.protocol import SAELike, SparseModel, as_model
 from splinterp.training.base import training_data
 from splinterp.training.batches import Batches
 from splinterp.training.distributed import ProcessGroup
 from splinterp.training.health import check_dtype, fvu_at_start, warn_silent
-from splinterp.training.inspection import inspect, set_aside, start_at
+from splinterp.training.inspection import inspect, set_aside, start_at, warn_other_source
 from splinterp.training.method import STATE_NAMES, Method, State, check_method
 from splinterp.training.run import Run
 from splinterp.training.stream_batches import StreamBatches, check_streams, looked_at, warn_ended
@@ -87,8 +87,8 @@ def fit(
         log_every_steps: batches between history rows, in place of epochs; the end always has one.
         train_eval_samples: `train_fvu` is over the first so many training samples.
         keep_best: end with the parameters of the logged row of lowest `val_fvu`; needs x_val.
-        callback: called with each row, for a logger. Meanwhile the SAE is the one that the row is of: with a method that reads out, it
-            has the readout's decoder, and its own again afterwards.
+        callback: called with each row, for a logger. During the call the SAE is the one that the row describes: it holds
+            the readout's decoder, if there is one, and gets its own back afterwards.
         checkpoint: file to write every `checkpoint_every` epochs, every `checkpoint_every_steps` batches within one, and at the end (whole,
             or not at all; through a link to its target).
         resume: continue from `checkpoint` if it exists; the result equals that of an undisturbed run, bit for bit. A finished run
@@ -162,9 +162,15 @@ class _Options:
                 f"log_every={self.log_every} changes nothing beside log_every_steps={self.log_every_steps}: drop one of them"
             )
         if self.autocast not in (None, torch.bfloat16):
-            raise ValueError(f"autocast={self.autocast} is not torch.bfloat16 (float16 would need its gradients scaled)")
+            raise ValueError(f"autocast={self.autocast!r} is not torch.bfloat16 (float16 would need its gradients scaled)")
         if self.resume and self.checkpoint is None:
             raise ValueError("resume=True needs checkpoint=PATH")
+        if self.callback is not None and not callable(self.callback):
+            raise TypeError(
+                f"callback is a {type(self.callback).__name__}: pass a function of a row; several are one by splinterp.training.several"
+            )
+        if self.processes is not None and not isinstance(self.processes, ProcessGroup):
+            raise TypeError(f"processes={self.processes!r} is not a splinterp.training.ProcessGroup: see its start()")
 
     @property
     def first(self) -> bool:
@@ -186,6 +192,8 @@ def _started(
         data = training_data(model, looked_at(x, options.train_eval_samples))
     else:
         data = training_data(model, x)
+        if isinstance(data, ActivationStore):
+            warn_other_source(sae, data)
     if method.wants_x_val and x_val is None:
         data, x_val = set_aside(data, type(method).__name__)
     held_out = None if x_val is None else _validation_data(x_val, data)
@@ -201,22 +209,31 @@ def _started(
     run = Run(sae, method, as_generator(generator), options.keep_best, options.autocast, total, batches)
     kept = options.checkpoint is not None
     run.describe(data, held_out, generator is None, kept, compared=kept or options.processes is not None)
-    start_at(sae, data, mean)
     if options.checkpoint is not None and options.first:
         check_writable(options.checkpoint)
-    run.state = method.init(sae, data, total_steps=total, x_val=held_out)
-    if not isinstance(run.state, State):
-        missing = [name for name in STATE_NAMES if name not in dir(run.state)]
-        raise TypeError(f"the state of {type(method).__name__} lacks {', '.join(missing)}: see splinterp.training.State")
+    undo = start_at(sae, data, mean)
+    try:
+        run.state = method.init(sae, data, total_steps=total, x_val=held_out)
+        if not isinstance(run.state, State):
+            missing = [name for name in STATE_NAMES if name not in dir(run.state)]
+            raise TypeError(f"the state of {type(method).__name__} lacks {', '.join(missing)}: see splinterp.training.State")
+        _begin(run, model, data, options)
+    except Exception:  # a call that is refused leaves a trained SAE as it was
+        undo()
+        raise
+    return run, data, held_out
+
+
+def _begin(run: Run, model: SparseModel, data: Samples, options: _Options) -> None:
+    """Go on from the checkpoint where there is one to go on from, and with the other processes."""
     if options.resume and options.checkpoint is not None and options.checkpoint.exists():
-        run.load(options.checkpoint, len(batches))
+        run.load(options.checkpoint, len(run.batches))
     else:
-        run.start_fvu = fvu_at_start(sae, model, data[: options.train_eval_samples])
+        run.start_fvu = fvu_at_start(run.sae, model, data[: options.train_eval_samples])
     if options.processes is not None:
         run.join(options.processes)
         if options.checkpoint is not None and options.first:
             run.save(options.checkpoint)
-    return run, data, held_out
 
 
 def _carry_out(run: Run, data: Samples, held_out: Samples | None, options: _Options) -> None:
@@ -226,7 +243,7 @@ def _carry_out(run: Run, data: Samples, held_out: Samples | None, options: _Opti
     def tell(row: dict[str, float]) -> None:
         bar.set_postfix(fvu=row["train_fvu"])
         if options.callback is not None and options.first:
-            options.callback(row)
+            options.callback(dict(row))  # which it may take apart
 
     def log() -> None:
         run.log(data[: options.train_eval_samples], held_out, tell)
@@ -248,6 +265,8 @@ def _carry_out(run: Run, data: Samples, held_out: Samples | None, options: _Opti
                 save()
     finally:
         bar.close()
+        for p in run.sae.parameters():  # of the last step, which would be added to in a loop of one's own
+            p.grad = None
         run.sae.eval()
         run.state.set_training(False)
 

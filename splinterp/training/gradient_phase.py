@@ -146,6 +146,10 @@ class GradientPhase:
     def gradients(self, sae: SAELike, state: TrainState, x: Tensor, moved: list[nn.Parameter]) -> None:
         """Set `state.loss` and the gradients of the `moved` parameters, of nothing that x comes from. Raises DivergenceError."""
         x = x.clone() if x.is_inference() else x.detach()  # tensors of `inference_mode` cannot be saved for a gradient
+        with torch.enable_grad():
+            self._set_gradients(sae, state, x, moved)
+
+    def _set_gradients(self, sae: SAELike, state: TrainState, x: Tensor, moved: list[nn.Parameter]) -> None:
         own_loss = self._own_loss
         counter = self.resample if self.resample is not None and self.resample.counts(state) else None
         if not own_loss and state.observer is None and counter is None and self._plain:

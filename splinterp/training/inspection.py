@@ -4,7 +4,7 @@ from __future__ import annotations
 
 import math
 import warnings
-from collections.abc import Iterable
+from collections.abc import Callable, Iterable
 
 import torch
 
@@ -12,7 +12,7 @@ from splinterp._checks import check_finite
 from splinterp._typing import ArrayLike, Tensor
 from splinterp._warned import outside
 from splinterp.data.store import ActivationStore
-from splinterp.protocol import SAELike, SparseModel, as_model
+from splinterp.protocol import SAELike, SparseModel, as_model, said_of
 from splinterp.training.base import training_data
 
 OUTLIER_RATIO = 100.0
@@ -28,13 +28,25 @@ def inspect(
     Raises ValueError for entries that are not finite, squares beyond the dtype's range, and rows that are all equal.
     """
     mean = mean_of(data)
-    norms, deviations = _norms(data, mean)
-    check_scale(deviations, data.shape[1], model.b_dec.dtype)
-    warn_outliers(norms)
-    _check_varies(data[:looked_at], x_val, len(data))
-    if model.center is None:
-        _warn_offset(mean, deviations)
+    for name, part in _kinds(model).items():
+        own = part(mean)
+        norms, deviations = _norms(data, own, part)
+        check_scale(deviations, len(own), model.b_dec.dtype, name)
+        check_rounding(own, deviations, model.b_dec.dtype, name)
+        warn_outliers(norms, name)
+        _check_varies(part(data[:looked_at]), len(data), name)
+        if x_val is not None and not varies(map(part, x_val.split(4096))):
+            raise ValueError(
+                f"the {len(x_val)} rows of {name}_val are all equal, and fvu is over their variance: pass samples that differ"
+            )
+        if name != "y" and model.center is None and not model.reads_b_dec(data[:16].to(model.b_dec)):
+            _warn_offset(own, deviations)
     return mean
+
+
+def _kinds(model: SparseModel) -> dict[str, Callable[[Tensor], Tensor]]:
+    """What is looked at by itself, by name: samples, or the two kinds that pairs are of."""
+    return {"x": model.inputs, "y": model.target} if model.pairs else {"x": lambda x: x}
 
 
 def varies(parts: Iterable[Tensor]) -> bool:
@@ -51,28 +63,45 @@ USUAL_SCALE = 3e-3, 1e3
 """Root mean squares of entries between which step sizes, start and Adam's eps mean what they are tuned for."""
 
 
-def check_scale(deviations: Tensor, d_in: int, dtype: torch.dtype) -> None:
+def check_scale(deviations: Tensor, d_in: int, dtype: torch.dtype, name: str = "x") -> None:
     """Raise ValueError if squares of typical deviations from the mean, of these norms (n,), leave the dtype's range; warn if the data
     are in units that the defaults of training are not meant for."""
     rms = float(deviations.median()) / math.sqrt(d_in)
     range_of, advice = torch.finfo(dtype), "standardise them first (splinterp.data.Standardizer)"
     if 0 < rms < math.sqrt(range_of.tiny) * 1e3 or rms > math.sqrt(range_of.max) * 1e-3:
         kind = str(dtype).removeprefix("torch.")
-        raise ValueError(f"entries of x vary by the order of {rms:.2g}, and their squares leave the range of {kind}: {advice}")
+        raise ValueError(
+            f"entries of {name} vary by the order of {rms:.2g}, and their squares leave the range of {kind}: {advice}"
+        )
     if 0 < rms < USUAL_SCALE[0] or rms > USUAL_SCALE[1]:
         warnings.warn(
-            f"entries of x vary by the order of {rms:.2g}: step sizes, the start and Adam's eps are for data of order 1; {advice}",
+            f"entries of {name} vary by the order of {rms:.2g}: step sizes, the start and Adam's eps are for data of order 1; {advice}",
             stacklevel=outside(),
         )
 
 
-def warn_outliers(norms: Tensor) -> None:
+ROUNDED = 0.1
+"""Rounding over deviations from which too little of the samples is left."""
+
+
+def check_rounding(mean: Tensor, deviations: Tensor, dtype: torch.dtype, name: str = "x") -> None:
+    """Raise ValueError where a dtype rounds samples by a tenth of their typical deviation from the mean, (n,) norms, or more."""
+    typical, lost = float(deviations.median()), torch.finfo(dtype).eps * float(mean.norm())
+    if 0 < typical * ROUNDED < lost:
+        kind = str(dtype).removeprefix("torch.")
+        raise ValueError(
+            f"the mean of {name} is {float(mean.norm()) / typical:.2g} times as long as its deviations, of which {kind} keeps too little: "
+            f"subtract the mean first, in float64, or take an SAE of a wider dtype"
+        )
+
+
+def warn_outliers(norms: Tensor, name: str = "x") -> None:
     """Warn if a sample's norm, of the norms (n,), is over 100 times their median: it would dominate every squared error."""
     median = float(norms.median())
     worst = int(norms.argmax())
     if median > 0 and float(norms[worst]) > OUTLIER_RATIO * median:
         warnings.warn(
-            f"x[{worst}] has norm {float(norms[worst]):.3g}, over {OUTLIER_RATIO:.0f} times the median {median:.3g}: "
+            f"{name}[{worst}] has norm {float(norms[worst]):.3g}, over {OUTLIER_RATIO:.0f} times the median {median:.3g}: "
             "it dominates the loss; standardise the data or drop the sample",
             stacklevel=outside(),
         )
@@ -93,29 +122,47 @@ def _warn_offset(mean: Tensor, deviations: Tensor) -> None:
         )
 
 
-def _check_varies(looked_at: Tensor, x_val: Tensor | ActivationStore | None, n: int) -> None:
+def _check_varies(looked_at: Tensor, n: int, name: str) -> None:
     """fvu is over the variance of the samples looked at: found before training rather than after an epoch."""
     if not varies([looked_at]):
         few = len(looked_at) < n
         advice = "shuffle the rows, or raise train_eval_samples" if few else "there is nothing to train on"
         raise ValueError(
-            f"the {'first ' if few else ''}{len(looked_at)} rows of x are all equal, and fvu is over their variance: {advice}"
-        )
-    if x_val is not None and not varies(x_val.split(4096)):
-        raise ValueError(
-            f"the {len(x_val)} rows of x_val are all equal, and fvu is over their variance: pass samples that differ"
+            f"the {'first ' if few else ''}{len(looked_at)} rows of {name} are all equal, and fvu is over their variance: {advice}"
         )
 
 
-def _norms(data: Tensor | ActivationStore, mean: Tensor) -> tuple[Tensor, Tensor]:
-    """Of the samples, and of their deviations from the mean, float64 (n,): squares of small float32 numbers vanish."""
+def _norms(
+    data: Tensor | ActivationStore, mean: Tensor, part: Callable[[Tensor], Tensor] = lambda x: x
+) -> tuple[Tensor, Tensor]:
+    """Of the samples (of a part of their columns), and of their deviations from the mean, float64 (n,): squares of small float32 numbers
+    vanish."""
     norms, deviations = [], []
-    for part in data.split(4096):
+    for rows in data.split(4096):
         if isinstance(data, ActivationStore):
-            check_finite(part, f"the store in {data.folder}")
-        norms.append(torch.linalg.vector_norm(part, dim=1, dtype=torch.float64))
-        deviations.append(torch.linalg.vector_norm(part.double() - mean.to(part.device), dim=1))
+            check_finite(rows, f"the store in {data.folder}")
+        own = part(rows)
+        norms.append(torch.linalg.vector_norm(own, dim=1, dtype=torch.float64))
+        deviations.append(torch.linalg.vector_norm(own.double() - mean.to(own.device), dim=1))
     return torch.cat(norms), torch.cat(deviations)
+
+
+def warn_other_source(sae: SAELike, store: ActivationStore) -> None:
+    """Warn where a store holds other activations than the SAE says that it is of, which it would go on saying."""
+    said, found = said_of(sae), dict(store.about)
+    ours = dict(said.get("activations", {}))
+    if "standardizer" in said:
+        ours["standardizer"] = said["standardizer"]
+        found["standardizer"] = None if store.standardizer is None else store.standardizer.fingerprint()
+    other = next(
+        (n for n in ("weights", "layer", "site", "standardizer") if n in ours and n in found and ours[n] != found[n]), None
+    )
+    if other is not None:
+        warnings.warn(
+            f"the SAE says that it is of other activations (another {other}, in sae.about) than those of the store in {store.folder}, "
+            "which it is trained on now: save it with its standardizer and about={'activations': store.about}",
+            stacklevel=outside(),
+        )
 
 
 def mean_of(data: Tensor | ActivationStore) -> Tensor:
@@ -137,15 +184,24 @@ def start_at_mean(sae: SAELike, x: ArrayLike | ActivationStore) -> None:
 
 
 @torch.no_grad()
-def start_at(sae: SAELike, data: Tensor | ActivationStore, mean: Tensor) -> None:
-    """`start_at_mean` for a mean that is known."""
+def start_at(sae: SAELike, data: Tensor | ActivationStore, mean: Tensor) -> Callable[[], None]:
+    """`start_at_mean` for a mean that is known. Returns what undoes it."""
     model = as_model(sae)
-    model.start_in_units(lambda: encoded_rms(model, data, mean))
+    moved = [(t, t.detach().clone()) for t in (sae.b_dec, model.center) if t is not None]
+    undo_units = model.start_in_units(lambda: encoded_rms(model, data, mean))
     for center, own in ((sae.b_dec, model.target(mean)), (model.center, model.inputs(mean))):
         if center is not None and (
             center.requires_grad or not isinstance(center, torch.nn.Parameter)
         ):  # a frozen parameter stays
             center.copy_(own)
+
+    @torch.no_grad()
+    def undo() -> None:
+        undo_units()
+        for tensor, value in moved:
+            tensor.copy_(value)
+
+    return undo
 
 
 def encoded_rms(model: SparseModel, data: Tensor | ActivationStore, mean: Tensor) -> float:
@@ -171,7 +227,7 @@ def set_aside(data: Tensor | ActivationStore, method: str) -> tuple[Tensor, Tens
     if n < 4 * least:
         raise ValueError(f"{why}, and of {n} samples there are too few to set {least} aside: pass x_val")
     held_out = min(max(round(n / 20), least), most)
-    order = torch.randperm(n, generator=torch.Generator().manual_seed(0)).to(data.device)
+    order = torch.randperm(n, device="cpu", generator=torch.Generator().manual_seed(0)).to(data.device)
     warnings.warn(
         f"{why}: {held_out:,} of the {n:,} samples are set aside for that; pass x_val to choose them", stacklevel=outside()
     )

@@ -10,6 +10,8 @@ from pathlib import Path
 from typing import Any
 
 Row = dict[str, float]
+SAME = 1e-2
+"""Of a train_fvu in a row that was logged before: a run that is resumed with another number of threads is rounded otherwise."""
 
 
 class CSVLogger:
@@ -18,19 +20,21 @@ class CSVLogger:
     A file that is there is continued: rows of steps that it has already are written once, so that a resumed run leaves no doubles.
 
     Raises:
-        ValueError: a file with other columns.
+        ValueError: a file with other columns, or with rows of another run.
     """
 
     def __init__(self, path: str | Path) -> None:
         self.path = Path(path)
         self.columns: list[str] = []
-        self.last = -math.inf
+        self.known: dict[float, float] = {}
+        """train_fvu of the file's steps."""
         if self.path.exists() and self.path.stat().st_size:
             self._cut()
             with open(self.path, newline="") as file:
                 rows = list(csv.DictReader(file))
                 self.columns = list(rows[0]) if rows else []
-            self.last = max((float(row["step"]) for row in rows if row.get("step")), default=-math.inf)
+            self.known = {float(row["step"]): float(row.get("train_fvu") or math.nan) for row in rows if row.get("step")}
+        self.last = max(self.known, default=-math.inf)
 
     def _cut(self) -> None:
         """Remove a last line that was not written to its end."""
@@ -39,8 +43,6 @@ class CSVLogger:
             os.truncate(self.path, content.rfind(b"\n") + 1)
 
     def __call__(self, row: Row) -> None:
-        if row["step"] <= self.last:
-            return
         fresh = not self.columns
         if fresh:
             self.columns = list(row)
@@ -49,6 +51,14 @@ class CSVLogger:
             raise ValueError(
                 f"{self.path} has the columns {', '.join(self.columns)}, and the row {', '.join(row)}: log to another file"
             )
+        if row["step"] <= self.last:
+            before, now = self.known.get(row["step"], math.nan), row.get("train_fvu", math.nan)
+            if not math.isclose(before, now, rel_tol=SAME) and not math.isnan(now):
+                raise ValueError(
+                    f"{self.path} is of another run: of its {len(self.known)} rows none has step {row['step']:g} and a train_fvu near "
+                    f"{now:.4g}; log to another file"
+                )
+            return
         with open(self.path, "w" if fresh else "a", newline="") as file:
             writer = csv.DictWriter(file, self.columns)
             if fresh:

@@ -21,7 +21,7 @@ from splinterp.data.store import ActivationStore
 from splinterp.protocol import SAELike, SparseModel, as_model
 from splinterp.training.base import GradientOptions
 from splinterp.training.optimizers import L2_DECAY, evaluated, set_apart
-from splinterp.training.pam_checks import check_block, check_options
+from splinterp.training.pam_checks import check_block, check_codes, check_options
 from splinterp.training.pam_readouts import Readouts
 from splinterp.training.pam_solves import Solves
 from splinterp.training.pam_state import PAMState
@@ -43,12 +43,12 @@ class PAMSGD(GradientOptions, Solves, Readouts, HeldResidual, metaclass=Shorthan
     """Alternate a gradient phase with an exact decoder solve.
 
     By default, and best with `SAE(decoder="tied_residual")`: gradients move every block; at ends of epochs, as often as a tenth of the
-    gradient steps' time allows, the decoder is solved for exactly. With at least 200 held-out samples (`x_val` of `fit`) those choose the
-    solves' ridge, and the result, `keep_best` and some of the rows have a readout, a combination of solutions that they weigh, if it is
-    better; without them the ridge is by GCV, which takes near-copies among the samples (a language model's tokens) for evidence.
-    Under TopK the residual's steps are no larger than 0.0024 (`decoder_lr`); where codes keep at least a sixth of d_in latents, or an
-    L1 penalty decides how many they keep, it waits for half of the steps instead (`hold`).
-    Something else: `hold=0.1` or `hold=1` (tied SGD, then one readout) where samples are few, by 3.4 % at best and not always, or k is 1;
+    gradient steps' time allows, the decoder is solved for exactly. With at least 200 held-out samples (`x_val` of `fit`) they choose the
+    solves' ridge; and where it is better, the result, `keep_best` and some history rows use a readout: solutions combined with weights
+    that are chosen on them. Without them the ridge is by GCV, which takes near-copies among the samples (a language model's tokens) for
+    evidence. Under TopK the residual's steps are no larger than 0.0024 (`decoder_lr`); where codes keep at least a sixth of d_in latents,
+    or an L1 penalty decides how many they keep, it waits for half of the steps instead (`hold`).
+    Alternatives: with few samples or k = 1, try `hold=0.1` or `hold=1` (tied SGD, then one readout; gains of up to 3.4 %, not always);
     `PAMSGD.published()` for the paper's algorithm; SGD where nothing may be held back and no solve is wanted. See experiments/RESULTS.md.
 
     To drive it by hand: `encoder_step` (which `fit` calls as `step`) on batches, `end_epoch` after each pass, or `decoder_step` when you
@@ -212,6 +212,7 @@ class PAMSGD(GradientOptions, Solves, Readouts, HeldResidual, metaclass=Shorthan
         state.reads = n_held_out >= ENOUGH if self.readout is None else self.readout and n_held_out > 0
         state.one_process = self._readouts_asked
         model.check_linear()
+        check_codes(model, state.data[:16].to(model.b_dec))
         state.totals = self.no_totals(model)
         self.when.start(state, self.solver.dtype)
         self._set_anchor(state)

@@ -6,6 +6,7 @@ import math
 from typing import Any
 
 from splinterp._checks import at_least, one_of, share_of_steps, whole
+from splinterp._typing import Tensor
 from splinterp.protocol import Block, SAELike, SparseModel
 from splinterp.training.rules import HeldOut
 from splinterp.training.train_state import ENTRYWISE
@@ -42,12 +43,27 @@ def _raceable(method: Any) -> bool:
     return known and method.resample is None and isinstance(method.schedule, str)
 
 
+def check_codes(model: SparseModel, x: Tensor) -> None:
+    """Raise TypeError where a solve would move the codes that it was solved for."""
+    if model.reads_b_dec(x):
+        raise TypeError(
+            f"{model.label}.encode reads b_dec, which a solve writes: the codes that it was solved for would change with it. Let encode "
+            "subtract a tensor of its own, called b_pre (fit starts it at the mean too), or train it by SGD"
+        )
+
+
 def check_block(method: Any, sae: SAELike, model: SparseModel, block: Block) -> None:
     """Raise TypeError, ValueError unless the decoder can be solved for with these options."""
     if method.scale == "fit" and not (block.residual is not None and block.scales is not None):
         raise ValueError("scale='fit' needs SAE(decoder='tied_residual', tie_scale=True)")
     if not block.bias or not (block.weights or block.tied):
         raise TypeError(f"a solve writes W_dec and b_dec, which {type(sae).__name__} shares with W_enc or computes")
+    known = {id(p) for p in sae.parameters()}
+    if not all(id(p) in known for p in (*block.weights, *block.bias)):
+        raise TypeError(
+            f"a solve writes W_dec and b_dec, and of {model.label} one is computed from other parameters: remove its parametrization "
+            "(torch.nn.utils.parametrize.remove_parametrizations), or train it by SGD"
+        )
     parts = getattr(method.when, "parts", None)
     if parts is not None and parts > 1 and not method.solver.chooses:
         raise ValueError(

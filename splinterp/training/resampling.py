@@ -176,7 +176,7 @@ class Resampling:
 def _chosen(data: Tensor | ActivationStore, n: int, generator: torch.Generator) -> Tensor:
     if len(data) <= n:
         return data[0 : len(data)]
-    rows = torch.randint(len(data), (n,), generator=generator).unique()
+    rows = torch.randint(len(data), (n,), device="cpu", generator=generator).unique()
     return data[rows.to(data.device) if isinstance(data, Tensor) else rows]
 
 

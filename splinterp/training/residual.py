@@ -67,7 +67,7 @@ class HeldResidual:
 
         Where they are not given, and gradients move the residual: (0.5, 1) where codes keep at least a sixth of d_in latents, or have no
         fixed number and an L1 penalty; (0, 0.0024 / lr, at most 1) under TopK by Adam or AdamW on a schedule by name; else (0, 1). Other
-        activations do not benefit from smaller steps for sure (experiments/RESULTS.md, "Other candidates").
+        activations do not reliably benefit from smaller steps (experiments/RESULTS.md, "Other candidates").
         """
         hold, rate = 0.0, 1.0
         if self.gradient == "both" and not self.when.streams:

@@ -82,6 +82,7 @@ class Run:
         self.plan = {
             "method": re.sub(r" at 0x[0-9a-f]+", "", str(self.method)),  # where a function lies in memory
             "sae": str(self.sae),
+            "start": getattr(as_model(self.sae), "_drawn_from", None),
             "parameters": [f"{name} {tuple(v.shape)} {v.dtype}" for name, v in self.sae.state_dict().items()],
             "x": _content(data[:FIRST_ROWS] if isinstance(self.batches, StreamBatches) else data) if compared else "",
             "x_val": _content(held_out) if compared and held_out is not None else "",
@@ -96,7 +97,13 @@ class Run:
         """Start from the first process's parameters, and share every batch from now on."""
         if self.method.couples_batches:
             raise ValueError(f"{type(self.method).__name__} looks at whole batches: train with it in one process")
-        ours = {**self.plan, "number of steps": self.total, "step to begin at": self.step, "checkpoint": self.resumed}
+        ours = {
+            **self.plan,
+            "start": None,
+            "number of steps": self.total,
+            "step to begin at": self.step,
+            "checkpoint": self.resumed,
+        }
         device = next(iter(self.sae.parameters())).device
         if different := processes.first_difference(list(map(repr, ours.values())), device):
             rank, name = different[0], list(ours)[different[1]]
@@ -218,7 +225,13 @@ class Run:
         replace_file(path, lambda temporary: save_summed(content, temporary))
 
     def _check_plan(self, path: Path, saved: dict[str, Any]) -> None:
-        name = next((name for name in self.plan if saved.get(name) != self.plan[name]), None)
+        name = next((name for name in self.plan if name != "start" and saved.get(name) != self.plan[name]), None)
+        starts = saved.get("start"), self.plan["start"]
+        if name is None and None not in starts and starts[0] != starts[1]:
+            raise ValueError(
+                f"{path} belongs to another run, of an SAE drawn from another seed: pass the seed it began with, or another path for "
+                "a new run"
+            )
         if name is None:
             return
         other = f"{path} belongs to another run, with another {name}"

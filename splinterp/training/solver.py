@@ -91,6 +91,7 @@ class DecoderSolver:
                 raise ValueError("ridge='held_out' takes no prox_dec and no gcv_inflation")
         else:
             at_least("ridge", self.ridge, 0.0)
+            object.__setattr__(self, "ridge", float(self.ridge))  # of NumPy, or a tensor of one number
         if self.bias == "separate" and (self.bias_ridge or self.bias_prox):
             raise ValueError("bias='separate' takes no bias_ridge or bias_prox")
 

@@ -63,7 +63,7 @@ class StreamBatches:
         rows = self.stream.take(self.stream.buffer - len(self.rest))
         rows = torch.cat([self.rest, rows]) if len(self.rest) else rows
         n = len(rows) // self.batch_size * self.batch_size
-        order = torch.randperm(len(rows), generator=generator)
+        order = torch.randperm(len(rows), device="cpu", generator=generator)
         self.rest = rows[order[n:]]
         for chosen in order[:n].split(self.batch_size) if n else ():
             yield rows[chosen].to(device=self.device, dtype=self.dtype)

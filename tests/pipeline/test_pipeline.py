@@ -463,3 +463,16 @@ def test_a_folder_that_another_training_left_without_a_checkpoint_has_a_history_
         for part in ("a", "b")
     )
     assert one == other
+
+
+@pytest.mark.parametrize(
+    ("words", "message"),
+    [
+        (["--activation", "ReLU", "--k", "64"], "k=64 changes nothing with activation='ReLU'"),
+        (["--n-latents", "50", "--expansion", "4"], "n_latents=50 and expansion=4.0 both say the size"),
+    ],
+)
+def test_an_option_that_would_change_nothing_is_refused_on_the_command_line(words, message, tmp_path, capsys):
+    with pytest.raises(SystemExit):
+        main(["train", "--model", "m", "--text", "t.txt", "--layer", "1", "--out", str(tmp_path / "x"), *words])
+    assert message in capsys.readouterr().err
