@@ -10,7 +10,7 @@ from experiments.runs import THRESHOLDS
 from splinterp import AbsTopK, BatchTopK, JumpReLU, ReLU, TopK
 from splinterp.activations import Activation, FeatureChoice
 from splinterp.archetypal import ARCHETYPAL
-from splinterp.encoders import AdaptiveK, Encoder, Gated, Kronecker, TopAFA
+from splinterp.encoders import AdaptiveK, Encoder, Gated, Kronecker
 from splinterp.losses import (
     L0,
     AuxK,
@@ -18,7 +18,6 @@ from splinterp.losses import (
     GateL1,
     HierarchicalTopK,
     Matryoshka,
-    NormMatch,
     OrtSAE,
     PAnneal,
     PreActs,
@@ -121,9 +120,6 @@ VARIANTS: dict[str, Variant] = {
     "archetypal": Variant("TopK", lambda s: Parts(TopK(s.k), decoder=ARCHETYPAL), "TopK, free decoder"),
     "AdaptiveK": Variant(
         "TopK", lambda s: Parts(ReLU(), encoder=AdaptiveK(max(1, s.k // 2), 2 * s.k - max(1, s.k // 2))), "TopK"
-    ),
-    "TopAFA": Variant(
-        "TopK", lambda s: Parts(ReLU(), (SquaredError(), RowNormL1(weight=s.knob), NormMatch(weight=0.01)), TopAFA(), WARM), "TopK", "afa"
     ),
     "bagging": Variant("TopK", lambda s: Parts(TopK(max(1, s.k // MEMBERS))), "TopK", kind="bagging"),
     "boosting": Variant("TopK", lambda s: Parts(TopK(max(1, s.k // MEMBERS))), "TopK", kind="boosting"),

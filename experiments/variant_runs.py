@@ -87,6 +87,7 @@ class VariantRun:
             essence(parts.activation),
             essence(parts.encoder),
             parts.decoder,
+            *(["both signs"] if parts.activation.signed else []),
         ]
         return digest([*made, VARIANTS[self.variant].kind and [VARIANTS[self.variant].kind, MEMBERS]], 12)
 
@@ -196,8 +197,10 @@ def _trained(run: VariantRun, data: Split, device: str) -> Any:
 def measure(model: Any, x: torch.Tensor, truth: torch.Tensor | None) -> dict[str, float]:
     """On test samples; with the truth, absorption (of features that have children) and recovery."""
     found = evaluate(model, x)
+    signed = model.nonlinearity is not None and model.nonlinearity.signed
     rows = unit_rows(model.W_dec, "W_dec")
-    cosines = (rows @ rows.T).fill_diagonal_(-1.0).amax(1)
+    found_cosines = rows @ rows.T  # a row and its negative are one latent where codes have both signs
+    cosines = (found_cosines.abs() if signed else found_cosines).fill_diagonal_(-1.0).amax(1)
     result = {"fvu": found.fvu, "l0": found.l0, "frac_dead": found.frac_dead, "mean_max_cosine": float(cosines.mean())}
     if truth is not None:
         known, sample = tree(), slice(0, 4_000)
@@ -205,7 +208,7 @@ def measure(model: Any, x: torch.Tensor, truth: torch.Tensor | None) -> dict[str
         absorbed = absorption(x[sample].cpu(), acts, model.W_dec.cpu(), known.features, truth[sample], b_dec=model.b_dec.cpu())
         parents = known.parents.unique()[1:]
         result["absorption"] = float(absorbed[parents].nanmean())
-        result["recovery"] = match_features(model.W_dec.cpu(), known.features).recovery(0.9)
+        result["recovery"] = match_features(model.W_dec.cpu(), known.features, signed=not signed).recovery(0.9)
     return result
 
 

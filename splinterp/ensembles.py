@@ -34,7 +34,7 @@ class Ensemble(SparseModel):
 
     Raises:
         ValueError: no members, an unknown kind, different d_in.
-        TypeError: a member that lacks what an SAE has.
+        TypeError: a member that lacks what an SAE has, a transcoder.
     """
 
     def __init__(self, members: Sequence[Any], kind: str = "bagging") -> None:
@@ -42,6 +42,10 @@ class Ensemble(SparseModel):
         one_of("kind", kind, KINDS)
         if not members:
             raise ValueError("an ensemble needs at least one member")
+        if any(as_model(member).pairs for member in members):
+            raise TypeError(
+                "an ensemble is of SAEs, whose errors others can take for samples: a transcoder's are of another kind"
+            )
         widths = [as_model(member).shape[0] for member in members]
         if len(set(widths)) > 1:
             raise ValueError(f"the members take samples of width {', '.join(map(str, widths))}: an ensemble has one d_in")

@@ -38,12 +38,13 @@ class GateL1(_OfGate):
     """
 
     row_norms: bool = False
-    """Multiply each gate by the norm of its row of W_dec. Published without, where rows have unit norm (`unit_norm_decoder`); with rows
-    that are free, small gates and large rows would escape the penalty."""
+    """Multiply each gate by the norm of its row of W_dec, held as it is, as in `GateError`. Published without, where rows have unit norm
+    (`unit_norm_decoder`); with rows that are free, small gates and large rows would escape the penalty. Norms that the penalty moved
+    would shrink to nothing: the magnitudes make up for it in the error, and nothing else holds them."""
 
     def __call__(self, out: Forward, state: State) -> Tensor:
         gate = torch.relu(out.pre_acts)
-        return (gate * torch.linalg.vector_norm(out.W_dec, dim=1) if self.row_norms else gate).sum(1).mean()
+        return (gate * torch.linalg.vector_norm(out.W_dec.detach(), dim=1) if self.row_norms else gate).sum(1).mean()
 
 
 @documented

@@ -38,7 +38,8 @@ class PAnneal(Term):
     begin: int
     """Steps at p = 1."""
     until: int
-    """The step from which p is `power`."""
+    """Where the last of the stages ends: p is `power` from its beginning, the step begin + (until - begin) (stages - 1) / stages. With one
+    stage that is `begin`, and only the order of the two matters."""
     stages: int = 10
     """Equal parts in which p falls."""
     row_norms: bool = False

@@ -64,7 +64,7 @@ def bipolarity(sae: SAELike, x: ArrayLike, batch_size: int = 4096) -> Bipolarity
     """
     whole("batch_size", batch_size, 1)
     model = as_model(sae)
-    x = as_samples(x, len(model.b_dec))
+    x = as_samples(x, model.width)
     at_least("number of samples", len(x), 1)
     device, n_latents = model.b_dec.device, model.shape[1]
     counts = torch.zeros(2, n_latents, dtype=torch.int64, device=device)

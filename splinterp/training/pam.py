@@ -352,6 +352,10 @@ class PAMSGD(GradientOptions, Solves, Readouts, HeldResidual, metaclass=Shorthan
                     anchor.copy_(torch.where(mask, p.detach(), anchor.to(p)))
 
     def solved_numbers(self, state: PAMState) -> float:
-        """N d_in: the numbers that the strengths' sums run over, a ridge chosen on a part included; of a stream, d_in for each effective
-        sample."""
-        return state.data.numel() if state.stats is None else max(1.0, state.stats.n_samples) * state.stats.d_in
+        """N d_in, of a transcoder N d_out: the numbers that the strengths' sums run over, a ridge chosen on a part included; of a stream,
+        d_in for each effective sample."""
+        return (
+            len(state.data) * state.model.shape[0]
+            if state.stats is None
+            else max(1.0, state.stats.n_samples) * state.stats.d_in
+        )

@@ -112,6 +112,6 @@ class PAMState(TrainState):
         for name, total in saved["totals"].items():
             copy_whole(self.totals[name], total, f"total of {name}")
         for part in saved["window"]:
-            if part.ndim != 2 or part.shape[1] != self.stats.d_in:
-                raise ValueError(f"a saved batch has shape {tuple(part.shape)}, not (n, {self.stats.d_in})")
+            if part.ndim != 2 or part.shape[1] != self.model.width:
+                raise ValueError(f"a saved batch has shape {tuple(part.shape)}, not (n, {self.model.width})")
         self.window = list(saved["window"])

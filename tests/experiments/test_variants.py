@@ -16,7 +16,7 @@ from experiments.tables import command as tables
 from experiments.variant_runs import MOD, N_TREE, OPTIMIZERS, TREE, VariantRun, execute_variant, run_of, tree, tree_samples
 from experiments.variants import CONFIGS, Config, against_limits, main
 
-KNOBS = {"k": 4.0, "tanh": 3e-3, "p": 3e-3, "gate": 3e-3, "l0": 3e-3, "afa": 3e-3}
+KNOBS = {"k": 4.0, "tanh": 3e-3, "p": 3e-3, "gate": 3e-3, "l0": 3e-3}
 QUICK = Config(
     data="digits", n_latents=32, n_train=300, steps=30, batch_size=64, limit_k=(2, 4, 8), limit_l1=(1e-3, 3e-3, 1e-2), grid=(4e-3,),
     seeds=(0, 1),
