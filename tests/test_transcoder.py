@@ -7,11 +7,12 @@ import torch
 
 from splinterp import PAMSGD, SAE, SGD, BiasAdaptation, ReLU, TopK, Transcoder, fit, paired
 from splinterp.encoders import TopAFA
+from splinterp.ensembles import Ensemble
 from splinterp.geometry import region_of
 from splinterp.interop import save_saelens, to_jumprelu
 from splinterp.losses import AuxK, Matryoshka, RowNormL1, SquaredError
-from splinterp.metrics import description_length, error_predictability, evaluate, fvu
-from splinterp.training import Resampling
+from splinterp.metrics import bipolarity, description_length, error_predictability, evaluate, fvu
+from splinterp.training import Resampling, StreamingPAMSGD
 from tests.helpers import ACTIVATIONS, rng, samples, stopped_and_resumed
 
 X = samples(240)
@@ -137,3 +138,51 @@ def test_what_cannot_be_is_refused(call, error, words, tmp_path):
 def test_a_model_of_a_batch_trains_on_few_kept_latents():
     assert make().trains_sparse
     assert Transcoder(8, 64, TopK(3), d_out=5).pairs
+
+
+def test_between_solves_the_ridge_is_as_strong_as_in_them():
+    transcoder = make(m=16, dtype=torch.float64)
+    method, x = PAMSGD(ridge=50.0), DATA.double()
+    state = method.init(transcoder, x)
+    method.decoder_step(transcoder, state, [x])
+    method._set_rates(state)
+    method.gradients(transcoder, state, x, list(transcoder.parameters()))
+    method.adjust_gradients(transcoder, state)
+    (pull,) = (g["weight_decay"] for g in state.optimizer.param_groups if any(p is transcoder.W_dec for p in g["params"]))
+    assert transcoder.W_dec.grad is not None
+    assert float(transcoder.W_dec.grad.norm()) > 1e-3
+    assert (
+        float((transcoder.W_dec.grad + pull * transcoder.W_dec.detach()).norm()) < 1e-10
+    )  # the solved decoder is where both agree
+
+
+@pytest.mark.parametrize("refresh_every", [None, 5])
+def test_a_streamed_run_is_resumed_within_a_window(refresh_every, tmp_path):
+    class StoppedError(Exception):
+        pass
+
+    def run(stop=None, name="run.pt"):
+        def callback(row):
+            if row["step"] == stop:
+                raise StoppedError
+
+        options = {} if refresh_every is None else {"refresh_every": refresh_every}
+        return fit(
+            make(), DATA, StreamingPAMSGD(**options), steps=12, batch_size=40, generator=3, log_every_steps=1, callback=callback,
+            checkpoint=tmp_path / name, checkpoint_every_steps=1, resume=True,
+        )  # fmt: skip
+
+    whole = run(name="whole.pt")
+    with pytest.raises(StoppedError):
+        run(stop=8)
+    resumed = run()
+    for name, value in whole.sae.state_dict().items():
+        assert torch.equal(value, resumed.sae.state_dict()[name])
+
+
+def test_signs_and_ensembles_of_pairs():
+    found, acts = bipolarity(make("AbsTopK"), DATA), make("AbsTopK").encode(X)
+    assert torch.equal(found.positive, (acts > 0).sum(0))
+    assert torch.equal(found.negative, (acts < 0).sum(0))
+    with pytest.raises(TypeError, match="transcoder"):
+        Ensemble([make(), make(seed=2)])
