@@ -2,6 +2,7 @@
 
 from __future__ import annotations
 
+import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
@@ -25,6 +26,11 @@ def as_generator(generator: torch.Generator | int | None) -> torch.Generator:
             f"generator={generator!r} must be a torch.Generator, an int (a seed) or None (torch's global generator)"
         )
     return torch.Generator().manual_seed(generator) if isinstance(generator, int) else generator
+
+
+def position_of(generator: torch.Generator) -> str:
+    """Which draws come next, as 16 hexadecimal digits."""
+    return hashlib.sha256(generator.get_state().numpy().data).hexdigest()[:16]
 
 
 def seeded_state(seed: int) -> Tensor:

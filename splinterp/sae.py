@@ -13,9 +13,8 @@ from torch import nn
 from torch.nn.utils import parametrize
 
 from splinterp._checks import as_samples
-from splinterp._content import content_hash
 from splinterp._meant import answers
-from splinterp._random import as_generator
+from splinterp._random import as_generator, position_of
 from splinterp._read_only import read_only
 from splinterp._registry import register
 from splinterp._typing import ArrayLike, Float, Tensor
@@ -132,7 +131,7 @@ class SAE(SavedSAE):
         self.d_in, self.n_latents, self.decoder = int(d_in), int(n_latents), decoder
         device = torch.device(device)
         g = as_generator(generator)
-        self._drawn_from = None if generator is None else content_hash([g.get_state()])  # tells runs of two seeds apart
+        self._drawn_from = None if generator is None else position_of(g)  # tells runs of two seeds apart
         std = d_in**-0.5 if init == "unit" else 0.1
         self.encoder = Linear() if encoder is None else encoder
         columns = checked_columns(self.encoder, n_latents, activation, decoder)

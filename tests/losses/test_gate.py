@@ -34,9 +34,9 @@ def test_the_penalty_cannot_be_escaped_by_the_rows_norms(decoder):
     assert {name for name, gradient in moved.items() if gradient.abs().max() > 0} == {"W_enc", "b_enc"}
     sae = SAE(8, 24, ReLU(), decoder, encoder=Gated(), generator=0)
     terms = (SquaredError(), GateError(), GateL1(weight=0.1, row_norms=True))
-    before = float(sae.W_dec.norm(dim=1).mean())
+    before = float(sae.W_dec.detach().norm(dim=1).mean())
     fit(sae, X.float(), SGD(lr=1e-2, terms=terms), epochs=200, batch_size=30, generator=0)
-    assert float(sae.W_dec.norm(dim=1).mean()) > before / 3
+    assert float(sae.W_dec.detach().norm(dim=1).mean()) > before / 3
 
 
 @pytest.mark.parametrize(("decoder", "moved"), [("free", {"W_enc", "b_enc"}), ("tied_residual", {"W_enc", "b_enc"})])
