@@ -5,10 +5,10 @@ An encoder makes a code in one product; what it loses against a search for a cod
 
 from splinterp.inference.dictionary import Dictionary, learn_dictionary
 from splinterp.inference.least_squares import least_squares_codes
-from splinterp.inference.pursuits import PURSUITS, gradient_pursuit, matching_pursuit, orthogonal_matching_pursuit
+from splinterp.inference.pursuits import PURSUITS as PURSUITS
+from splinterp.inference.pursuits import gradient_pursuit, matching_pursuit, orthogonal_matching_pursuit
 
 __all__ = [
-    "PURSUITS",
     "Dictionary",
     "gradient_pursuit",
     "learn_dictionary",
