@@ -2,13 +2,13 @@
 
 from __future__ import annotations
 
-import hashlib
 from collections.abc import Iterator
 from contextlib import contextmanager
 
 import numpy as np
 import torch
 
+from splinterp._content import hash_of
 from splinterp._typing import Tensor
 
 
@@ -30,7 +30,7 @@ def as_generator(generator: torch.Generator | int | None) -> torch.Generator:
 
 def position_of(generator: torch.Generator) -> str:
     """Which draws come next, as 16 hexadecimal digits."""
-    return hashlib.sha256(generator.get_state().numpy().data).hexdigest()[:16]
+    return hash_of(generator.get_state())
 
 
 def seeded_state(seed: int) -> Tensor:

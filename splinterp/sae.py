@@ -131,7 +131,7 @@ class SAE(SavedSAE):
         self.d_in, self.n_latents, self.decoder = int(d_in), int(n_latents), decoder
         device = torch.device(device)
         g = as_generator(generator)
-        self._drawn_from = None if generator is None else position_of(g)  # tells runs of two seeds apart
+        self.drawn_from = None if generator is None else position_of(g)
         std = d_in**-0.5 if init == "unit" else 0.1
         self.encoder = Linear() if encoder is None else encoder
         columns = checked_columns(self.encoder, n_latents, activation, decoder)

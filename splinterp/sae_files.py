@@ -119,10 +119,16 @@ def _check_storable(sae: Any) -> None:
                 f"{name or type(sae).__name__} has a parametrization, which is not saved: remove it first "
                 "(torch.nn.utils.parametrize.remove_parametrizations)"
             )
-    for name, value in sae.named_parameters():
-        check_numbers(type(sae).__name__, name, value.detach(), infinite=name not in FINITE)
-    for name in (name for name in ("b_pre", "points") if name in dict(sae.named_buffers())):
-        check_numbers(type(sae).__name__, name, sae.get_buffer(name), infinite=False)
+    _check_entries(type(sae).__name__, sae)
+
+
+def _check_entries(where: Path | str, sae: Any) -> None:
+    """Raise ValueError for numbers that no SAE has."""
+    for name, value in sae.named_parameters():  # buffers may be NaN until they are set, a bias of -inf silences its latent
+        check_numbers(where, name, value.detach(), infinite=name not in FINITE)
+    own = sae.state_dict()
+    for name in (name for name in ("b_pre", "points") if name in own):
+        check_numbers(where, name, own[name])
 
 
 def write_sae(folder: Path, tensors: dict[str, Tensor], config: dict[str, Any], standardizer: Standardizer | None) -> None:
@@ -208,11 +214,8 @@ def read_sae(path: Path, weights: Path, device: torch.device | str) -> Any:
             sae.load_state_dict(tensors)
         except RuntimeError as error:
             raise ValueError(f"the tensors in {weights} do not fit sae.json: {error}") from error
-        for name, value in sae.named_parameters():  # buffers may be NaN until they are set, a bias of -inf silences its latent
-            check_numbers(weights, name, value.detach(), infinite=name not in FINITE)
-        for name in (name for name in ("b_pre", "points") if name in tensors):
-            check_numbers(weights, name, tensors[name], infinite=False)
-    sae.about, sae._drawn_from = about, None
+        _check_entries(weights, sae)
+    sae.about, sae.drawn_from = about, None
     return sae.eval()
 
 

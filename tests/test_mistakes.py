@@ -83,6 +83,7 @@ CASES = {
     "fit(make(), X.to(torch.float8_e4m3fn), SGD(), epochs=1)": ("TypeError", "x.float()"),
     "fit(Transcoder(8, 16, TopK(2), d_out=8), (X, X), SGD(), epochs=1)": ("TypeError", "splinterp.paired(*x)"),
     "fit(make(), X, SGD(), epochs=1, callback=[print])": ("TypeError", "splinterp.training.several"),
+    "fit(make(), X, SGD(), epochs=1, callback=splinterp.training.several(list, dict)).history[0]['epoch']": ("", "1"),
     "fit(make(), X, SGD(), epochs=1, processes=2)": ("TypeError", "splinterp.training.ProcessGroup"),
     "fit(make(), X, SGD(), epochs=1, autocast='bfloat16')": ("ValueError", "autocast='bfloat16' is not torch.bfloat16"),
     "SGD(lr='1e-3')": ("TypeError", "lr='1e-3' must be a number"),

@@ -46,6 +46,8 @@ class SparseModel(nn.Module):
 
     W_dec: Tensor
     b_dec: Tensor
+    drawn_from: str | None = None
+    """Where the generator stood that the start was drawn from, if one was given: runs of two seeds are told apart by it."""
 
     @property
     def shape(self) -> tuple[int, int]:

@@ -8,7 +8,7 @@ from splinterp.training.distributed import ProcessGroup, WorkerLostError
 from splinterp.training.firing import FiringCounter
 from splinterp.training.fit import FitResult, fit
 from splinterp.training.inspection import start_at_mean
-from splinterp.training.loggers import CSVLogger, TensorBoardLogger, WandbLogger
+from splinterp.training.loggers import CSVLogger, TensorBoardLogger, WandbLogger, several
 from splinterp.training.method import Method, State
 from splinterp.training.muon import Muon
 from splinterp.training.pam import PAMSGD
@@ -57,5 +57,6 @@ __all__ = [
     "When",
     "WorkerLostError",
     "fit",
+    "several",
     "start_at_mean",
 ]

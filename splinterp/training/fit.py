@@ -170,7 +170,9 @@ class _Options:
                 f"callback is a {type(self.callback).__name__}: pass a function of a row; several are one by splinterp.training.several"
             )
         if self.processes is not None and not isinstance(self.processes, ProcessGroup):
-            raise TypeError(f"processes={self.processes!r} is not a splinterp.training.ProcessGroup: see its start()")
+            raise TypeError(
+                f"processes={self.processes!r} is not a splinterp.training.ProcessGroup: pass ProcessGroup(), in every process"
+            )
 
     @property
     def first(self) -> bool:

@@ -27,10 +27,10 @@ def inspect(
 
     Raises ValueError for entries that are not finite, squares beyond the dtype's range, and rows that are all equal.
     """
-    mean = mean_of(data)
-    for name, part in _kinds(model).items():
-        own = part(mean)
-        norms, deviations = _norms(data, own, part)
+    mean, kinds = mean_of(data), _kinds(model)
+    measured = _norms(data, mean, kinds)
+    for name, part in kinds.items():
+        own, (norms, deviations) = part(mean), measured[name]
         check_scale(deviations, len(own), model.b_dec.dtype, name)
         check_rounding(own, deviations, model.b_dec.dtype, name)
         warn_outliers(norms, name)
@@ -133,18 +133,19 @@ def _check_varies(looked_at: Tensor, n: int, name: str) -> None:
 
 
 def _norms(
-    data: Tensor | ActivationStore, mean: Tensor, part: Callable[[Tensor], Tensor] = lambda x: x
-) -> tuple[Tensor, Tensor]:
-    """Of the samples (of a part of their columns), and of their deviations from the mean, float64 (n,): squares of small float32 numbers
+    data: Tensor | ActivationStore, mean: Tensor, kinds: dict[str, Callable[[Tensor], Tensor]]
+) -> dict[str, tuple[Tensor, Tensor]]:
+    """Of each kind of columns: of the samples, and of their deviations from the mean, float64 (n,): squares of small float32 numbers
     vanish."""
-    norms, deviations = [], []
+    found: dict[str, list[Tensor]] = {name: [] for name in kinds}
     for rows in data.split(4096):
         if isinstance(data, ActivationStore):
             check_finite(rows, f"the store in {data.folder}")
-        own = part(rows)
-        norms.append(torch.linalg.vector_norm(own, dim=1, dtype=torch.float64))
-        deviations.append(torch.linalg.vector_norm(own.double() - mean.to(own.device), dim=1))
-    return torch.cat(norms), torch.cat(deviations)
+        for name, part in kinds.items():
+            own = part(rows)
+            norms = torch.linalg.vector_norm(own, dim=1, dtype=torch.float64)
+            found[name].append(torch.stack([norms, torch.linalg.vector_norm(own.double() - part(mean).to(own.device), dim=1)]))
+    return {name: (both[0], both[1]) for name, both in ((name, torch.cat(parts, 1)) for name, parts in found.items())}
 
 
 def warn_other_source(sae: SAELike, store: ActivationStore) -> None:

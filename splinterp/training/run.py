@@ -15,8 +15,9 @@ from typing import Any
 import torch
 
 from splinterp._atomic import replace_file
-from splinterp._content import content_hash
+from splinterp._content import hash_of
 from splinterp._files import check_numbers, reading, sha256_of
+from splinterp._random import position_of
 from splinterp._typing import Tensor
 from splinterp._warned import outside
 from splinterp.data.store import ActivationStore
@@ -82,7 +83,7 @@ class Run:
         self.plan = {
             "method": re.sub(r" at 0x[0-9a-f]+", "", str(self.method)),  # where a function lies in memory
             "sae": str(self.sae),
-            "start": getattr(as_model(self.sae), "_drawn_from", None),
+            "start": as_model(self.sae).drawn_from,
             "parameters": [f"{name} {tuple(v.shape)} {v.dtype}" for name, v in self.sae.state_dict().items()],
             "x": _content(data[:FIRST_ROWS] if isinstance(self.batches, StreamBatches) else data) if compared else "",
             "x_val": _content(held_out) if compared and held_out is not None else "",
@@ -90,7 +91,7 @@ class Run:
             **({"stream": str(self.batches.stream)} if isinstance(self.batches, StreamBatches) else {}),
             "autocast": str(self.autocast),
             "keep_best": self.keep_best,
-            "order of the data": "drawn" if drawn else content_hash([self.generator.get_state()]),
+            "order of the data": "drawn" if drawn else position_of(self.generator),
         }
 
     def join(self, processes: ProcessGroup) -> None:
@@ -290,7 +291,7 @@ def _passes(before: int, after: int, every: int | None) -> bool:
 def _content(data: Tensor | ActivationStore) -> str:
     if isinstance(data, ActivationStore):
         return f"the store of content {data.fingerprint()}"
-    return f"{str(data.dtype).removeprefix('torch.')} {tuple(data.shape)} of content {content_hash([data])}"
+    return f"{str(data.dtype).removeprefix('torch.')} {tuple(data.shape)} of content {hash_of(data)}"
 
 
 def _buffers(sae: Any) -> dict[str, Tensor]:
